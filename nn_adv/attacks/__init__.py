@@ -1,0 +1,6 @@
+"""Attacks: search for a perturbation that changes the prediction. What they miss is not proven robust."""
+
+from nn_adv.attacks.losses import cross_entropy, margin
+from nn_adv.attacks.pgd import AttackResult, example_keys, pgd
+
+__all__ = ["AttackResult", "cross_entropy", "example_keys", "margin", "pgd"]

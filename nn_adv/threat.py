@@ -1,0 +1,209 @@
+"""The set of perturbations an attacker may use: an lp ball around the image, cut by the pixel bounds.
+
+Everything that depends on the norm of a perturbation lives here, so that attacks and training objectives
+are written once for all norms. Images are ``[B, ...]`` in pixel units (``[0, 1]``), and so are radii.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+NORMS = ("l1", "l2", "linf")
+
+# A steepest ascent step in l1 moves one pixel; moving the top 5 % at once needs far fewer steps
+# (Tramer & Boneh 2019, "Adversarial Training and Robustness for Multiple Perturbations", section 4).
+_L1_SHARE_OF_PIXELS = 0.05
+
+
+@struct.dataclass
+class Threat:
+    """All ``v`` with ``||v||_norm <= epsilon`` and ``x + v`` within ``bounds``.
+
+    A pytree: ``norm`` and ``bounds`` are static, ``epsilon`` is traced, so one compilation serves a sweep of radii.
+
+    Attributes:
+      norm: "l1", "l2" or "linf".
+      epsilon: radius in pixel units, a scalar or one value per image ``[B]``; not negative.
+      bounds: lowest and highest pixel value, or None for no box.
+
+    Raises:
+      ValueError: unknown norm, negative or NaN epsilon (where its value is known), or bounds out of order.
+    """
+
+    norm: str = struct.field(pytree_node=False)
+    epsilon: chex.Numeric
+    bounds: tuple[float, float] | None = struct.field(pytree_node=False, default=(0.0, 1.0))
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+        # Inside jit and tree transformations epsilon is a tracer or a placeholder: only real numbers are checked.
+        if isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(self.epsilon >= 0):
+            raise ValueError(f"epsilon must be a radius >= 0, got {self.epsilon}")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds must be (lowest, highest) or None, got {self.bounds}")
+
+
+def check_norm(norm: str) -> None:
+    """Raise ValueError unless ``norm`` is one of `NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def dual_norm(norm: str) -> str:
+    """Name the norm q dual to p (1/p + 1/q = 1): ``max {g.v : ||v||_p <= 1} = ||g||_q``."""
+    check_norm(norm)
+    return {"l1": "linf", "l2": "l2", "linf": "l1"}[norm]
+
+
+def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
+    """Measure each perturbation ``[B, ...]`` in ``norm``; returns ``[B]``."""
+    check_norm(norm)
+    flat = perturbation.reshape(perturbation.shape[0], -1)
+    if norm == "l1":
+        return jnp.sum(jnp.abs(flat), axis=1)
+    if norm == "l2":
+        return jnp.sqrt(jnp.sum(jnp.square(flat), axis=1))
+    return jnp.max(jnp.abs(flat), axis=1)
+
+
+def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Array:
+    """Move each image to the nearest point (Euclidean) allowed by ``threat`` around ``center``.
+
+    The projection ``v`` of an offset ``w`` onto ball and box together is, by its optimality conditions, a
+    clipped one-parameter family, ``lo = bounds[0] - center`` and ``hi = bounds[1] - center``:
+
+      linf: v = clip(w, max(lo, -epsilon), min(hi, epsilon))
+      l2:   v = clip(s w, lo, hi),                            the largest s in [0, 1] with ||v||_2 <= epsilon
+      l1:   v = clip(sign(w) max(|w| - (1 - s) max|w|, 0), lo, hi),   likewise with ||v||_1 <= epsilon
+
+    ``s`` is found by bisection from the feasible side, so the result never leaves the ball (up to the rounding
+    of ``center + v``). Clipping after scaling into the ball would also be allowed, but not nearest; in l1 it
+    wastes most of the radius (Croce & Hein 2021, "Mind the Box", section 2).
+
+    Args:
+      threat: the allowed set; ``epsilon`` 0 gives ``center`` itself.
+      images: points to project, ``[B, ...]``.
+      center: clean images ``[B, ...]`` inside the bounds.
+
+    Returns:
+      Points ``[B, ...]``.
+    """
+    chex.assert_equal_shape([images, center])
+    epsilon = _per_image(threat.epsilon, images)
+    offset = images - center
+    lower, upper = _room(threat, center)
+    if threat.norm == "linf":
+        offset = jnp.clip(offset, jnp.maximum(lower, -epsilon), jnp.minimum(upper, epsilon))
+    else:
+        offset = _project_scaled(threat.norm, offset, epsilon, lower, upper)
+    return _within_bounds(threat, center + offset)
+
+
+def random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    """Draw a point uniformly from the ball around each image, then clip it into the bounds.
+
+    Args:
+      threat: the allowed set.
+      keys: one key per image ``[B]`` (see `nn_adv.attacks.example_keys`).
+      images: clean images ``[B, ...]``.
+
+    Returns:
+      Starting points ``[B, ...]``.
+    """
+    draw = jax.vmap(lambda key: _draw_in_unit_ball(threat.norm, key, images.shape[1:], images.dtype))
+    return _within_bounds(threat, images + _per_image(threat.epsilon, images) * draw(keys))
+
+
+def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> chex.Array:
+    """Give the direction of unit ``threat.norm`` along which a step from ``images`` gains most.
+
+    Components that would push a pixel already at its bound outwards are dropped first. Then: linf, the sign;
+    l2, the normalised gradient; l1, equal steps in the 5 % largest components (at least one). A zero gradient
+    gives a zero step.
+
+    Args:
+      threat: the allowed set (its radius is not used).
+      gradient: gradient of the loss, ``[B, ...]``.
+      images: where the gradient was taken, ``[B, ...]``.
+
+    Returns:
+      Directions ``[B, ...]``.
+    """
+    chex.assert_equal_shape([gradient, images])
+    if threat.bounds is not None:
+        stuck = ((images <= threat.bounds[0]) & (gradient < 0)) | ((images >= threat.bounds[1]) & (gradient > 0))
+        gradient = jnp.where(stuck, 0, gradient)
+    if threat.norm == "linf":
+        return jnp.sign(gradient)
+    if threat.norm == "l2":
+        size = _per_image(perturbation_size("l2", gradient), gradient)
+        return gradient / jnp.where(size > 0, size, 1)
+    flat = jnp.abs(gradient.reshape(gradient.shape[0], -1))
+    count = max(1, round(_L1_SHARE_OF_PIXELS * flat.shape[1]))
+    threshold = _per_image(jax.lax.top_k(flat, count)[0][:, -1], gradient)
+    direction = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
+    size = _per_image(perturbation_size("l1", direction), gradient)
+    return direction / jnp.maximum(size, 1)
+
+
+def _per_image(values: chex.Numeric, images: chex.Array) -> chex.Array:
+    """Shape a scalar or ``[B]`` so that it broadcasts against ``images``."""
+    values = jnp.asarray(values, images.dtype)
+    chex.assert_rank(values, {0, 1})
+    return values.reshape(values.shape + (1,) * (images.ndim - 1)) if values.ndim else values
+
+
+def _room(threat: Threat, center: chex.Array) -> tuple[chex.Numeric, chex.Numeric]:
+    """How far each pixel may move down (<= 0) and up (>= 0)."""
+    if threat.bounds is None:
+        return -jnp.inf, jnp.inf
+    return threat.bounds[0] - center, threat.bounds[1] - center
+
+
+def _within_bounds(threat: Threat, images: chex.Array) -> chex.Array:
+    return images if threat.bounds is None else jnp.clip(images, *threat.bounds)
+
+
+def _project_scaled(norm, offset, epsilon, lower, upper):
+    """Bisect the scale ``s`` of `project` for l1 and l2."""
+    largest = _per_image(perturbation_size("linf", offset), offset)
+
+    def at(scale):
+        if norm == "l2":
+            shrunk = scale * offset
+        else:
+            shrunk = jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - (1 - scale) * largest, 0)
+        return jnp.clip(shrunk, lower, upper)
+
+    def fits(scale):
+        return _per_image(perturbation_size(norm, at(scale)), offset) <= epsilon
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        inside = fits(middle)
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    one = jnp.ones_like(largest)
+    low = jnp.where(fits(one), one, 0)
+    if norm == "l2":  # without the box the answer is known; with it, this is a lower end: clipping only shortens
+        size = _per_image(perturbation_size("l2", offset), offset)
+        low = jnp.maximum(low, jnp.minimum(epsilon / jnp.where(size > 0, size, 1), 1))
+    num_halvings = jnp.finfo(offset.dtype).nmant + 4
+    low, _ = jax.lax.fori_loop(0, num_halvings, halve, (low, one))
+    return at(low)
+
+
+def _draw_in_unit_ball(norm, key, shape, dtype):
+    if norm == "linf":
+        return jax.random.uniform(key, shape, dtype, -1, 1)
+    key_direction, key_radius = jax.random.split(key)
+    sample = jax.random.normal if norm == "l2" else jax.random.laplace
+    direction = sample(key_direction, shape, dtype)[None]
+    direction = (direction / _per_image(perturbation_size(norm, direction), direction))[0]
+    # The volume within radius r grows as r^d.
+    return direction * jax.random.uniform(key_radius, (), dtype) ** (1 / direction.size)

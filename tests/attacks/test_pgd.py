@@ -1,0 +1,185 @@
+"""PGD against classifiers whose robustness is known in closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import attacks
+from nn_adv.attacks import losses
+from nn_adv.threat import NORMS, Threat, dual_norm
+
+DIMENSION = 24
+
+
+def _linear_problem(seed, count=60):
+    """A linear two-class model: the free distance to its border is |margin| / ||w||_dual."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal(DIMENSION).astype(np.float32)
+    images = rng.uniform(0.3, 0.7, (count, DIMENSION)).astype(np.float32)
+    offset = -np.median(images @ weights)
+    margin = images @ weights + offset
+    labels = (margin > 0).astype(np.int32)
+    return weights, np.float32(offset), images, labels, np.abs(margin)
+
+
+def _linear_logits(weights, offset, points):
+    value = points @ weights + offset
+    return jnp.stack([jnp.zeros_like(value), value], axis=1)
+
+
+def _attack(norm, epsilon, seed=0, num_steps=20, bounds=(0.0, 1.0), **options):
+    weights, offset, images, labels, margin = _linear_problem(seed)
+    result = attacks.pgd(
+        functools.partial(_linear_logits, weights, offset),
+        images,
+        labels,
+        key=jax.random.key(seed),
+        threat=Threat(norm, epsilon, bounds),
+        num_steps=num_steps,
+        step_size=2.5 * epsilon / max(num_steps, 1),
+        **options,
+    )
+    order = {"l1": 1, "l2": 2, "linf": np.inf}
+    radius = margin / np.linalg.norm(weights, ord=order[dual_norm(norm)])
+    return result, images, labels, radius, order[norm]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_finds_every_adversarial_point_of_a_linear_model(norm):
+    epsilon = {"l1": 0.25, "l2": 0.1, "linf": 0.03}[norm]
+    result, images, labels, radius, order = _attack(norm, epsilon, num_steps=40)
+    success = np.asarray(result.success)
+    assert 5 < np.sum(radius < epsilon) < len(radius) - 5
+    assert not np.any(success[radius > epsilon * (1 + 1e-5)]), "broke an image outside its radius"
+    slack = 0.9 if norm == "l1" else 0.999  # l1 steps share the ball between the 5 % largest components
+    assert np.all(success[radius < slack * epsilon])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_points_stay_inside_ball_and_bounds(norm):
+    result, images, _, _, order = _attack(norm, 0.6)
+    offset = np.asarray(result.adversarial, np.float64) - images
+    sizes = np.linalg.norm(offset, ord=order, axis=1)
+    assert sizes.max() <= 0.6 + 2e-6
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    np.testing.assert_allclose(result.distance, sizes, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_fn", [losses.cross_entropy, losses.margin])
+def test_loss_is_that_of_the_returned_point_and_never_below_the_start(loss_fn):
+    weights, offset, images, labels, _ = _linear_problem(0)
+    logits_fn = functools.partial(_linear_logits, weights, offset)
+    result, *_ = _attack("l2", 0.1, loss_fn=loss_fn)
+    np.testing.assert_allclose(result.loss, loss_fn(logits_fn(result.adversarial), labels), rtol=1e-5, atol=1e-6)
+    assert np.all(result.loss >= loss_fn(logits_fn(images), labels) - 1e-6)
+
+
+def test_the_last_point_is_scored():
+    # One huge step lands on the best point of the ball; nothing is visited after it.
+    result, _, _, radius, _ = _attack("linf", 0.03, num_steps=1)
+    assert np.all(np.asarray(result.success)[radius < 0.03 * 0.999])
+
+
+def test_epsilon_zero_returns_the_images():
+    result, images, *_ = _attack("l2", 0.0)
+    np.testing.assert_allclose(result.adversarial, images, atol=1e-7)
+    assert not np.any(result.success)
+
+
+def test_no_steps_try_the_random_starts_only():
+    result, images, *_ = _attack("linf", 0.01, num_steps=0)
+    assert np.all(result.distance <= 0.01 + 1e-7) and np.any(result.distance > 0)
+
+
+def test_wrong_from_the_start_is_returned_unchanged():
+    weights, offset, images, labels, _ = _linear_problem(0)
+    result = attacks.pgd(
+        functools.partial(_linear_logits, weights, offset),
+        images,
+        1 - labels,
+        key=jax.random.key(0),
+        threat=Threat("linf", 0.1),
+        num_steps=3,
+        step_size=0.1,
+    )
+    assert np.all(result.success)
+    np.testing.assert_array_equal(result.adversarial, images)
+    np.testing.assert_array_equal(result.distance, 0)
+
+
+def test_result_does_not_depend_on_the_batch():
+    weights, offset, images, labels, _ = _linear_problem(0)
+    keys = attacks.example_keys(jax.random.key(5), np.arange(len(images)))
+
+    def run(rows):
+        return attacks.pgd(
+            functools.partial(_linear_logits, weights, offset),
+            images[rows],
+            labels[rows],
+            key=keys[rows],
+            threat=Threat("l2", 0.1),
+            num_steps=3,
+            step_size=0.01,
+        ).adversarial
+
+    together = run(np.arange(60))
+    np.testing.assert_allclose(together[7:8], run(np.arange(7, 8)), atol=1e-6)
+    np.testing.assert_allclose(together[40:60], run(np.arange(40, 60)), atol=1e-6)
+
+
+def test_more_restarts_never_lose_a_success():
+    one, *_ = _attack("linf", 0.02, num_steps=1)
+    three, *_ = _attack("linf", 0.02, num_steps=1, num_restarts=3)
+    assert np.all(three.success >= one.success)
+    assert np.all(three.loss >= one.loss)
+
+
+def test_the_true_classifier_judges():
+    never_fooled = lambda labels: lambda points: labels  # noqa: E731
+    _, _, _, labels, _ = _linear_problem(0)
+    result, *_ = _attack("linf", 0.5, predict_fn=never_fooled(labels))
+    assert not np.any(result.success)
+
+
+def test_jit_gives_the_same_points():
+    plain, images, labels, _, _ = _attack("l2", 0.1)
+    weights, offset, *_ = _linear_problem(0)
+    run = jax.jit(
+        lambda images, labels, key, threat: attacks.pgd(
+            functools.partial(_linear_logits, weights, offset),
+            images,
+            labels,
+            key=key,
+            threat=threat,
+            num_steps=20,
+            step_size=2.5 * threat.epsilon / 20,
+        )
+    )
+    jitted = run(images, labels, jax.random.key(0), Threat("l2", 0.1))
+    np.testing.assert_array_equal(jitted.success, plain.success)
+    np.testing.assert_allclose(jitted.adversarial, plain.adversarial, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": -1}, "num_steps"),
+        ({"num_restarts": 0}, "num_restarts"),
+        ({"key": jax.random.PRNGKey(0)}, "typed key"),
+        ({"images": np.zeros((2, 4), np.uint8)}, "floating point"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    arguments = dict(
+        images=np.zeros((2, 4), np.float32),
+        labels=np.zeros(2, np.int32),
+        key=jax.random.key(0),
+        threat=Threat("l2", 0.1),
+        num_steps=1,
+        step_size=0.1,
+    )
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd(lambda x: x, **(arguments | change))

@@ -1,0 +1,148 @@
+"""The perturbation sets: projections against their variational inequality, steps and starts against definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import threat as threats
+from nn_adv.threat import NORMS, Threat
+
+SHAPE = (40, 3, 4, 2)
+
+
+def _images(seed, shape=SHAPE):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(size=shape)
+    images[rng.uniform(size=shape) < 0.2] = 0  # images have many pixels exactly at a bound
+    images[rng.uniform(size=shape) < 0.1] = 1
+    return images.astype(np.float32)
+
+
+def _size(norm, flat):
+    return np.linalg.norm(flat, ord={"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=-1)
+
+
+def _allowed_points(rng, norm, epsilon, center, bounds, count):
+    """Points of the set in float64: shrunk until they fit, corners of the ball among them."""
+    offsets = rng.standard_normal((count, center.size))
+    offsets[: count // 3] = np.sign(offsets[: count // 3])
+    offsets[count // 3 : count // 2] *= np.eye(center.size)[rng.integers(center.size, size=count // 2 - count // 3)]
+    if bounds is not None:
+        offsets = np.clip(epsilon * offsets, bounds[0] - center, bounds[1] - center)
+    sizes = _size(norm, offsets)
+    return offsets * np.minimum(1, epsilon / np.maximum(sizes, 1e-300))[:, None]
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 0.9, 100.0])
+def test_projection_is_the_nearest_allowed_point(norm, epsilon, bounds):
+    rng = np.random.default_rng(3)
+    center = _images(0)
+    points = center + rng.standard_normal(SHAPE).astype(np.float32) * rng.choice([0.02, 0.3, 2.0], (SHAPE[0], 1, 1, 1))
+    points = points.astype(np.float32)
+    threat = Threat(norm, epsilon, bounds)
+    projected = np.asarray(jax.jit(threats.project)(threat, points, center))
+    offset = (projected - center).reshape(SHAPE[0], -1).astype(np.float64)
+    assert np.all(_size(norm, offset) <= epsilon + 2e-6)
+    if bounds is not None:
+        assert projected.min() >= 0 and projected.max() <= 1
+    for i in range(SHAPE[0]):
+        flat_center = center[i].ravel().astype(np.float64)
+        allowed = _allowed_points(rng, norm, epsilon, flat_center, bounds, 300)
+        away = points[i].ravel().astype(np.float64) - flat_center - offset[i]
+        # p is the projection of w onto a convex set iff (w - p).(z - p) <= 0 for every z of the set.
+        slack = 1e-5 * (1 + np.linalg.norm(away)) * (1 + min(epsilon, 5))
+        assert np.max((allowed - offset[i]) @ away) <= slack
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_keeps_what_is_allowed(norm):
+    center = _images(1)
+    nudge = np.clip(center + 1e-3, 0, 1).astype(np.float32)
+    np.testing.assert_allclose(threats.project(Threat(norm, 5.0), nudge, center), nudge, atol=1e-7)
+
+
+def test_projection_takes_one_radius_per_image():
+    center = _images(2)
+    points = np.clip(center + 0.5, 0, 1).astype(np.float32)
+    epsilon = np.linspace(0, 1, SHAPE[0]).astype(np.float32)
+    together = threats.project(Threat("l2", epsilon), points, center)
+    for i in (0, 7, 39):
+        alone = threats.project(Threat("l2", float(epsilon[i])), points[i : i + 1], center[i : i + 1])
+        np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_fill_the_ball_and_stay_inside(norm):
+    images = np.full((200, 30), 0.5, np.float32)
+    keys = jax.random.split(jax.random.key(0), 200)
+    offset = np.asarray(threats.random_start(Threat(norm, 0.2), keys, images)) - images
+    sizes = _size(norm, offset.astype(np.float64))
+    assert sizes.max() <= 0.2 + 1e-6
+    # Uniform in a ball of dimension 30: the size over epsilon has mean 30/31.
+    assert abs(sizes.mean() / 0.2 - 30 / 31) < 0.02
+    assert len(np.unique(offset[:, 0])) > 190
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steepest_step_has_unit_size_and_gains_most(norm):
+    rng = np.random.default_rng(0)
+    gradient = rng.standard_normal((5, 200)).astype(np.float32)
+    images = np.full((5, 200), 0.5, np.float32)
+    step = np.asarray(threats.steepest_step(Threat(norm, 1.0), gradient, images), np.float64)
+    np.testing.assert_allclose(_size(norm, step), 1, rtol=1e-5)
+    gain = np.sum(step * gradient, axis=1)
+    most = _size(threats.dual_norm(norm), gradient.astype(np.float64))
+    if norm == "l1":  # spread over the ten largest of 200 components: less than the most, more than their least
+        tenth = np.sort(np.abs(gradient), axis=1)[:, -10]
+        assert np.all(gain <= most) and np.all(gain >= tenth - 1e-6)
+        assert np.all(np.sum(step != 0, axis=1) == 10)
+    else:
+        np.testing.assert_allclose(gain, most, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steepest_step_ignores_pixels_that_cannot_move(norm):
+    images = np.array([[0.0, 1.0, 0.5, 0.0]], np.float32)
+    gradient = np.array([[-9.0, 9.0, 1.0, 2.0]], np.float32)
+    step = np.asarray(threats.steepest_step(Threat(norm, 1.0), gradient, images))
+    assert step[0, 0] == 0 and step[0, 1] == 0 and step[0, 3] > 0
+    free = np.asarray(threats.steepest_step(Threat(norm, 1.0, None), gradient, images))
+    assert free[0, 0] < 0 and free[0, 1] > 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_zero_gradient_gives_zero_step(norm):
+    zeros = jnp.zeros((2, 8))
+    step = threats.steepest_step(Threat(norm, 1.0), zeros, zeros + 0.5)
+    np.testing.assert_array_equal(step, zeros)
+
+
+def test_one_compilation_serves_all_radii():
+    traces = []
+
+    @jax.jit
+    def projected(threat, points, center):
+        traces.append(1)
+        return threats.project(threat, points, center)
+
+    center = _images(0)
+    for epsilon in (0.1, 0.2, 0.3):
+        projected(Threat("l2", epsilon), center, center)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("l3", 0.1), "norm must be one of l1, l2, linf"),
+        (("l2", -0.1), "epsilon must be a radius >= 0"),
+        (("l2", float("nan")), "epsilon must be a radius >= 0"),
+        (("l2", 0.1, (1.0, 0.0)), "bounds must be"),
+    ],
+)
+def test_wrong_threats_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Threat(*arguments)
