@@ -1,0 +1,333 @@
+"""The durable store of result rows: append-only JSON lines that survive a killed run.
+
+A workdir holds `config.json` (the configuration and its hash, written once) and one file of rows per shard, so
+machines that share a folder never write the same file. Each line carries a checksum: a torn or damaged line is
+recognised, reported and its unit done again; everything that `Store.append` returned from stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIG_FILE = "config.json"
+ROWS_PATTERN = "rows-*.jsonl"
+_MERGED_FILE = "rows-merged.jsonl"
+_CHECKSUM_FIELD = b', "checksum": "'
+
+
+class ResultsError(ValueError):
+    """A problem with a workdir that the user can solve; the message is one line and names the remedy."""
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash a plain configuration (12 hex digits); the order of its keys does not matter, tuples equal lists."""
+    return hashlib.sha256(_dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
+    """Raise `ResultsError` unless the disk that holds (or will hold) `workdir` has `needed_bytes` free."""
+    folder = Path(workdir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ResultsError(
+            f"workdir {workdir} needs {needed_bytes / 1e6:.1f} MB free and its disk has {free / 1e6:.1f} MB: "
+            "free some space or choose another --workdir"
+        )
+
+
+class Store:
+    """The rows of one workdir, open for appending by one shard; made by `open_store`. A context manager.
+
+    Attributes:
+      config_hash: hash of the configuration that every row of this workdir belongs to.
+      problems: one line for each damaged line found when the store was opened.
+    """
+
+    def __init__(self, path: Path, expected_hash: str):
+        self.config_hash = expected_hash
+        self._path = path
+        self._descriptor = _open_locked(path)
+        try:
+            rows, self.problems = read_rows(path.parent)
+            _cut_damaged_tail(self._descriptor, path)
+        except BaseException:
+            self.close()
+            raise
+        self._done = {row["unit"] for row in rows}
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock on this shard's file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def done(self) -> set[str]:
+        """Return the names of the units that are finished: by any shard at opening, by this one since."""
+        return set(self._done)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; once this returns, the row survives a killed process and a lost machine.
+
+        Raises `ResultsError` if the unit is already there, belongs to another configuration, or cannot be written;
+        the rows written before are intact in each case.
+        """
+        if self._descriptor is None:
+            raise ResultsError(f"{self._path} is closed: open the store again to append")
+        if row["config_hash"] != self.config_hash:
+            raise ResultsError(f"row {row['unit']!r} has config_hash {row['config_hash']}, not {self.config_hash}")
+        if row["unit"] in self._done:
+            raise ResultsError(f"unit {row['unit']!r} is already in {self._path.parent}: skip the units in done()")
+        line = _encode(row)
+        end = os.fstat(self._descriptor).st_size
+        try:
+            with _one_line_errors(self._path):
+                _write_all(self._descriptor, line)
+                os.fsync(self._descriptor)
+        except ResultsError:
+            with contextlib.suppress(OSError):  # Leave no half line; where even this fails, the next opening cuts it.
+                os.ftruncate(self._descriptor, end)
+            raise
+        self._done.add(row["unit"])
+
+
+def open_store(workdir: str | os.PathLike, config: Mapping[str, Any], *, shard: tuple[int, int] = (0, 1)) -> Store:
+    """Open a workdir for appending, creating it if needed.
+
+    Args:
+      workdir: folder of the results; it belongs to one configuration for ever.
+      config: plain configuration of everything that determines the rows (not the workdir, nor the shard).
+      shard: (index, count); each shard has a file of its own.
+
+    Raises:
+      ResultsError: another configuration's workdir, a shard that another process has open, or no space left.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ResultsError(f"shard must be (index, count) with 0 <= index < count, got {shard}")
+    return _open_file(Path(workdir), config, f"rows-{index:05d}-of-{count:05d}.jsonl")
+
+
+def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read every row of a workdir, each unit once (the first, by file name), without changing anything.
+
+    Returns:
+      (rows, problems): problems has one line for each damaged line and each row of another configuration, with the
+      file and the line number; neither is among the rows.
+    """
+    stored = _read_config(Path(workdir))
+    rows: dict[str, dict[str, Any]] = {}
+    problems = []
+    for path in sorted(Path(workdir).glob(ROWS_PATTERN)):
+        for line in _lines(path.read_bytes()):
+            where = f"{path.name} line {line.number}"
+            if line.row is None:
+                problems.append(f"{where}: damaged, so ignored; the next run does its unit again")
+            elif stored is not None and line.row["config_hash"] != stored["hash"]:
+                problems.append(f"{where}: row of another configuration ({line.row['config_hash']}), ignored")
+            else:
+                rows.setdefault(line.row["unit"], line.row)
+    return list(rows.values()), problems
+
+
+def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike]) -> tuple[int, list[str]]:
+    """Copy the rows of other workdirs of the same configuration into `workdir`; doing it twice adds nothing.
+
+    `workdir` may be new. Returns (number of rows added, problems found on the way).
+    """
+    others = [Path(other) for other in other_workdirs]
+    if not others:
+        raise ResultsError("merge needs at least one other workdir")
+    configs = [_read_config(other) for other in others]
+    for other, config in zip(others, configs, strict=True):
+        if config is None:
+            raise ResultsError(f"{other} holds no results: there is no {CONFIG_FILE} in it")
+        _check_same_config(other, config, configs[0]["config"])
+    added = 0
+    with _open_file(Path(workdir), configs[0]["config"], _MERGED_FILE) as store:
+        problems = list(store.problems)
+        for other in others:
+            rows, found = read_rows(other)
+            problems += [f"{other}: {problem}" for problem in found]
+            for row in rows:
+                if row["unit"] not in store.done():
+                    store.append(row)
+                    added += 1
+    return added, problems
+
+
+class _Line(NamedTuple):
+    number: int  # From 1.
+    end: int  # Offset of the byte after the line.
+    row: dict[str, Any] | None  # None: damaged.
+
+
+def _lines(data: bytes) -> Iterator[_Line]:
+    end = 0
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        end += len(line)
+        yield _Line(number, end, _decode(line))
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    body = _dumps(row).encode()[:-1]
+    return body + _CHECKSUM_FIELD + _checksum(body) + b'"}\n'
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    body, separator, tail = line.rpartition(_CHECKSUM_FIELD)
+    if not separator or tail != _checksum(body) + b'"}\n':
+        return None
+    return json.loads(body + b"}")
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _dumps(value: Any, **options: Any) -> str:
+    def plain(item: Any) -> Any:
+        if hasattr(item, "tolist"):  # NumPy and JAX scalars and arrays.
+            return item.tolist()
+        raise TypeError(f"{type(item).__name__} is not plain data: {item!r}")
+
+    return json.dumps(value, default=plain, allow_nan=False, **options)
+
+
+def _open_file(workdir: Path, config: Mapping[str, Any], name: str) -> Store:
+    with _one_line_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if _read_config(workdir) is None:
+            _create_config(workdir, config)
+    stored = _read_config(workdir)
+    _check_same_config(workdir, stored, config)
+    return Store(workdir / name, stored["hash"])
+
+
+def _open_locked(path: Path) -> int:
+    """Open a rows file for appending, or refuse when another process has it."""
+    with _one_line_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_folder(path.parent)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ResultsError(
+                f"{path} is open in another process: wait for it to end, or give each process its own --shard"
+            ) from error
+    return descriptor
+
+
+def _cut_damaged_tail(descriptor: int, path: Path) -> None:
+    """Truncate what follows the last whole line, after keeping a copy of it beside the file."""
+    data = path.read_bytes()
+    keep = max((line.end for line in _lines(data) if line.row is not None), default=0)
+    if keep == len(data):
+        return
+    with _one_line_errors(path):
+        with open(f"{path}.damaged", "ab") as copy:
+            copy.write(data[keep:] + b"\n")
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.ftruncate(descriptor, keep)
+        os.fsync(descriptor)
+
+
+def _read_config(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_bytes())
+        if config_hash(stored["config"]) != stored["hash"]:
+            raise ValueError("its hash is wrong")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is damaged ({error}): restore it, or choose another --workdir") from error
+    return stored
+
+
+def _create_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json whole or not at all; when several shards start at once the first one's stays."""
+    others = {line.row["config_hash"] for path in workdir.glob(ROWS_PATTERN)
+              for line in _lines(path.read_bytes()) if line.row is not None} - {config_hash(config)}
+    if others:
+        raise ResultsError(
+            f"workdir {workdir} has rows of configuration {min(others)} and no {CONFIG_FILE}: choose another --workdir"
+        )
+    content = _dumps({"hash": config_hash(config), "config": config}, indent=2, sort_keys=True)
+    with tempfile.NamedTemporaryFile(dir=workdir, prefix=".config-", delete=True) as file:
+        file.write(content.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
+    _sync_folder(workdir)
+
+
+def _check_same_config(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    new_hash = config_hash(config)
+    if new_hash == stored["hash"]:
+        return
+    old, new = _flatten(stored["config"]), _flatten(json.loads(_dumps(config)))
+    changes = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+               for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+    raise ResultsError(
+        f"workdir {workdir} belongs to configuration {stored['hash']}, this is {new_hash} ({'; '.join(changes)}): "
+        "choose another --workdir, or run the old configuration"
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data):]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as its content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResultsError(
+                f"no space left to write {path}: free some and run the same command again; "
+                "the results so far are intact and it will continue from them"
+            ) from error
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error

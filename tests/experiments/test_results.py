@@ -1,0 +1,308 @@
+"""The store of rows: nothing acknowledged is lost, nothing is counted twice, nothing of another run is mixed in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import results
+
+CONFIG = {"dataset": "digits", "methods": ["1nn", "standard"], "training": {"epochs": 3}}
+ROWS_FILE = "rows-00000-of-00001.jsonl"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _row(unit: str, **fields) -> dict:
+    return {"unit": unit, "config_hash": results.config_hash(CONFIG), "seconds": 0.1, **fields}
+
+
+def _fill(workdir: Path, units, *, shard=(0, 1)) -> None:
+    with results.open_store(workdir, CONFIG, shard=shard) as store:
+        for unit in units:
+            store.append(_row(unit))
+
+
+def _units(workdir: Path) -> list[str]:
+    return [row["unit"] for row in results.read_rows(workdir)[0]]
+
+
+def test_rows_come_back_as_written(tmp_path):
+    row = _row("digits/0v1/1nn/0", classes=["zéro\n", "one"], evaluations=[{"epsilon": 8 / 255, "norm": None}])
+    with results.open_store(tmp_path / "new" / "folder", CONFIG) as store:
+        assert store.done() == set()
+        store.append(row)
+        assert store.done() == {row["unit"]}
+    rows, problems = results.read_rows(tmp_path / "new" / "folder")
+    assert rows == [row] and problems == []
+
+
+def test_numpy_scalars_are_stored_as_plain_numbers(tmp_path):
+    with results.open_store(tmp_path, CONFIG) as store:
+        store.append(_row("a", robust=np.int64(3), epsilon=np.float32(0.5)))
+    assert results.read_rows(tmp_path)[0] == [_row("a", robust=3, epsilon=0.5)]
+
+
+def test_what_is_not_plain_or_not_finite_is_refused_and_leaves_no_trace(tmp_path):
+    with results.open_store(tmp_path, CONFIG) as store:
+        with pytest.raises(ValueError):
+            store.append(_row("a", loss=float("nan")))
+        with pytest.raises(TypeError, match="object"):
+            store.append(_row("a", loss=object()))
+    assert (tmp_path / ROWS_FILE).read_bytes() == b""
+
+
+def test_an_empty_or_missing_folder_has_no_rows(tmp_path):
+    assert results.read_rows(tmp_path) == ([], [])
+    assert results.read_rows(tmp_path / "missing") == ([], [])
+
+
+def test_every_truncation_of_the_last_line_loses_only_that_line(tmp_path):
+    _fill(tmp_path, ["a", "b"])
+    whole = (tmp_path / ROWS_FILE).read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first + 1, len(whole)):
+        (tmp_path / ROWS_FILE).write_bytes(whole[:length])
+        assert _units(tmp_path) == ["a"]
+        with results.open_store(tmp_path, CONFIG) as store:
+            assert store.done() == {"a"}
+            assert len(store.problems) == 1 and f"{ROWS_FILE} line 2" in store.problems[0]
+            store.append(_row("b"))
+        assert (tmp_path / ROWS_FILE).read_bytes() == whole
+        assert results.read_rows(tmp_path)[1] == []
+    copy = (tmp_path / f"{ROWS_FILE}.damaged").read_bytes()
+    assert copy.endswith(whole[first:-1] + b"\n")
+
+
+def test_every_damaged_byte_is_noticed(tmp_path):
+    _fill(tmp_path, ["a", "b", "c"])
+    whole = (tmp_path / ROWS_FILE).read_bytes()
+    line = whole.index(b"\n") + 1
+    for position in range(line, 2 * line - 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x04
+        (tmp_path / ROWS_FILE).write_bytes(damaged)
+        rows, problems = results.read_rows(tmp_path)
+        assert [row["unit"] for row in rows] == ["a", "c"]
+        assert problems and f"{ROWS_FILE} line 2" in problems[0]
+
+
+def test_a_damaged_line_in_the_middle_is_done_again_and_the_rest_kept(tmp_path):
+    _fill(tmp_path, ["a", "b", "c"])
+    whole = (tmp_path / ROWS_FILE).read_bytes()
+    (tmp_path / ROWS_FILE).write_bytes(whole.replace(b'"unit": "b"', b'"unit": "x"'))
+    with results.open_store(tmp_path, CONFIG) as store:
+        assert store.done() == {"a", "c"}
+        store.append(_row("b"))
+    rows, problems = results.read_rows(tmp_path)
+    assert [row["unit"] for row in rows] == ["a", "c", "b"]
+    assert len(problems) == 1 and "line 2" in problems[0]
+
+
+def test_zeros_left_by_a_lost_machine_are_cut(tmp_path):
+    _fill(tmp_path, ["a"])
+    with open(tmp_path / ROWS_FILE, "ab") as file:
+        file.write(bytes(5000) + b"\n" + bytes(100))
+    _fill(tmp_path, ["b"])
+    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+
+
+_WRITER = """
+import sys
+from experiments import results
+workdir, config = sys.argv[1], {config!r}
+with results.open_store(workdir, config) as store:
+    for number in range(100000):
+        unit = f"unit{{number}}"
+        if unit not in store.done():
+            store.append({{"unit": unit, "config_hash": store.config_hash, "padding": "x" * 20000}})
+            print(unit, flush=True)
+"""
+
+
+def test_a_run_killed_at_any_moment_continues_with_nothing_lost_or_twice(tmp_path):
+    moments = random.Random(0)
+    acknowledged: list[str] = []
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, "-c", _WRITER.format(config=CONFIG), str(tmp_path)],
+                                   stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        first = process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        lines = (first + process.communicate()[0]).splitlines(keepends=True)
+        acknowledged += [line.strip() for line in lines if line.endswith("\n")]
+        assert set(acknowledged) <= set(_units(tmp_path))
+    assert len(acknowledged) == len(set(acknowledged)) >= 20
+    units = _units(tmp_path)
+    assert sorted(units, key=lambda unit: int(unit[4:])) == [f"unit{number}" for number in range(len(units))]
+    lines = (tmp_path / ROWS_FILE).read_bytes().splitlines()
+    assert len(units) <= len(lines) <= len(units) + 1  # At most the last kill's torn line is left.
+
+
+def test_another_configuration_is_refused_in_one_line_with_what_differs(tmp_path):
+    _fill(tmp_path, ["a"])
+    other = {"dataset": "digits", "methods": ["1nn"], "training": {"epochs": 3, "beta": 6.0}}
+    with pytest.raises(results.ResultsError) as error:
+        results.open_store(tmp_path, other)
+    message = str(error.value)
+    assert results.config_hash(CONFIG) in message and results.config_hash(other) in message
+    assert 'methods: ["1nn", "standard"] -> ["1nn"]' in message and "training.beta: absent -> 6.0" in message
+    assert "epochs" not in message and "--workdir" in message and "\n" not in message
+    assert _units(tmp_path) == ["a"]
+
+
+def test_the_hash_ignores_the_order_of_keys_and_tuples(tmp_path):
+    assert results.config_hash({"a": 1, "b": (1, 2)}) == results.config_hash({"b": [1, 2], "a": 1})
+    assert results.config_hash({"a": 1}) != results.config_hash({"a": 2})
+
+
+def test_a_row_of_another_configuration_is_neither_appended_nor_read(tmp_path):
+    _fill(tmp_path, ["a"])
+    with results.open_store(tmp_path, CONFIG) as store, pytest.raises(results.ResultsError, match="config_hash"):
+        store.append(_row("b") | {"config_hash": "0000"})
+    foreign = tmp_path / "foreign"
+    with results.open_store(foreign, {"dataset": "mnist"}) as store:
+        store.append({"unit": "b", "config_hash": store.config_hash})
+    os.rename(foreign / ROWS_FILE, tmp_path / "rows-00001-of-00002.jsonl")
+    rows, problems = results.read_rows(tmp_path)
+    assert [row["unit"] for row in rows] == ["a"]
+    assert len(problems) == 1 and "rows-00001-of-00002.jsonl line 1" in problems[0]
+
+
+def test_rows_without_their_config_file_are_not_mixed_with_others(tmp_path):
+    _fill(tmp_path, ["a"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(results.ResultsError, match="has rows of configuration"):
+        results.open_store(tmp_path, {"dataset": "mnist"})
+    _fill(tmp_path, ["b"])
+    assert _units(tmp_path) == ["a", "b"]
+
+
+def test_a_damaged_config_file_is_refused_in_one_line(tmp_path):
+    _fill(tmp_path, ["a"])
+    for content in ('{"hash": "0000", "config": {}}', '{"hash"', "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(results.ResultsError, match="config.json is damaged"):
+            results.open_store(tmp_path, CONFIG)
+
+
+def test_a_unit_is_never_appended_twice(tmp_path):
+    with results.open_store(tmp_path, CONFIG) as store:
+        store.append(_row("a"))
+        with pytest.raises(results.ResultsError, match="already"):
+            store.append(_row("a"))
+    assert _units(tmp_path) == ["a"]
+
+
+def test_two_processes_cannot_open_one_shard(tmp_path):
+    with results.open_store(tmp_path, CONFIG, shard=(0, 2)):
+        with pytest.raises(results.ResultsError, match="another process") as error:
+            results.open_store(tmp_path, CONFIG, shard=(0, 2))
+        assert "\n" not in str(error.value)
+        results.open_store(tmp_path, CONFIG, shard=(1, 2)).close()
+    results.open_store(tmp_path, CONFIG, shard=(0, 2)).close()
+
+
+def test_shards_write_their_own_files_and_know_each_others_units(tmp_path):
+    _fill(tmp_path, ["a", "c"], shard=(0, 2))
+    _fill(tmp_path, ["b"], shard=(1, 2))
+    assert sorted(path.name for path in tmp_path.glob("rows*")) == [
+        "rows-00000-of-00002.jsonl", "rows-00001-of-00002.jsonl"]
+    with results.open_store(tmp_path, CONFIG, shard=(3, 4)) as store:
+        assert store.done() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
+def test_an_impossible_shard_is_refused(tmp_path, shard):
+    with pytest.raises(results.ResultsError, match="shard"):
+        results.open_store(tmp_path, CONFIG, shard=shard)
+
+
+def test_a_unit_done_by_two_shards_counts_once_and_the_first_file_wins(tmp_path):
+    with results.open_store(tmp_path, CONFIG, shard=(0, 2)) as one, \
+            results.open_store(tmp_path, CONFIG, shard=(1, 2)) as two:
+        two.append(_row("a", robust=2))
+        one.append(_row("a", robust=1))
+    assert results.read_rows(tmp_path) == ([_row("a", robust=1)], [])
+
+
+def test_merge_adds_each_unit_once_however_often_it_runs(tmp_path):
+    _fill(tmp_path / "one", ["a", "b"])
+    _fill(tmp_path / "two", ["b", "c"])
+    with open(tmp_path / "two" / ROWS_FILE, "ab") as file:
+        file.write(b'{"unit": "d"')
+    added, problems = results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+    assert added == 3 and len(problems) == 1 and "line 3" in problems[0]
+    assert results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])[0] == 0
+    assert _units(tmp_path / "all") == ["a", "b", "c"]
+    assert results.merge(tmp_path / "one", [tmp_path / "two"])[0] == 1
+    assert sorted(_units(tmp_path / "one")) == ["a", "b", "c"]
+
+
+def test_merge_refuses_another_configuration_and_a_folder_without_results(tmp_path):
+    _fill(tmp_path / "one", ["a"])
+    results.open_store(tmp_path / "two", {"dataset": "mnist"}).close()
+    with pytest.raises(results.ResultsError, match="belongs to configuration"):
+        results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+    with pytest.raises(results.ResultsError, match="belongs to configuration"):
+        results.merge(tmp_path / "two", [tmp_path / "one"])
+    with pytest.raises(results.ResultsError, match="holds no results"):
+        results.merge(tmp_path / "all", [tmp_path / "missing"])
+    with pytest.raises(results.ResultsError, match="at least one"):
+        results.merge(tmp_path / "all", [])
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_the_results_stay(tmp_path, monkeypatch):
+    write = os.write
+
+    def half_then_full(descriptor, data):
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: len(data) // 2])
+
+    with results.open_store(tmp_path, CONFIG) as store:
+        store.append(_row("a"))
+        before = (tmp_path / ROWS_FILE).read_bytes()
+        monkeypatch.setattr(os, "write", half_then_full)
+        with pytest.raises(results.ResultsError, match="no space left") as error:
+            store.append(_row("b"))
+        assert "\n" not in str(error.value) and store.done() == {"a"}
+        assert (tmp_path / ROWS_FILE).read_bytes() == before
+        monkeypatch.undo()
+        store.append(_row("b"))
+    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+
+
+def test_short_writes_are_completed(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    _fill(tmp_path, ["a", "b"])
+    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+
+
+def test_space_is_checked_before_the_work_starts(tmp_path):
+    results.check_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(results.ResultsError, match="--workdir"):
+        results.check_space(tmp_path / "not" / "yet", 1 << 60)
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(results.ResultsError, match="cannot write"):
+        results.open_store(tmp_path / "file" / "folder", CONFIG)
+
+
+def test_each_line_is_json_with_a_checksum(tmp_path):
+    _fill(tmp_path, ["a"])
+    line = json.loads((tmp_path / ROWS_FILE).read_text())
+    assert set(line) == {*_row("a"), "checksum"}
