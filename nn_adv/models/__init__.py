@@ -1,0 +1,20 @@
+"""Flax (Linen) networks. They take images ``[B, H, W, C]`` in [0, 1]; normalisation happens inside."""
+
+from nn_adv.models.layers import BATCH_NORM_MOMENTUM
+from nn_adv.models.mlp import MLP
+from nn_adv.models.preact_resnet import PreActResNet
+from nn_adv.models.registry import NAMES, create
+from nn_adv.models.resnet import ResNet
+from nn_adv.models.small_cnn import SmallCNN
+from nn_adv.models.wide_resnet import wide_resnet
+
+__all__ = [
+    "BATCH_NORM_MOMENTUM",
+    "MLP",
+    "NAMES",
+    "PreActResNet",
+    "ResNet",
+    "SmallCNN",
+    "create",
+    "wide_resnet",
+]

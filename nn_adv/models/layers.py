@@ -1,0 +1,67 @@
+"""Building blocks the networks share: the conventions of PyTorch spelled out in Flax."""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+# The share of a running statistic that one training forward keeps. PyTorch writes the same as momentum = 0.1.
+BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
+
+_HE_NORMAL = nn.initializers.he_normal()
+
+
+def conv(features: int, kernel: int, *, stride: int = 1, bias: bool = False, pad: bool = True, dtype=None, name=None):
+    """Build a square convolution that pads ``kernel // 2`` pixels on every side, or none.
+
+    Flax's automatic "SAME" padding is not symmetric at stride 2, and networks trained elsewhere are.
+    """
+    margin = kernel // 2 if pad else 0
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((margin, margin), (margin, margin)),
+        use_bias=bias,
+        kernel_init=_HE_NORMAL,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def hidden_dense(features: int, *, dtype=None, name=None):
+    """Build a dense layer with He initialisation, for use before a ReLU."""
+    return nn.Dense(features, kernel_init=_HE_NORMAL, dtype=dtype, name=name)
+
+
+def batch_norm(train: bool, *, dtype=None, name=None):
+    """Build a batch normalisation with momentum 0.9 and epsilon 1e-5.
+
+    It normalises with the biased batch variance and, as Flax does, keeps a running average of that *biased* variance;
+    PyTorch averages the unbiased one, larger by n / (n - 1) for n = batch * height * width.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=BATCH_NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> chex.Array:
+    """Subtract ``mean`` and divide by ``std``, one value per channel or one for all; None leaves that part out."""
+    if mean is not None:
+        images = images - jnp.asarray(mean, images.dtype)
+    if std is not None:
+        images = images / jnp.asarray(std, images.dtype)
+    return images
+
+
+def logits_head(features: chex.Array, num_classes: int, *, dtype=None) -> chex.Array:
+    """Map features ``[B, F]`` to logits ``[B, num_classes]``, in float32 even where the network computes in bfloat16."""
+    logits = nn.Dense(num_classes, dtype=dtype, name="head")(features)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -1,0 +1,65 @@
+"""Networks by name, with their options checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nn_adv.models.mlp import MLP
+from nn_adv.models.preact_resnet import PreActResNet
+from nn_adv.models.resnet import ResNet
+from nn_adv.models.small_cnn import SmallCNN
+from nn_adv.models.wide_resnet import wide_resnet
+
+_COMMON = ("mean", "std", "dtype")
+
+# For each name: how it is built, and its own options.
+_BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "mlp": (MLP, ("hidden_sizes",)),
+    "preact_resnet18": (functools.partial(PreActResNet, stage_sizes=(2, 2, 2, 2)), ("width", "stem_features")),
+    "resnet18": (functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)), ("width",)),
+    "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout")),
+    "wide_resnet": (wide_resnet, ("depth", "widen_factor")),
+}
+
+NAMES = tuple(sorted(_BUILDERS))
+
+
+def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
+    """Build a network by name; it takes images ``[B, H, W, C]`` in [0, 1] and gives logits ``[B, num_classes]``.
+
+    Networks compare and hash by their options, so two equal ones share one compilation. Call ``model.apply(variables,
+    images, train=True, mutable=["batch_stats"], rngs={"dropout": key})`` to train, ``model.apply(variables, images)``
+    to predict.
+
+    Args:
+      name: one of `NAMES`.
+      num_classes: number of logits, at least 2.
+      **options: of that network, see its class; all take ``mean`` and ``std`` (a number, or one per channel) and
+        ``dtype`` (of the computation, such as "bfloat16"). Lists are taken for tuples.
+
+    Raises:
+      ValueError: unknown name or option, or a value out of range.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
+    build, own = _BUILDERS[name]
+    unknown = sorted(set(options) - set(own) - set(_COMMON))
+    if unknown:
+        raise ValueError(f"options of {name} are {', '.join((*own, *_COMMON))}, got {', '.join(unknown)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    return build(num_classes=num_classes, **{key: _hashable(key, value) for key, value in options.items()})
+
+
+def _hashable(option: str, value: Any) -> Any:
+    """Bring an option into the form in which equal networks are equal."""
+    if option == "dtype" and value is not None:
+        return jnp.dtype(value).name
+    if option in ("mean", "std") and isinstance(value, (int, float)):
+        return (float(value),)
+    return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,133 @@
+"""The inner maximisation of TRADES: find images near the clean ones on which the prediction differs most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from nn_adv.threat import Threat, perturbation_size
+
+# Standard deviation of the start around the clean images, where the divergence itself has no gradient.
+_START_SCALE = 0.001
+# Keeps the l2 ball's radius out of reach of rounding.
+_RADIUS_MARGIN = 1e-7
+
+NORMS = ("l2", "linf")
+
+
+class Noise(NamedTuple):
+    """The random numbers one crafting uses, all standard normal.
+
+    Attributes:
+      start: ``[B, ...]``, 0.001 of it is added to the clean images.
+      replacement: ``[B, ...]``, taken (not normalised) for an l2 direction where an image's gradient is exactly zero.
+        The published loss draws it anew in each step; here one draw serves all steps of a crafting.
+    """
+
+    start: chex.Array
+    replacement: chex.Array
+
+
+class Crafted(NamedTuple):
+    """An adversarial batch.
+
+    Attributes:
+      images: ``[B, ...]`` inside ball and bounds.
+      divergences: ``[num_steps]`` the KL divergence summed over the batch, before each step.
+    """
+
+    images: chex.Array
+    divergences: chex.Array
+
+
+def draw_noise(key: chex.PRNGKey, images: chex.Array) -> Noise:
+    """Draw the noise for a batch of the shape and type of ``images``; the key is consumed."""
+    start, replacement = jax.random.split(key)
+    return Noise(
+        jax.random.normal(start, images.shape, images.dtype), jax.random.normal(replacement, images.shape, images.dtype)
+    )
+
+
+def kl_divergence(log_target: chex.Array, log_predicted: chex.Array) -> chex.Array:
+    """Compute ``KL(target || predicted)`` summed over the batch, from log probabilities ``[B, C]``."""
+    return jnp.sum(jnp.exp(log_target) * (log_target - log_predicted))
+
+
+def craft(
+    logits_fn: Callable[[chex.Array], chex.Array],
+    images: chex.Array,
+    *,
+    log_target: chex.Array,
+    noise: Noise,
+    threat: Threat,
+    num_steps: int,
+    step_size: chex.Numeric | None = None,
+) -> Crafted:
+    """Ascend ``KL(p(x) || p(x'))`` over x' from ``x + 0.001 noise`` (Zhang et al. 2019, equation 5).
+
+    linf: add ``step_size`` times the sign of the gradient, clip to the ball, then to the bounds.
+    l2: move by ``step_size`` along the normalised gradient (one without length is replaced by noise), clip to the
+    bounds, and then scale what is longer than epsilon back to epsilon; shrinking towards x cannot leave the bounds.
+
+    Give a ``logits_fn`` that predicts (running statistics, no dropout), and the target from the same one. The start itself is not projected, so with ``num_steps=0`` the result may lie outside a tiny ball.
+
+    Args:
+      logits_fn: images to logits ``[B, C]``, differentiable.
+      images: clean images ``[B, ...]`` inside the bounds.
+      log_target: log p(x) ``[B, C]``.
+      noise: from `draw_noise`.
+      threat: the perturbations allowed, "l2" or "linf".
+      num_steps: number of steps.
+      step_size: pixel units; None for ``2 epsilon / num_steps``.
+
+    Returns:
+      A `Crafted`; gradients do not flow through it.
+
+    Raises:
+      ValueError: another norm, or negative ``num_steps``.
+    """
+    if threat.norm not in NORMS:
+        raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    chex.assert_equal_shape([images, *noise])
+    step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+    move = _step_linf if threat.norm == "linf" else _step_l2
+
+    def divergence(adversarial):
+        return kl_divergence(log_target, jax.nn.log_softmax(logits_fn(adversarial)))
+
+    def step(adversarial, _):
+        value, gradient = jax.value_and_grad(divergence)(adversarial)
+        return move(threat, adversarial, gradient, images, noise.replacement, step_size), value
+
+    start = images + _START_SCALE * noise.start
+    adversarial, divergences = jax.lax.scan(step, start, length=num_steps)
+    return jax.lax.stop_gradient(Crafted(_within_bounds(threat, adversarial), divergences))
+
+
+def _step_linf(threat, adversarial, gradient, images, replacement, step_size):
+    del replacement
+    adversarial = adversarial + step_size * jnp.sign(gradient)
+    return _within_bounds(threat, jnp.clip(adversarial, images - threat.epsilon, images + threat.epsilon))
+
+
+def _step_l2(threat, adversarial, gradient, images, replacement, step_size):
+    size = _column(perturbation_size("l2", gradient), images)
+    # The published loss descends on minus the divergence, so its replacement enters with the other sign.
+    direction = jnp.where(size > 0, gradient / jnp.where(size > 0, size, 1), -replacement)
+    offset = _within_bounds(threat, adversarial + step_size * direction) - images
+    length = _column(perturbation_size("l2", offset), images)
+    return images + offset * jnp.where(length > threat.epsilon, threat.epsilon / (length + _RADIUS_MARGIN), 1)
+
+
+def _within_bounds(threat, images):
+    return images if threat.bounds is None else jnp.clip(images, *threat.bounds)
+
+
+def _column(per_image, images):
+    return per_image.reshape(per_image.shape + (1,) * (images.ndim - 1))
