@@ -1,0 +1,42 @@
+# `make demo` and `make test` make their own virtual environment in $(VENV) and install what they need with tested pins.
+# PYTHON must be 3.11 or newer: `make demo PYTHON=python3.12` (remove $(VENV) to change it later).
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/digits
+
+BIN := $(VENV)/bin
+# The newest pins a Python can use: 3.11 has its own, everything later shares those of 3.12.
+PINS = requirements/$(shell $(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
+
+.PHONY: demo test test-slow clean
+
+# All 45 pairs of the embedded digits: 1NN beside TRADES.
+demo: $(VENV)/.demo-installed
+	$(BIN)/python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=$(WORKDIR)
+
+# Lint, types and the tests that are not slow.
+test: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy nn_adv experiments configs
+	$(BIN)/python -m pytest -q -m "not slow" --durations=15
+
+test-slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -q -m slow --durations=15
+
+$(VENV)/.demo-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or two, once)"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
+	@echo "Installing into $(VENV) (a minute or two, once)"
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

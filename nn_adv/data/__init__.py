@@ -1,0 +1,9 @@
+"""Data sets in, tasks out."""
+
+from nn_adv.data.dataset import Dataset
+from nn_adv.data.npz import load_npz
+from nn_adv.data.preparation import prepare
+from nn_adv.data.sources import DATASETS, load
+from nn_adv.data.tasks import KINDS, Task, tasks
+
+__all__ = ["DATASETS", "KINDS", "Dataset", "Task", "load", "load_npz", "prepare", "tasks"]

@@ -1,0 +1,122 @@
+"""A user's own arrays, checked before any long work starts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from nn_adv.data.dataset import Dataset
+
+_SPLITS = ("train", "test")
+_MAX_CLASSES = 1_000_000  # a larger label is a mistake, and would ask for that much memory
+
+
+def load_npz(path: str | os.PathLike[str]) -> Dataset:
+    """Loads train_images, train_labels, test_images, test_labels and, if there, class_names from an npz file.
+
+    Images are [N, H, W, C]: uint8, where v means v / 255, or floats in [0, 1], kept as float32. Labels are whole
+    numbers 0..C-1, [N], where C is the number of class_names or one more than the largest label; each class needs a
+    training image.
+
+    Args:
+        path: The file, as written by `np.savez` or `np.savez_compressed`; pickled objects are not read.
+
+    Returns:
+        The data set, named "npz:PATH" and titled with the file's stem.
+
+    Raises:
+        ValueError: If the file cannot be read or an array is unfit: one line naming the array, the first bad index
+            and what is wanted.
+    """
+    path = pathlib.Path(path).expanduser()
+    arrays = _read(path)
+    images = {split: _checked_images(f"{split}_images", arrays[f"{split}_images"]) for split in _SPLITS}
+    if images["test"].shape[1:] != images["train"].shape[1:] or images["test"].dtype != images["train"].dtype:
+        raise ValueError(
+            f"test_images must be like train_images, {_describe(images['train'])}, got {_describe(images['test'])}"
+        )
+    class_names = tuple(str(name) for name in np.ravel(arrays["class_names"])) if "class_names" in arrays else None
+    labels = {
+        split: _checked_labels(f"{split}_labels", arrays[f"{split}_labels"], len(images[split]), class_names)
+        for split in _SPLITS
+    }
+    if class_names is None:
+        class_names = tuple(str(label) for label in range(max(int(split.max()) for split in labels.values()) + 1))
+    _check_classes(labels["train"], class_names)
+    return Dataset(
+        name=f"npz:{path}",
+        train_images=images["train"],
+        train_labels=labels["train"],
+        test_images=images["test"],
+        test_labels=labels["test"],
+        class_names=class_names,
+        title=path.stem,
+    )
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all known arrays of the file, class_names only if it is there."""
+    required = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in required if key not in file]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            return {key: file[key] for key in (*required, "class_names") if key in file}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"cannot load {path} ({reason}): it must be an npz file, without pickled objects, of the arrays "
+            f"{', '.join(required)}"
+        ) from error
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
+    """Returns the images as uint8 or float32, or raises ValueError for the first unfit one."""
+    if images.ndim != 4 or not images.size:
+        remedy = " (add the channel axis: images[..., None])" if images.ndim == 3 else ""
+        raise ValueError(f"{name} must be [N, H, W, C], none of them 0, got {list(images.shape)}{remedy}")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name} must be uint8 in 0..255 or floats in [0, 1], got {images.dtype}")
+    fits = (images >= 0) & (images <= 1)  # false for NaN too
+    if not fits.all():
+        first = np.unravel_index(np.argmin(fits), images.shape)
+        where = ", ".join(str(axis) for axis in first)
+        remedy = "as uint8, or divided by 255" if images[first] > 1 else "after replacing or leaving out such images"
+        raise ValueError(f"{name} must lie in [0, 1], got {images[first]} at [{where}]: save it {remedy}")
+    return images.astype(np.float32)
+
+
+def _checked_labels(name: str, labels: np.ndarray, count: int, class_names: tuple[str, ...] | None) -> np.ndarray:
+    """Returns the labels as int32, or raises ValueError for the first unfit one."""
+    if labels.shape != (count,):
+        raise ValueError(f"{name} must be [{count}], one label per image, got {list(labels.shape)}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} must be whole numbers of an integer dtype, got {labels.dtype}")
+    bound = len(class_names) if class_names is not None else _MAX_CLASSES
+    unfit = np.flatnonzero((labels < 0) | (labels >= bound))
+    if unfit.size:
+        raise ValueError(f"{name} must be in 0..{bound - 1}, got {labels[unfit[0]]} at [{unfit[0]}]")
+    return labels.astype(np.int32)
+
+
+def _check_classes(train_labels: np.ndarray, class_names: tuple[str, ...]) -> None:
+    """Raises ValueError unless there are two classes or more, each with a training image."""
+    if len(class_names) < 2:
+        raise ValueError(f"train_labels must name two classes or more, got only {class_names[0]!r}")
+    counts = np.bincount(train_labels, minlength=len(class_names))
+    if not counts.all():
+        first = int(np.argmin(counts > 0))
+        raise ValueError(
+            f"train_labels must hold every class, got no image of class {first} ({class_names[first]}): "
+            "number the classes that occur 0..C-1"
+        )

@@ -1,0 +1,62 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from sklearn import datasets as sklearn_datasets
+
+from nn_adv.data import npz, tfds_source
+from nn_adv.data.dataset import Dataset
+
+DATASETS = ("cifar10", "digits", "fashion_mnist", "mnist")
+_NPZ_PREFIX = "npz:"
+
+
+def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Loads a data set into memory, downloading it where it is not yet on this machine.
+
+    Args:
+        name: One of `DATASETS`, or "npz:PATH" for your own arrays (see `load_npz`).
+        data_dir: Folder of the prepared tensorflow-datasets; TFDS_DATA_DIR or ~/tensorflow_datasets unless given.
+
+    Returns:
+        The data set, images [N, H, W, C] as stored (uint8, or float32 from an npz file that holds floats).
+
+    Raises:
+        ValueError: For an unknown name, an unfit npz file, or a data set that is not here and cannot be downloaded.
+    """
+    if name.startswith(_NPZ_PREFIX):
+        return npz.load_npz(name.removeprefix(_NPZ_PREFIX))
+    if name == "digits":
+        return _load_digits()
+    if name in DATASETS:
+        return tfds_source.load_tfds(name, data_dir=data_dir)
+    raise ValueError(f"dataset must be one of {', '.join(DATASETS)} or npz:PATH, got {name!r}")
+
+
+def _load_digits() -> Dataset:
+    """Loads scikit-learn's 1,797 digits: 1,198 to train on, 599 to test on.
+
+    The first two thirds of each class, in file order, are the training images, so that no seed is involved. Writers
+    come one after another in the file: most test images are by writers not seen in training, but this is not certain.
+    """
+    digits = sklearn_datasets.load_digits()
+    # Pixels are whole numbers 0..16; 16 becomes 255. The rounding moves a pixel by less than 1/510 of the range.
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    is_train = np.zeros(len(labels), bool)
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        is_train[members[: round(len(members) * 2 / 3)]] = True
+    return Dataset(
+        name="digits",
+        train_images=images[is_train],
+        train_labels=labels[is_train],
+        test_images=images[~is_train],
+        test_labels=labels[~is_train],
+        class_names=tuple(str(label) for label in range(10)),
+        note="pixels 0..16 quantised to 0..255, each within 1/510 of its value",
+        title="digits (scikit-learn 8x8)",
+    )

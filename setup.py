@@ -1,0 +1,53 @@
+"""Packaging: `pip install .` installs the library nn_adv; experiments and benchmarks run from a checkout."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "nn_adv" / "__init__.py").read_text(), re.MULTILINE)[1]
+README = ROOT / "README.md"
+
+setuptools.setup(
+    name="nn_adv",
+    version=VERSION,
+    description="How robust the 1-nearest-neighbour classifier is beside adversarially trained networks, in JAX.",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
+    python_requires=">=3.11",
+    # Lower bounds are what the pins of requirements/ were tested near; the pins themselves are in that folder.
+    install_requires=[
+        "jax>=0.10",
+        "jaxlib>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "chex>=0.1.90",
+        "orbax-checkpoint>=0.11.20",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "scikit-learn>=1.5",
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.8; platform_system != 'Windows'",  # the file format read without TensorFlow
+        "importlib_resources>=6.0",  # tensorflow-datasets 4.9 imports it and does not ask for it
+        "pillow>=10.0",
+        "ml-collections>=1.0",
+        "absl-py>=2.1",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"],
+        "bench": ["faiss-cpu>=1.9", "torch>=2.5"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

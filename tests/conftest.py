@@ -1,0 +1,30 @@
+"""What all tests share: the device, and the folder of prepared data sets and published outputs."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+    """Folder of material that is not part of the project: NN_ADV_SHARED, or ../shared beside the checkout."""
+    folder = pathlib.Path(os.environ.get("NN_ADV_SHARED") or _ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder}, or another one named by NN_ADV_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(shared_dir: pathlib.Path) -> pathlib.Path:
+    """Folder of prepared tensorflow-datasets, a data_dir."""
+    folder = shared_dir / "tfds"
+    if not folder.is_dir():
+        pytest.skip(f"needs prepared data sets in {folder}")
+    return folder
