@@ -1,0 +1,1 @@
+"""Configurations: which experiment is run with which numbers. Plain data only."""

@@ -1,0 +1,123 @@
+"""1NN beside adversarially trained networks, on every pair of classes of a dataset.
+
+    --config=configs/binary_tasks.py:digits          everything at its published size (the default dataset)
+    --config=configs/binary_tasks.py:cifar10,cpu     a network and a number of images that a CPU can train
+    --config=configs/binary_tasks.py:npz:/my/data.npz
+
+Single values are changed on the command line: --config.training.num_epochs=5.
+"""
+
+import ml_collections
+
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+METHODS = ("1nn", "standard", "trades-linf", "trades-l2", "trades-both")
+
+
+def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
+    """Build the configuration for ``arg``: a dataset, then optionally ",cpu"."""
+    dataset, _, scale = arg.partition(",")
+    if dataset not in DATASETS and not dataset.startswith("npz:"):
+        raise ValueError(f"config argument must start with {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
+    if scale not in ("", "cpu"):
+        raise ValueError(f"config argument may end with ',cpu' or with nothing, got {arg!r}")
+
+    config = ml_collections.ConfigDict()
+    config.dataset = dataset
+    config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
+    config.methods = METHODS
+    config.seeds = (0,)
+    config.radii = _radii(dataset)  # the main radius of each norm: trained for, and asked for
+    config.curve = (0.25, 0.5, 0.75, 1.5, 2.0)  # further radii, in multiples of the main one
+
+    config.tasks = ml_collections.ConfigDict()
+    config.tasks.kind = "pairs"  # or one_vs_rest, all
+    config.tasks.names = ()  # such as ("3v8", "1v7"); empty: all of them
+    config.tasks.train_per_class = 0  # the first so many training images of each class; 0: all of them
+    config.tasks.holdout = 0.1  # share of the training images that only choose the epoch to keep
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.images_per_split = 0  # the first so many of each split, classes balanced; 0: all
+    config.evaluation.num_steps = 40
+    config.evaluation.num_restarts = 1
+    config.evaluation.step_share = 2.5  # step size x steps / radius
+    config.evaluation.temperature = 0.1  # of the soft 1NN that is attacked in place of 1NN
+    config.evaluation.batch_size = 128
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "mlp"
+    config.model.options = ml_collections.ConfigDict({"hidden_sizes": (128, 128)})
+
+    config.training = _training()
+    {"digits": _digits, "mnist": _mnist, "fashion_mnist": _mnist, "cifar10": _cifar10}.get(dataset, _own_data)(config)
+    if scale == "cpu":
+        _shrink_for_cpu(config)
+    return config
+
+
+def sweep(add) -> None:
+    """Add the comparison on each dataset of the paper, three seeds each."""
+    for dataset in ("mnist", "fashion_mnist", "cifar10"):
+        add(dataset, seeds=(0, 1, 2))
+
+
+def _radii(dataset: str) -> ml_collections.ConfigDict:
+    linf, l2 = {
+        "digits": (0.1, 0.8),
+        "mnist": (0.1, 2.8),
+        "fashion_mnist": (0.1, 2.8),
+        "cifar10": (8 / 255, 1.74),
+    }.get(dataset, (0.1, 0.8))
+    return ml_collections.ConfigDict({"linf": linf, "l2": l2})
+
+
+def _training() -> ml_collections.ConfigDict:
+    """The official TRADES settings for CIFAR-10, as far as they do not depend on the dataset."""
+    return ml_collections.ConfigDict(
+        {
+            "num_epochs": 76,
+            "batch_size": 128,
+            "schedule": "step",
+            "drop_epochs": (75,),
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 2e-4,
+            "ema_decay": 0.0,
+            "augment": "none",
+            "beta": 6.0,
+            "num_steps": 10,  # of the attack that crafts training images
+            "select_every": 1,  # epochs between evaluations on the held-out training images; 0: keep the last epoch
+            "select_steps": 10,
+            "group_size": 1,  # tasks trained side by side in one program
+        }
+    )
+
+
+def _digits(config) -> None:
+    config.training.update(
+        num_epochs=60, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
+    )
+    config.training.update(select_every=5, group_size=45)
+    config.evaluation.num_steps = 20
+
+
+def _own_data(config) -> None:
+    config.training.update(num_epochs=60, schedule="cosine", drop_epochs=(), learning_rate=0.05)
+
+
+def _mnist(config) -> None:
+    config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": {}})
+    config.training.update(num_epochs=100, schedule="step", drop_epochs=(55, 75, 90), learning_rate=0.01)
+    config.training.update(weight_decay=0.0, beta=1.0, num_steps=40)
+
+
+def _cifar10(config) -> None:
+    config.model = ml_collections.ConfigDict({"name": "preact_resnet18", "options": {}})
+    config.training.update(augment="crop_flip", weight_decay=5e-4)
+
+
+def _shrink_for_cpu(config) -> None:
+    config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": {}})
+    config.tasks.train_per_class = 1000
+    config.evaluation.images_per_split = 200
+    config.training.update(num_epochs=10, schedule="cosine", drop_epochs=(), learning_rate=0.02, num_steps=10)
+    config.training.update(weight_decay=5e-4, augment="none", beta=6.0)

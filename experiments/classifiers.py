@@ -1,0 +1,106 @@
+"""The classifiers an experiment compares: 1NN and trained networks, as arrays with pure functions beside them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv import attacks, neighbors
+from nn_adv.threat import Threat
+
+
+class Classifier(NamedTuple):
+    """A classifier that jitted code takes apart: one compilation serves all states of equal shapes.
+
+    Attributes:
+      state: arrays.
+      logits: differentiable, ``(state, images) -> [B, C]``; what an attack climbs.
+      predict: ``(state, images) -> [B]``; what decides. None: the argmax of ``logits``.
+    """
+
+    state: Any
+    logits: Callable[[Any, chex.Array], chex.Array]
+    predict: Callable[[Any, chex.Array], chex.Array] | None = None
+
+
+def nearest_neighbor(points: np.ndarray, labels: np.ndarray, num_classes: int, temperature: float) -> Classifier:
+    """1NN over ``points``, attacked through the soft 1NN of ``temperature`` and judged as it is."""
+    reference = neighbors.fit(points, labels, num_classes)
+    return Classifier((reference, jnp.float32(temperature)), _soft_neighbor_logits, _neighbor_prediction)
+
+
+def network(model: nn.Module, variables: Any) -> Classifier:
+    """A trained network in evaluation mode."""
+    return Classifier(variables, _network_logits(model))
+
+
+def predict(classifier: Classifier, images: chex.Array) -> chex.Array:
+    """Classify images ``[B, ...]``; returns labels ``[B]``."""
+    return _predict(classifier.state, images, classifier.logits, classifier.predict)
+
+
+def pgd_attack(
+    classifier: Classifier,
+    images: chex.Array,
+    labels: chex.Array,
+    keys: chex.PRNGKey,
+    threat: Threat,
+    *,
+    num_steps: int,
+    num_restarts: int,
+    step_share: float,
+) -> chex.Array:
+    """Attack with `nn_adv.attacks.pgd` at step size ``step_share * epsilon / num_steps``; returns success ``[B]``."""
+    return _pgd_success(
+        classifier.state,
+        images,
+        labels,
+        keys,
+        threat,
+        step_share / max(num_steps, 1),
+        logits=classifier.logits,
+        judge=classifier.predict,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+    )
+
+
+def _soft_neighbor_logits(state, images):
+    reference, temperature = state
+    return neighbors.soft_logits(reference, images, temperature)
+
+
+def _neighbor_prediction(state, images):
+    return neighbors.predict(state[0], images)
+
+
+@functools.cache  # one function per network, so that jit recognises it
+def _network_logits(model):
+    return lambda variables, images: model.apply(variables, images)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _predict(state, images, logits, judge):
+    return jnp.argmax(logits(state, images), axis=1) if judge is None else judge(state, images)
+
+
+@functools.partial(jax.jit, static_argnames=("logits", "judge", "num_steps", "num_restarts"))
+def _pgd_success(state, images, labels, keys, threat, step_share, *, logits, judge, num_steps, num_restarts):
+    return attacks.pgd(
+        functools.partial(logits, state),
+        images,
+        labels,
+        key=keys,
+        threat=threat,
+        num_steps=num_steps,
+        step_size=step_share * threat.epsilon,
+        num_restarts=num_restarts,
+        predict_fn=None if judge is None else functools.partial(judge, state),
+    ).success

@@ -1,0 +1,100 @@
+"""Run an experiment: python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=runs/digits."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import binary_tasks, report, results
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/binary_tasks.py:digits", "What to run: FILE.py:ARGUMENT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; a run that was interrupted continues there.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "Run part i of n, as i/n; machines sharing a workdir take one part each.")
+_MERGE = flags.DEFINE_list("merge", [], "First copy the rows of these workdirs, run elsewhere, into --workdir.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from, not only what it says.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Run every item of the config file's sweep(), each in a folder of its own.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a jax.distributed cluster; each process runs one shard.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; default: from the cluster.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in the cluster; default: from the cluster.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process; default: from the cluster.")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read "i/n" as (i, n)."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--shard must be i/n with 0 <= i < n, got {text!r}")
+    return int(index), int(count)
+
+
+def sweep_items(config_file: str, overrides: dict[str, Any]) -> list[tuple[str, ml_collections.ConfigDict]]:
+    """List the runs a config file's ``sweep`` adds, as (folder name, configuration).
+
+    Args:
+      config_file: path, with or without ":ARGUMENT" (which a sweep replaces by its own).
+      overrides: values given on the command line; they hold for every run.
+
+    Raises:
+      ValueError: the file has no ``sweep``.
+    """
+    path = config_file.partition(":")[0]
+    spec = importlib.util.spec_from_file_location("sweep_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise ValueError(f"--sweep needs a function sweep(add) in {path}, which has none")
+    items = []
+
+    def add(arg: str, **changes) -> None:
+        config = module.get_config(arg)
+        config.update(changes)
+        config.update_from_flattened_dict(overrides)
+        items.append((f"{len(items):02d}-{arg.replace(',', '-')}", config))
+
+    module.sweep(add)
+    return items
+
+
+def main(argv: list[str]) -> None:
+    """Run what the flags say; a mistake of the user's ends in one line on stderr and exit status 2."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    try:
+        _run()
+    except ValueError as error:
+        if _TRACEBACK.value:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run() -> None:
+    workdir = Path(_WORKDIR.value)
+    shard = parse_shard(_SHARD.value)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        shard = (jax.process_index(), jax.process_count())
+    if _MERGE.value:
+        added, problems = results.merge(workdir, _MERGE.value)
+        print(f"{added} rows added to {workdir}", *problems, sep="\n")
+    runs = [(workdir, _CONFIG.value)]
+    if _SWEEP.value:
+        flag = flags.FLAGS["config"]
+        items = sweep_items(config_flags.get_config_filename(flag), config_flags.get_override_values(flag))
+        runs = [(workdir / name, config) for name, config in items]
+    for folder, config in runs:
+        page = binary_tasks.run(config, folder, shard=shard)
+        rows, _ = results.read_rows(folder)
+        print(f"{report.terminal_table(rows)}\nReport: {page}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

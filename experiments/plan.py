@@ -1,0 +1,139 @@
+"""What an experiment runs: methods, tasks and units, read from a configuration and checked before anything starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+
+from nn_adv import data, models, training
+from nn_adv.threat import Threat
+
+# Each network method: its training objective and the norms it is trained for.
+NETWORKS = {
+    "standard": ("standard", ()),
+    "pgd-linf": ("adversarial", ("linf",)),
+    "pgd-l2": ("adversarial", ("l2",)),
+    "trades-linf": ("trades", ("linf",)),
+    "trades-l2": ("trades", ("l2",)),
+    "trades-both": ("trades", ("linf", "l2")),
+}
+METHODS = ("1nn", *NETWORKS)
+
+# What may change between two runs into one workdir: it decides which units are run, where or how fast, not what a
+# row says (beyond rounding).
+_NOT_IN_A_ROW = ("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size", "training.group_size")
+
+
+class Unit(NamedTuple):
+    """One method on one task with one seed."""
+
+    dataset: str
+    task: data.Task
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the unit's row, the same in every run."""
+        return f"{self.dataset}/{self.task.name}/{self.method}/{self.seed}"
+
+
+def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
+    """List all units in groups of one method and one seed; the tasks of a group are trained together.
+
+    1NN and its attack are deterministic up to the random starts, so 1NN has the first seed only.
+    """
+    groups = []
+    for method in config.methods:
+        seeds = config.seeds[:1] if method == "1nn" else config.seeds
+        size = 1 if method == "1nn" else config.training.group_size
+        for seed in seeds:
+            units = [Unit(config.dataset, task, method, seed) for task in tasks]
+            groups += [units[start : start + size] for start in range(0, len(units), size)]
+    return groups
+
+
+def row_identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the part of a configuration that decides what a row says; rows of one workdir share it."""
+    identity = config.to_dict()
+    for name in _NOT_IN_A_ROW:
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, identity).pop(last)
+    return identity
+
+
+def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Recipe:
+    """Translate a method's name and the training settings into a recipe."""
+    objective, norms = NETWORKS[method]
+    threats = tuple(Threat(norm, float(config.radii[norm])) for norm in norms)
+    settings = {key: value for key, value in config.training.items() if key != "group_size"}
+    return training.Recipe(objective=objective, threats=threats, **settings)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
+    unknown = [method for method in config.methods if method not in METHODS]
+    if unknown or not config.methods:
+        raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+    if not config.seeds:
+        raise ValueError("seeds must hold at least one integer, got none")
+    if not config.radii:
+        raise ValueError("radii must give the radius of at least one norm, such as linf")
+    for norm, radius in config.radii.items():
+        Threat(norm, radius)
+    for method in config.methods:
+        for norm in NETWORKS.get(method, ("", ()))[1]:
+            if norm not in config.radii:
+                raise ValueError(f"method {method} needs radii.{norm}; radii has only {', '.join(config.radii)}")
+    if any(multiple < 0 for multiple in config.curve):
+        raise ValueError(f"curve must hold multiples >= 0 of the main radius, got {config.curve}")
+    for name, least in (("num_steps", 0), ("num_restarts", 1), ("batch_size", 1), ("images_per_split", 0)):
+        if config.evaluation[name] < least:
+            raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
+    if not config.evaluation.temperature > 0:
+        raise ValueError(f"evaluation.temperature must be positive, got {config.evaluation.temperature}")
+    if config.training.group_size < 1:
+        raise ValueError(f"training.group_size must be at least 1, got {config.training.group_size}")
+    for method in config.methods:
+        if method in NETWORKS:
+            make_recipe(config, method)
+
+
+def make_tasks(config: ml_collections.ConfigDict, dataset: data.Dataset) -> list[data.Task]:
+    """Make the tasks named in the configuration, or all of its kind."""
+    everything = data.tasks(
+        dataset,
+        config.tasks.kind,
+        train_per_class=config.tasks.train_per_class or None,
+        holdout=config.tasks.holdout,
+    )
+    known = {task.name: task for task in everything}
+    unknown = [name for name in config.tasks.names if name not in known]
+    if unknown:
+        raise ValueError(f"tasks.names must be some of {', '.join(known)}, got {', '.join(unknown)}")
+    return [known[name] for name in config.tasks.names] or everything
+
+
+def make_model(config: ml_collections.ConfigDict, dataset: data.Dataset, num_classes: int) -> nn.Module:
+    """Make the network, having tried it on the shape of one image."""
+    model = models.create(config.model.name, num_classes, **config.model.options.to_dict())
+    image = one_image(dataset)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model.name {config.model.name} does not take images of shape {image.shape[1:]} ({reason}): choose another"
+        ) from error
+    return model
+
+
+def one_image(dataset: data.Dataset) -> jax.ShapeDtypeStruct:
+    """Shape of a batch of one image, as networks take it."""
+    return jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
