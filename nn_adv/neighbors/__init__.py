@@ -1,0 +1,15 @@
+"""The 1-nearest-neighbour classifier: exact search in l1, l2 and linf, and a soft version to attack it with."""
+
+from nn_adv.neighbors.reference import Reference, fit
+from nn_adv.neighbors.search import Neighbors, class_distances, nearest, predict
+from nn_adv.neighbors.soft import soft_logits
+
+__all__ = [
+    "Neighbors",
+    "Reference",
+    "class_distances",
+    "fit",
+    "nearest",
+    "predict",
+    "soft_logits",
+]

@@ -1,0 +1,138 @@
+"""Distances between a tile of queries and a block of points: fast ones to screen with, exact ones to decide with.
+
+Between uint8 images every kernel is exact in int32. For floats the fast kernels carry an error; a ceiling
+bounds it, so a search can prove what it left out. Nothing here knows about labels or neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Products of two values in -128..127 are at most 2^14, so sums of 1024 of them fit the 24 bits of a float32.
+_EXACT_TERMS = 1024
+# Columns added per pass over an elementwise tile; 32 * 255 fits int16.
+_UNROLL = 32
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+def pixel_values(images: chex.Array) -> jax.Array:
+    """Convert uint8 images to float32 pixels, correctly rounded.
+
+    Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, which is one ulp off for half of the
+    values; the product in float64, rounded once, equals NumPy's ``images.astype(float32) / 255``.
+    """
+    with jax.enable_x64(True):
+        return (images.astype(jnp.float64) * (1 / 255)).astype(jnp.float32)
+
+
+def matmul_t(a: chex.Array, b: chex.Array) -> jax.Array:
+    """Return ``a @ b.T`` with float32 accumulation and no reduced precision: ``[Q, d], [b, d] -> [Q, b]``."""
+    dimensions = (((1,), (1,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def float64_norms(rows: chex.Array) -> jax.Array:
+    """Return euclidean norms ``[Q]`` of ``[Q, d]``, summed in float64 and rounded once to float32."""
+    with jax.enable_x64(True):
+        return jnp.sqrt(jnp.sum(jnp.square(rows.astype(jnp.float64)), axis=-1)).astype(jnp.float32)
+
+
+def centered_pixels(values: chex.Array) -> jax.Array:
+    """Shift pixels of 0..255 to -128..127 and round to bfloat16, which is exact for integers."""
+    return (values.astype(jnp.float32) - 128).astype(jnp.bfloat16)
+
+
+def _chunked_products(queries: chex.Array, points: chex.Array) -> list[jax.Array]:
+    """Return partial inner products over at most 1024 pixels each: sum them for the whole."""
+    size = queries.shape[-1]
+    return [
+        matmul_t(queries[:, i : i + _EXACT_TERMS], points[:, i : i + _EXACT_TERMS])
+        for i in range(0, size, _EXACT_TERMS)
+    ]
+
+
+def integer_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
+    """Return exact int32 squared distances of bfloat16 `centered_pixels` queries ``[Q, d]`` to uint8 points ``[b, d]``."""
+    products = sum(part.astype(jnp.int32) for part in _chunked_products(queries, centered_pixels(points)))
+    return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
+
+
+def pixel_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
+    """Return float32 squared distances, in pixels of 1/255, of bfloat16 queries to uint8 points."""
+    products = sum(_chunked_products(queries, centered_pixels(points)))
+    return query_sq_norms[:, None] + (sq_norms[None].astype(jnp.float32) - 2 * products)
+
+
+def float_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
+    """Return float32 squared distances of centred float32 queries ``[Q, d]`` to centred points ``[b, d]``."""
+    products = sum(_chunked_products(queries, points))
+    return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
+
+
+def elementwise_tile(norm: str, queries: chex.Array, points: chex.Array) -> jax.Array:
+    """Return l1 or linf distances of ``[Q, d]`` to ``[b, d]``: int16 inputs give exact int32, float32 rounded float32.
+
+    Points run along the vector lanes and a few columns are added per pass, so the accumulator stays in registers
+    and no ``[Q, b, d]`` array exists.
+    """
+    is_integer = queries.dtype == jnp.int16
+    combine = jnp.add if norm == "l1" else jnp.maximum
+    extra = -queries.shape[-1] % _UNROLL
+    queries = jnp.pad(queries, ((0, 0), (0, extra)))
+    columns = jnp.pad(points, ((0, 0), (0, extra))).T
+
+    def add_columns(step, total):
+        q = lax.dynamic_slice_in_dim(queries, step * _UNROLL, _UNROLL, axis=1)
+        z = lax.dynamic_slice_in_dim(columns, step * _UNROLL, _UNROLL, axis=0)
+        part = functools.reduce(combine, [jnp.abs(q[:, j, None] - z[j][None]) for j in range(_UNROLL)])
+        return combine(total, part.astype(total.dtype))
+
+    zeros = jnp.zeros((queries.shape[0], points.shape[0]), jnp.int32 if is_integer else jnp.float32)
+    return lax.fori_loop(0, columns.shape[0] // _UNROLL, add_columns, zeros)
+
+
+def integer_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
+    """Return exact int32 distances (squared for l2) of one uint8 query ``[d]`` to points ``[m, d]``, in 1/255."""
+    return _reduce(norm, points.astype(jnp.int32) - query.astype(jnp.int32))
+
+
+def float64_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
+    """Return float64 distances (squared for l2) of one query ``[d]`` to points ``[m, d]``; call under enable_x64."""
+    if points.dtype == jnp.uint8:
+        points = pixel_values(points)
+    return _reduce(norm, points.astype(jnp.float64) - query.astype(jnp.float64))
+
+
+def _reduce(norm: str, difference: chex.Array) -> jax.Array:
+    if norm == "l2":
+        return jnp.sum(jnp.square(difference), axis=-1)
+    return (jnp.sum if norm == "l1" else jnp.max)(jnp.abs(difference), axis=-1)
+
+
+def l2_ceiling(query_norms: chex.Array, rounding: chex.Array, terms: int) -> Callable[[chex.Array], jax.Array]:
+    """Return U with: any point within distance t of the query has a screening score of at most U(t).
+
+    The screen computes ``|q|^2 - 2 q.z + |z|^2`` in float32 for a query moved by at most ``rounding``, so the exact
+    score is at most ``(t + rounding)^2``. Each inner product of m terms errs by at most ``gamma_m |q| |z|``
+    (Higham 2002, "Accuracy and stability of numerical algorithms", 3.1), and ``|z| <= |q| + t + rounding``.
+    """
+    gamma = (terms + 16) * _UNIT_ROUNDOFF * 1.01
+
+    def ceiling(distance):
+        reach = distance * (1 + 1e-5) + rounding
+        return reach**2 * (1 + 1e-5) + gamma * (2 * query_norms + reach) ** 2
+
+    return ceiling
+
+
+def elementwise_ceiling(norm: str, size: int) -> Callable[[chex.Array], jax.Array]:
+    """Return U as `l2_ceiling` does, for direct scores: a sum (l1) or the largest (linf) of ``size`` rounded terms."""
+    roundings = (size if norm == "l1" else 0) + 16
+    return lambda distance: distance * np.float32(1 + roundings * _UNIT_ROUNDOFF * 1.01)

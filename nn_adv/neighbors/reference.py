@@ -1,0 +1,182 @@
+"""The points that classify: sorted by class, cut into blocks that hold one class each.
+
+One class per block means that class minima and class log-sum-exps need no scatter by label, and that the shapes
+of a task depend only on its number of blocks, so most pairs of classes share one compilation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+# Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
+GROUP_SIZE = 16
+# The original index of a padding row: above every real one, so it loses every tie.
+NO_POINT = np.iinfo(np.int32).max
+# Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
+PADDING_SQ_NORM = 2**30
+# Above this size squared distances of uint8 images (up to d 255^2) could reach the padding's: floats are used instead.
+_MAX_INTEGER_PIXELS = PADDING_SQ_NORM // 255**2 - 1
+_MAX_BLOCK_SIZE = 1024
+# What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
+_BLOCK_OVERHEAD = 64
+
+
+@struct.dataclass
+class Reference:
+    """Labelled points, ready for search; a pytree, made by `fit`.
+
+    With ``N`` blocks of ``b`` rows, ``d`` pixels and ``C`` classes:
+
+    Attributes:
+      blocks: points ``[N, b, d]``, uint8 (pixels of 1/255) or float32; zeros in the padding.
+      index: original index of every row ``[N, b]``; `NO_POINT` in the padding. Ascending within a class.
+      labels: class of every point by its original index ``[N * b]``; the tail is unused.
+      class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
+      sq_norms: ``[N, b]``; uint8: int32 squared norms of ``point - 128``; float32: of ``point - center``.
+      center: mean of the points ``[d]`` in [0, 1] units; expanded distances around it lose fewer digits.
+      centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
+      num_classes: C.
+      image_shape: shape of one point as it was given.
+    """
+
+    blocks: chex.Array
+    index: chex.Array
+    labels: chex.Array
+    class_start: chex.Array
+    sq_norms: chex.Array
+    center: chex.Array
+    centered_sq_norms: chex.Array
+    num_classes: int = struct.field(pytree_node=False)
+    image_shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    @property
+    def num_points(self) -> int | None:
+        """Number of points, or None inside a transformation, where it is not known."""
+        if isinstance(self.index, jax.core.Tracer):
+            return None
+        return int(np.sum(np.asarray(self.index) != NO_POINT))
+
+
+def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size: int | None = None) -> Reference:
+    """Prepare labelled points for search; runs on the host and copies the points once.
+
+    uint8 points mean pixels ``v / 255`` rounded to float32 (as NumPy's ``points.astype(float32) / 255``), so every
+    distance is in [0, 1] units. Other dtypes are taken as they are and stored as float32.
+
+    Args:
+      points: ``[n, ...]``, uint8 or float, of any trailing shape.
+      labels: ``[n]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
+      num_classes: number of classes C.
+      block_size: points per block, rounded up to a multiple of 16; memory of a search grows with it.
+        Chosen from the class sizes when None, at most 1024.
+
+    Raises:
+      ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
+        is neither uint8 nor float, num_classes or block_size below 1.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    _check(points, labels, num_classes, block_size)
+    image_shape = points.shape[1:]
+    points = points.reshape(len(points), -1)
+    if points.dtype == np.uint8 and points.shape[1] > _MAX_INTEGER_PIXELS:
+        points = points.astype(np.float32) / np.float32(255)
+    elif points.dtype != np.uint8:
+        points = points.astype(np.float32)
+    counts = np.bincount(labels, minlength=num_classes)
+    size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
+    blocks_per_class = -(-counts // size)
+    class_start = np.concatenate([[0], np.cumsum(blocks_per_class)])
+    rows = int(class_start[-1]) * size
+    row_of_point = _rows(labels, counts, class_start * size)
+
+    stored = np.zeros((rows, points.shape[1]), points.dtype)
+    stored[row_of_point] = points
+    index = np.full(rows, NO_POINT, np.int32)
+    index[row_of_point] = np.arange(len(points))
+    labels_by_index = np.zeros(rows, np.int32)
+    labels_by_index[: len(points)] = labels
+    unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
+    center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
+    is_point = index != NO_POINT
+    centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
+    if points.dtype == np.uint8:
+        sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
+    else:
+        sq_norms = centered
+
+    per_block = (int(class_start[-1]), size)
+    return Reference(
+        blocks=jnp.asarray(stored.reshape(*per_block, -1)),
+        index=jnp.asarray(index.reshape(per_block)),
+        labels=jnp.asarray(labels_by_index),
+        class_start=jnp.asarray(class_start, jnp.int32),
+        sq_norms=jnp.asarray(sq_norms.reshape(per_block)),
+        center=jnp.asarray(center),
+        centered_sq_norms=jnp.asarray(centered.reshape(per_block)),
+        num_classes=num_classes,
+        image_shape=image_shape,
+    )
+
+
+def _check(points: np.ndarray, labels: np.ndarray, num_classes: int, block_size: int | None) -> None:
+    if points.ndim < 2 or points.size == 0:
+        raise ValueError(f"points must be [n, ...] with at least one point of one pixel, got shape {points.shape}")
+    if labels.shape != points.shape[:1]:
+        raise ValueError(f"labels must be [n] with n = {len(points)}, got shape {labels.shape}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got dtype {labels.dtype}")
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels[first]} at index {first}")
+    if points.dtype == np.uint8:
+        return
+    if not jnp.issubdtype(points.dtype, jnp.floating):
+        raise ValueError(f"points must be uint8 or float, got dtype {points.dtype}")
+    finite = np.isfinite(points.reshape(len(points), -1).astype(np.float32)).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"points must be finite, got NaN or infinity at index {int(np.argmin(finite))}")
+
+
+def _choose_block_size(counts: np.ndarray) -> int:
+    """Return the block size, 16 to 1024, that wastes the fewest rows; the larger one where two are equal."""
+    candidates = [GROUP_SIZE * 2**i for i in range(int(math.log2(_MAX_BLOCK_SIZE // GROUP_SIZE)) + 1)]
+
+    def cost(size: int) -> int:
+        return int(np.sum(-(-counts // size))) * (size + _BLOCK_OVERHEAD)
+
+    return min(reversed(candidates), key=cost)
+
+
+def _rows(labels: np.ndarray, counts: np.ndarray, first_row: np.ndarray) -> np.ndarray:
+    """Return the row of every point when each class starts at its own row and keeps its order."""
+    order = np.argsort(labels, kind="stable")
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.empty(len(labels), np.int64)
+    rows[order] = np.repeat(first_row[:-1], counts) + rank_in_class
+    return rows
+
+
+def _integer_sq_norms(rows: np.ndarray) -> np.ndarray:
+    """Return exact squared norms of ``row - 128``, a slice at a time to bound memory."""
+    parts = [np.square(part.astype(np.int32) - 128).sum(axis=1) for part in _slices(rows)]
+    return np.concatenate(parts)
+
+
+def _sq_norms(rows: np.ndarray, center: np.ndarray, unit: np.float32) -> np.ndarray:
+    parts = [np.square(part / unit - center.astype(np.float64)).sum(axis=1) for part in _slices(rows)]
+    return np.concatenate(parts)
+
+
+def _slices(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, rows.size // 2**22))

@@ -1,0 +1,362 @@
+"""Exact k-nearest search in l1, l2 and linf: a fast screen over blocks, then a decision in full precision.
+
+Queries and reference points go through in blocks, so no array grows with queries times points. Every block's scores
+are reduced to the minima of groups of 16 points and a query keeps its best few groups. Between uint8 images scores are
+exact integers and the k nearest points lie in the k best groups. For floats the points of the best groups are measured
+again in float64, and a bound on the error of the screen proves that no other group holds a nearer point; queries whose
+proof fails are searched in float64 from end to end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nn_adv.neighbors import distances
+from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
+from nn_adv.threat import check_norm
+
+_QUERY_BLOCK = 1024
+# Groups measured again in float64 beside the k needed: points closer than the error of the screen rarely fill them.
+_SPARE_GROUPS = 7
+# Queries measured again at a time: enough to occupy the cores, few enough for the cache.
+_RERANK_BATCH = 8
+# Fills the list of a query that has met fewer groups than it asked for.
+_NO_GROUP = -1
+
+
+class Neighbors(NamedTuple):
+    """The k nearest points of every query, nearest first.
+
+    Attributes:
+      distances: ``[Q, k]`` float32, true distances (not squared) in the units of the points ([0, 1] for uint8).
+      indices: ``[Q, k]`` int32, positions in the array given to `fit`.
+    """
+
+    distances: chex.Array
+    indices: chex.Array
+
+
+class _Candidates(NamedTuple):
+    """Best groups of every query ``[Q, m]``: lowest score, what breaks its ties, and which group it is."""
+
+    scores: chex.Array
+    keys: chex.Array
+    groups: chex.Array
+
+
+class _Screen(NamedTuple):
+    """How to score blocks for one batch of queries: ``tile(block number)`` gives scores ``[Q, b]``."""
+
+    queries: chex.Array
+    tile: Callable[[chex.Array], chex.Array]
+    ceiling: Callable[[chex.Array], chex.Array] | None  # None: scores are exact integers
+
+
+def nearest(reference: Reference, queries: chex.Array, k: int = 1, *, norm: str = "l2") -> Neighbors:
+    """Find the k nearest points of every query, exactly.
+
+    The answer is that of a float64 brute force (integers between uint8 images, where distances are exact); points at
+    the same distance come in the order of their index. Usable under jit; not differentiable. Queries must be finite.
+
+    Args:
+      reference: points from `fit`.
+      queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points.
+      k: number of neighbours, at most the number of points (inside a transformation that is not checked: missing
+        neighbours come last, with distance inf and the largest int32 as index).
+      norm: "l1", "l2" or "linf".
+
+    Raises:
+      ValueError: unknown norm, k below 1 or above the number of points, queries of another shape or an integer dtype.
+    """
+    check_norm(norm)
+    num_points = reference.num_points
+    if k < 1 or (num_points is not None and k > num_points):
+        raise ValueError(f"k must be in 1..{'n' if num_points is None else num_points}, got {k}")
+    return _nearest(reference, lax.stop_gradient(flatten_queries(reference, queries)), k=k, norm=norm)
+
+
+def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
+    """Return the distance from every query to every class ``[Q, C]``: *squared* for l2, plain for l1 and linf.
+
+    As exact as `nearest`, rounded once to float32. A class without points is at inf.
+
+    Args:
+      reference: points from `fit`.
+      queries: as in `nearest`.
+      norm: "l1", "l2" or "linf".
+
+    Raises:
+      ValueError: as in `nearest`.
+    """
+    check_norm(norm)
+    return _class_distances(reference, lax.stop_gradient(flatten_queries(reference, queries)), norm=norm)
+
+
+def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
+    """Return the class of the nearest point of every query, ``[Q]`` int32; ties go to the lowest point index.
+
+    A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
+    integers: rounding 1/255 decides such a tie between floats.
+
+    Args:
+      reference: points from `fit`.
+      queries: as in `nearest`.
+      norm: "l1", "l2" or "linf".
+
+    Raises:
+      ValueError: as in `nearest`.
+    """
+    return reference.labels[nearest(reference, queries, norm=norm).indices[:, 0]]
+
+
+def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
+    """Return queries as ``[Q, d]``, uint8 or float32, after checking shape and dtype."""
+    queries = jnp.asarray(queries)
+    size = reference.blocks.shape[-1]
+    if queries.ndim < 2 or int(np.prod(queries.shape[1:])) != size:
+        raise ValueError(f"queries must be [Q, ...] with {size} pixels each, got shape {queries.shape}")
+    if queries.dtype != jnp.uint8 and not jnp.issubdtype(queries.dtype, jnp.floating):
+        raise ValueError(f"queries must be uint8 or float, got dtype {queries.dtype}")
+    queries = queries.reshape(len(queries), -1)
+    return queries if queries.dtype == jnp.uint8 else queries.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "norm"))
+def _nearest(reference: Reference, queries: chex.Array, *, k: int, norm: str) -> Neighbors:
+    def search(block):
+        first, last = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
+        return _search(reference, _make_screen(reference, block, norm), first, last, k=k, norm=norm)
+
+    return Neighbors(*_map_query_blocks(search, queries))
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) -> jax.Array:
+    def search(block):
+        screen = _make_screen(reference, block, norm)
+
+        def search_class(limits):
+            return _search(reference, screen, *limits, k=1, norm=norm, squared=norm == "l2")[0][:, 0]
+
+        return lax.map(search_class, (reference.class_start[:-1], reference.class_start[1:])).T
+
+    return _map_query_blocks(search, queries)
+
+
+def _map_query_blocks(search: Callable, queries: chex.Array):
+    """Apply ``search`` to equal blocks of queries, one after the other."""
+    count = len(queries)
+    num_blocks = max(1, -(-count // _QUERY_BLOCK))
+    if num_blocks == 1:
+        return search(queries)
+    size = -(-count // num_blocks)
+    padded = jnp.pad(queries, ((0, num_blocks * size - count), (0, 0)), mode="edge")
+    results = lax.map(search, padded.reshape(num_blocks, size, -1))
+    return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
+
+
+def _search(reference: Reference, screen: _Screen, first, last, *, k: int, norm: str, squared: bool = False):
+    """Return float32 distances and indices ``[Q, k]`` of the nearest points in blocks ``first`` to ``last``."""
+    is_integer = screen.ceiling is None
+    num_groups = k if is_integer else k + _SPARE_GROUPS + 1  # the last one bounds what was left out
+    found = _screen_blocks(reference, screen, first, last, num_groups)
+    if is_integer and k == 1:
+        return _finish_integers(found.scores, norm, squared), found.keys
+    if is_integer:
+        values, indices = _measure_again(reference, screen.queries, found.groups, k, norm)
+        return _finish_integers(values, norm, squared), indices
+    values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
+    farthest = jnp.sqrt(values[:, -1]) if squared else values[:, -1]
+    # Written so that NaN counts as unproven.
+    proven = (found.scores[:, -1] > screen.ceiling(farthest)) | jnp.isinf(found.scores[:, -1])
+    return _search_unproven(reference, screen.queries, ~proven, values, indices, (first, last), norm, squared)
+
+
+def _make_screen(reference: Reference, queries: chex.Array, norm: str) -> _Screen:
+    points_are_integers = reference.blocks.dtype == jnp.uint8
+    if queries.dtype == jnp.uint8 and not points_are_integers:
+        queries = distances.pixel_values(queries)
+    is_integer = queries.dtype == jnp.uint8
+    if norm == "l2" and is_integer:
+        return _integer_l2_screen(reference, queries)
+    if norm == "l2":
+        return (_pixel_l2_screen if points_are_integers else _float_l2_screen)(reference, queries)
+
+    def tile(number):
+        points = reference.blocks[number]
+        if is_integer:
+            return distances.elementwise_tile(norm, queries.astype(jnp.int16), points.astype(jnp.int16))
+        points = distances.pixel_values(points) if points_are_integers else points
+        return distances.elementwise_tile(norm, queries, points)
+
+    def masked_tile(number):
+        scores = tile(number)
+        return jnp.where(reference.index[number][None] == NO_POINT, _largest(scores.dtype), scores)
+
+    return _Screen(queries, masked_tile, None if is_integer else distances.elementwise_ceiling(norm, queries.shape[-1]))
+
+
+def _integer_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
+    centered = distances.centered_pixels(queries)
+    norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1)
+
+    def tile(number):
+        return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number])
+
+    return _Screen(queries, tile, None)
+
+
+def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
+    """Screen float queries against uint8 points in bfloat16: the points are exact, the queries are moved a little."""
+    exact = queries * 255 - 128
+    centered = exact.astype(jnp.bfloat16)
+    size = queries.shape[-1]
+    # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
+    slack = 6e-5 * np.sqrt(size) * jnp.maximum(1, jnp.max(jnp.abs(queries), axis=-1))
+    moved = distances.float64_norms(exact - centered.astype(jnp.float32)) * 1.001 + slack
+    norms = distances.float64_norms(centered)
+
+    def tile(number):
+        return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number])
+
+    bound = distances.l2_ceiling(norms, moved, size)
+    return _Screen(queries, tile, lambda distance: bound(distance * 255))
+
+
+def _float_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
+    centered = queries - reference.center
+    norms = distances.float64_norms(centered)
+
+    def tile(number):
+        points = reference.blocks[number] - reference.center
+        return distances.float_sq_l2(centered, norms**2, points, reference.sq_norms[number])
+
+    return _Screen(queries, tile, distances.l2_ceiling(norms, norms * 2.0**-22, queries.shape[-1]))
+
+
+def _screen_blocks(reference: Reference, screen: _Screen, first, last, num_groups: int) -> _Candidates:
+    """Return the best groups of every query over a range of blocks."""
+    is_integer = screen.ceiling is None
+    groups_per_block = reference.blocks.shape[1] // GROUP_SIZE
+    shape = (len(screen.queries), num_groups)
+    start = _Candidates(
+        scores=jnp.full(shape, _largest(jnp.int32 if is_integer else jnp.float32)),
+        keys=jnp.full(shape, NO_POINT, jnp.int32),
+        groups=jnp.full(shape, _NO_GROUP, jnp.int32),
+    )
+
+    def visit(number, best):
+        # A group is every groups_per_block-th point: minima then run across vector lanes, not along them.
+        scores = screen.tile(number).reshape(-1, GROUP_SIZE, groups_per_block)
+        minima = scores.min(axis=1)
+        groups = jnp.broadcast_to(number * groups_per_block + jnp.arange(groups_per_block), minima.shape)
+        groups = groups.astype(jnp.int32)
+        if is_integer:
+            index = reference.index[number].reshape(1, GROUP_SIZE, groups_per_block)
+            keys = jnp.where(scores == minima[:, None], index, NO_POINT).min(axis=1)
+        else:
+            keys = groups
+        return _smallest(_Candidates(*map(_concatenate, best, (minima, keys, groups))), num_groups)
+
+    return lax.fori_loop(first, last, visit, start)
+
+
+def _concatenate(a: chex.Array, b: chex.Array) -> jax.Array:
+    return jnp.concatenate([a, b], axis=-1)
+
+
+def _smallest(candidates: _Candidates, count: int) -> _Candidates:
+    """Return the ``count`` smallest by (score, key), in order; passes of minima beat a sort for the few asked for."""
+
+    def take(left, _):
+        score = left.scores.min(axis=-1, keepdims=True)
+        key = jnp.where(left.scores == score, left.keys, NO_POINT).min(axis=-1, keepdims=True)
+        chosen = (left.scores == score) & (left.keys == key)
+        group = jnp.where(chosen, left.groups, NO_POINT).min(axis=-1, keepdims=True)
+        scores = jnp.where(chosen, _largest(left.scores.dtype), left.scores)
+        left = _Candidates(scores, jnp.where(chosen, NO_POINT, left.keys), left.groups)
+        return left, _Candidates(score[..., 0], key[..., 0], group[..., 0])
+
+    taken = lax.scan(take, candidates, length=count)[1]
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), taken)
+
+
+def _measure_again(reference: Reference, queries, groups, k: int, norm: str, squared: bool = False):
+    """Return the k nearest among the points of the given groups ``[Q, m]``, measured exactly."""
+    size = reference.blocks.shape[1]
+    groups_per_block = size // GROUP_SIZE
+    points, index = reference.blocks.reshape(-1, reference.blocks.shape[-1]), reference.index.reshape(-1)
+
+    def measure(inputs):
+        query, group = inputs
+        first = group // groups_per_block * size + group % groups_per_block
+        rows = (first[:, None] + groups_per_block * jnp.arange(GROUP_SIZE, dtype=jnp.int32)).reshape(-1)
+        known = jnp.where(jnp.repeat(group, GROUP_SIZE) == _NO_GROUP, NO_POINT, index[rows])
+        return _exact_nearest(query, points[rows], known, k, norm, squared)
+
+    return lax.map(measure, (queries, groups), batch_size=_RERANK_BATCH)
+
+
+def _exact_nearest(query, points, index, k: int, norm: str, squared: bool):
+    """Return exact distances and indices ``[k]`` of one query among points ``[m, d]``: int32, or rounded to float32."""
+    if query.dtype == jnp.uint8:
+        values = distances.integer_distances(norm, query, points)
+        best = _nearest_of(values, index, k)
+        return best.scores, best.keys
+    with jax.enable_x64(True):
+        best = _nearest_of(distances.float64_distances(norm, query, points), index, k)
+        return _finish_float64(best.scores, norm, squared), best.keys
+
+
+def _nearest_of(values, index, k: int) -> _Candidates:
+    values = jnp.where(index == NO_POINT, _largest(values.dtype), values)
+    return _smallest(_Candidates(values, index, index), k)
+
+
+def _search_unproven(reference: Reference, queries, unproven, values, indices, limits, norm: str, squared: bool):
+    """Replace the answers of ``unproven`` queries, one at a time, by a float64 scan of all blocks."""
+    k = values.shape[-1]
+
+    def scan(query):
+        with jax.enable_x64(True):
+            start = _Candidates(*(jnp.full(k, x) for x in (jnp.float64(jnp.inf), jnp.int32(NO_POINT), jnp.int32(0))))
+
+            def visit(number, best):
+                block, index = reference.blocks[number], reference.index[number]
+                found = _nearest_of(distances.float64_distances(norm, query, block), index, k)
+                return _smallest(_Candidates(*map(_concatenate, best, found)), k)
+
+            best = lax.fori_loop(*limits, visit, start)
+            return _finish_float64(best.scores, norm, squared), best.keys
+
+    def replace(state):
+        unproven, values, indices = state
+        row = jnp.argmax(unproven).astype(jnp.int32)
+        value, index = scan(queries[row])
+        return unproven.at[row].set(False), values.at[row].set(value), indices.at[row].set(index)
+
+    return lax.while_loop(lambda state: jnp.any(state[0]), replace, (unproven, values, indices))[1:]
+
+
+def _finish_integers(values: chex.Array, norm: str, squared: bool) -> jax.Array:
+    with jax.enable_x64(True):
+        exact = values.astype(jnp.float64) * (1 / 255**2 if norm == "l2" else 1 / 255)
+        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, exact)
+        return _finish_float64(exact, norm, squared)
+
+
+def _finish_float64(values: chex.Array, norm: str, squared: bool) -> jax.Array:
+    root = norm == "l2" and not squared
+    return (jnp.sqrt(values) if root else values).astype(jnp.float32)
+
+
+def _largest(dtype) -> chex.Array:
+    return jnp.asarray(jnp.inf, dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.asarray(NO_POINT, dtype)

@@ -1,0 +1,132 @@
+"""Soft 1NN: a differentiable stand-in for the 1-nearest-neighbour classifier, to steer attacks with.
+
+Value and gradient are streamed over the reference blocks with a running maximum, sum and weighted sum per class, so
+memory does not grow with the number of points. Whether an attack succeeded is for `predict` to say.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nn_adv.neighbors import distances
+from nn_adv.neighbors.reference import Reference
+from nn_adv.neighbors.search import flatten_queries
+
+
+class _Moments(NamedTuple):
+    """Sums over the points of every class, weighted by ``exp(-D / T - peak)``.
+
+    peak ``[C, Q]``: largest exponent so far; weight ``[C, Q]``; distance ``[C, Q]``: weighted sum of D;
+    point ``[C, Q, d]``: weighted sum of the centred points (None where no gradient is wanted).
+    """
+
+    peak: chex.Array
+    weight: chex.Array
+    distance: chex.Array
+    point: chex.Array | None
+
+
+def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Numeric) -> jax.Array:
+    """Return ``l_c = logsumexp_{i in c}(-||q - z_i||^2 / T)``, ``[Q, C]``: squared l2 distances in [0, 1] units.
+
+    As T goes to 0, ``-T l_c`` tends to the squared distance to class c and the argmax to the 1NN prediction.
+    The gradient with respect to queries, ``(2 / T) (E_c[z] - q)`` with softmax weights, and to the temperature,
+    ``E_c[D] / T^2``, is exact up to float32 rounding; it keeps ``[C, Q, d]`` floats for the backward pass, whatever
+    the number of points. The reference is a constant, and there is no second derivative. Distances are expanded
+    around the mean of the points in float32: their absolute error, about 1e-7 of the squared norms, is divided by T.
+
+    Args:
+      reference: points from `fit`.
+      queries: ``[Q, ...]`` with as many pixels as a point; float in the units of the points, or uint8.
+      temperature: T > 0, a scalar in squared pixel units; traced.
+
+    Returns:
+      ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
+
+    Raises:
+      ValueError: queries of another shape or an integer dtype.
+    """
+    queries = flatten_queries(reference, queries)
+    if queries.dtype == jnp.uint8:
+        queries = distances.pixel_values(queries)
+    return _soft_logits(reference, queries - reference.center, jnp.asarray(temperature, jnp.float32))
+
+
+@jax.custom_vjp
+def _soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Array) -> jax.Array:
+    return _logits(_stream(reference, queries, temperature, want_points=False))
+
+
+def _forward(reference: Reference, queries: chex.Array, temperature: chex.Array):
+    moments = _stream(reference, queries, temperature, want_points=True)
+    return _logits(moments), (moments, queries, temperature)
+
+
+def _backward(residuals, cotangent: chex.Array):
+    moments, queries, temperature = residuals
+    # An empty class has weight 0 and gradient 0.
+    share = jnp.where(moments.weight > 0, cotangent.T / jnp.where(moments.weight > 0, moments.weight, 1), 0)
+    toward_points = jnp.einsum("cq,cqd->qd", share, moments.point, precision=lax.Precision.HIGHEST)
+    pulls = jnp.sum(share * moments.weight, axis=0)[:, None] * queries
+    by_queries = 2 / temperature * (toward_points - pulls)
+    by_temperature = jnp.sum(share * moments.distance) / temperature**2
+    return None, by_queries, by_temperature
+
+
+_soft_logits.defvjp(_forward, _backward)
+
+
+def _logits(moments: _Moments) -> jax.Array:
+    return (moments.peak + jnp.log(moments.weight)).T
+
+
+@functools.partial(jax.jit, static_argnames="want_points")
+def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, *, want_points: bool) -> _Moments:
+    """Accumulate the moments over all blocks; ``queries [Q, d]`` are centred."""
+    shape = (reference.num_classes, len(queries))
+    start = _Moments(
+        peak=jnp.full(shape, -jnp.inf),
+        weight=jnp.zeros(shape),
+        distance=jnp.zeros(shape),
+        point=jnp.zeros((*shape, queries.shape[-1])) if want_points else None,
+    )
+    query_sq_norms = jnp.sum(jnp.square(queries), axis=-1)
+    block_class = jnp.searchsorted(reference.class_start, jnp.arange(reference.blocks.shape[0]), side="right") - 1
+
+    def visit(number, moments):
+        points = reference.blocks[number]
+        if points.dtype == jnp.uint8:
+            points = points.astype(jnp.float32) * (1 / 255)
+        points = points - reference.center
+        products = distances.matmul_t(queries, points)
+        sq = jnp.maximum(query_sq_norms[:, None] + (reference.centered_sq_norms[number][None] - 2 * products), 0)
+        label = block_class[number]
+        old = jax.tree.map(lambda x: x[label], moments)
+        new = _add_block(old, sq, points, temperature)
+        return jax.tree.map(lambda x, y: x.at[label].set(y), moments, new)
+
+    return lax.fori_loop(0, reference.blocks.shape[0], visit, start)
+
+
+def _add_block(old: _Moments, sq: chex.Array, points: chex.Array, temperature: chex.Array) -> _Moments:
+    """Add one block ``[b, d]`` with squared distances ``[Q, b]`` to the moments of its class (online softmax)."""
+    exponents = -sq / temperature
+    peak = jnp.maximum(old.peak, exponents.max(axis=-1))
+    keep = jnp.exp(old.peak - peak)
+    weights = jnp.exp(exponents - peak[:, None])
+    finite_sq = jnp.where(jnp.isinf(sq), 0, sq)  # padding has weight 0 at distance inf
+    point = None
+    if old.point is not None:
+        point = old.point * keep[:, None] + lax.dot(weights, points, precision=lax.Precision.HIGHEST)
+    return _Moments(
+        peak=peak,
+        weight=old.weight * keep + weights.sum(axis=-1),
+        distance=old.distance * keep + (weights * finite_sq).sum(axis=-1),
+        point=point,
+    )
