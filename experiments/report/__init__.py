@@ -1,0 +1,85 @@
+"""The report of a run, written from its rows and from nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.report.content import report_blocks
+from experiments.report.page import Images, to_html, to_markdown
+from experiments.report.tables import PAIR_COLUMNS, Row, pair_lines
+from experiments.report.terminal import terminal_table
+
+__all__ = ["ReportPaths", "terminal_table", "write_report"]
+
+
+class ReportPaths(NamedTuple):
+    """The files of a report."""
+
+    html: Path
+    markdown: Path
+    pairs_csv: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    rows: Sequence[Row],
+    problems: Sequence[str] = (),
+    *,
+    title: str = "1-nearest-neighbour beside adversarially trained networks",
+    expected_units: int | None = None,
+) -> ReportPaths:
+    """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, pairs.csv.
+
+    Each file is replaced whole or not at all.
+
+    Args:
+      workdir: the folder of the run.
+      rows: what `results.read_rows` returned, of one dataset or several.
+      problems: likewise; repeated in the report.
+      title: heading of the page.
+      expected_units: how many units the whole run has; with fewer rows the report says that it is not complete.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError(f"{workdir} has no finished units yet: there is nothing to report")
+    blocks = report_blocks(rows, problems, title=title, expected_units=expected_units)
+    folder = Path(workdir) / "report"
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    images = [image for block in blocks if isinstance(block, Images) for image in block.images]
+    for image in images:
+        _write(figures / image.name, image.png)
+    paths = ReportPaths(folder / "report.html", folder / "report.md", folder / "pairs.csv",
+                        tuple(figures / image.name for image in images))
+    _write(paths.html, to_html(blocks, title=title).encode())
+    _write(paths.markdown, to_markdown(blocks, folder="figures").encode())
+    _write(paths.pairs_csv, _csv(rows).encode())
+    return paths
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([PAIR_COLUMNS, *pair_lines(rows)])
+    return text.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file atomically."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".report-", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,178 @@
+"""What stands in the report, block by block: findings and tables first, then figures, then how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.report import figures
+from experiments.report.findings import FOCUS, findings
+from experiments.report.labels import method_label, norm_label, percent, threat_label
+from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text
+from experiments.report.provenance import provenance_blocks
+from experiments.report.tables import CLEAN, Line, Results, Row, Threat, index_rows, main_table, order_violations
+
+_READING = (
+    "Accuracy in percent: mean over tasks ± its standard error over tasks, every task weighing the same. "
+    "≤ attacked: the share of images that no attack tried here broke, an upper bound on robust accuracy that a "
+    "stronger attack can lower. = exact: the robust accuracy itself. ≥ certified: proven, a lower bound. "
+    "Worst: an image counts only if it holds in every norm, each at its radius. "
+    "Bold: the highest of a column, bounds compared as they stand. "
+    "Pairs share classes, so tasks are not independent and the standard errors may be too small."
+)
+_COMPARING = (
+    "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
+    "mean over {} task(s) ± standard error of the task-by-task difference; level means less than two standard errors. "
+    "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower."
+)
+_SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
+_MAX_LISTED = 50
+
+
+def report_blocks(
+    rows: Sequence[Row], problems: Sequence[str], *, title: str, expected_units: int | None = None
+) -> list[Block]:
+    """Assemble the report of `rows`; the problems come from reading them."""
+    indexed = index_rows(rows)
+    blocks: list[Block] = [Heading(title, 1), _completeness(len(rows), expected_units)]
+    violations = order_violations(rows)
+    if violations:
+        blocks += [
+            Text("certified ≤ exact ≤ attacked ≤ clean is violated as follows. At least one of these numbers is wrong: "
+                 "trust nothing in this report before it is explained.", "alert"),
+            _listed(violations),
+        ]
+    if problems:
+        blocks += [Text("Found while reading the stored rows:", "alert"), _listed(problems)]
+    for results in indexed:
+        blocks += _dataset_blocks(results)
+    return [*blocks, *provenance_blocks(rows)]
+
+
+def accuracy_table(results: Results, tasks: Sequence[str]) -> Table:
+    """Lay out the main table: one line per method; train, test and the mean over both side by side."""
+    lines = main_table(results, tasks)
+    columns = [(split, threat) for split in results.splits for threat in results.main_threats]
+    return Table(
+        header=["method", *(threat_label(threat) for _, threat in columns)],
+        groups=[("", 1), *((_SPLIT_TITLES[split], len(results.main_threats)) for split in results.splits)],
+        rows=[[line_label(line), *(percent(line.cells[split][threat]) for split, threat in columns)] for line in lines],
+        strong=frozenset(
+            (row, column) for column, key in enumerate(columns, start=1) for row in _highest(lines, *key)
+        ),
+    )
+
+
+def line_label(line: Line) -> str:
+    """Write the method of a line of the main table."""
+    return method_label(line.method) + (" (certified)" if line.certified else "")
+
+
+def tasks_note(results: Results) -> str:
+    """Say over which tasks the means are taken."""
+    if _even(results):
+        return f"Means over {len(results.tasks)} task(s)."
+    numbers = ", ".join(f"{method_label(method)} {len(tasks)}" for method, tasks in results.method_tasks.items())
+    if results.common_tasks:
+        return (f"The methods were not all run on the same tasks ({numbers}): "
+                f"the means are over the {len(results.common_tasks)} task(s) common to all.")
+    return (f"The methods have no task in common ({numbers}): each mean is over the method's own tasks, "
+            "and the lines of the table must not be compared.")
+
+
+def shown_tasks(results: Results) -> tuple[str, ...]:
+    """Return the tasks of the main table: those common to all methods, or all tasks if there are none."""
+    return results.common_tasks or results.tasks
+
+
+def _dataset_blocks(results: Results) -> list[Block]:
+    tasks = shown_tasks(results)
+    blocks: list[Block] = [
+        Heading(f"{results.dataset}: mean over tasks"),
+        Text(tasks_note(results), "plain" if _even(results) else "alert"),
+        accuracy_table(results, tasks),
+        *_thin_cells(results, tasks),
+        Text(_READING, "note"),
+    ]
+    if results.common_tasks and (sentences := findings(results, tasks)):
+        blocks += [Heading(f"{results.dataset}: what the numbers say"), Bullets(sentences),
+                   Text(_COMPARING.format(len(tasks)), "note")]
+    if results.common_tasks and not _even(results):
+        blocks += [
+            Heading("Each method over all of its own tasks", 3),
+            Text("Other tasks for each line, so compare no line with another: "
+                 + ", ".join(f"{method_label(method)} {len(own)} task(s)"
+                             for method, own in results.method_tasks.items()) + ".", "note"),
+            accuracy_table(results, results.tasks),
+        ]
+    return [*blocks, *_curve_blocks(results, tasks), *_heat_map_blocks(results)]
+
+
+def _curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = []
+    for norm in results.main_radii:
+        images = [Image(f"{results.dataset}-curve-{norm}-{split}.png",
+                        f"Accuracy against the {norm_label(norm)} radius, {split} images", png)
+                  for split in _single_splits(results) if (png := figures.curves(results, split, norm, tasks))]
+        if images:
+            blocks.append(Images(images, (
+                f"{norm_label(norm)}: mean over {len(tasks)} task(s), band: ± one standard error. "
+                "Dashed upright line: the main radius. Attacked curves are upper bounds.")))
+    return [Heading(f"{results.dataset}: accuracy against the radius"), *blocks] if blocks else []
+
+
+def _heat_map_blocks(results: Results) -> list[Block]:
+    threats = [threat for threat in results.main_threats if threat != CLEAN]
+    splits = _single_splits(results)
+    values = [abs(value) for split in splits for threat in threats
+              for value in figures.pair_differences(results, split, threat).values()]
+    if not values:
+        return []
+    limit = max(0.05, *values)
+    blocks: list[Block] = [Heading(f"{results.dataset}: pair by pair")]
+    for split in reversed(splits):
+        images = [Image(f"{results.dataset}-pairs-{threat.norm}-{split}.png",
+                        f"{method_label(FOCUS)} minus the best network, {threat_label(threat)}, {split} images", png)
+                  for threat in threats if (png := figures.heat_map(results, split, threat, limit=limit))]
+        blocks.append(Images(images, (
+            f"{split.capitalize()} images: {method_label(FOCUS)} minus the best TRADES network of that pair, in points "
+            "(the best other method where no TRADES network was run). The network is chosen anew for each pair and "
+            "threat, which favours the networks. Differences of what the attacks found, except where exact.")))
+    return blocks
+
+
+def _completeness(found: int, expected: int | None) -> Text:
+    units = "units (method × task × seed)"
+    if expected is None or found == expected:
+        return Text(f"{found} {units}.", "note")
+    return Text(f"Not complete: {found} of {expected} {units}. Everything below is over the finished ones.", "alert")
+
+
+def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
+    """Name the cells that average fewer tasks than the table says."""
+    thin = []
+    for line in main_table(results, tasks):
+        expected = len(set(tasks) & set(results.method_tasks[line.method]))
+        for split, by_threat in line.cells.items():
+            where = f"{line_label(line)}, {_SPLIT_TITLES[split]}"
+            thin += [f"{where}, {threat_label(threat)}: {mean.num_tasks} of {expected} tasks"
+                     for threat, mean in by_threat.items() if mean is not None and mean.num_tasks < expected]
+    return [Text("Cells over fewer tasks:", "alert"), _listed(thin)] if thin else []
+
+
+def _highest(lines: Sequence[Line], split: str, threat: Threat) -> list[int]:
+    means = {row: line.cells[split][threat] for row, line in enumerate(lines) if not line.certified}
+    values = {row: mean.value for row, mean in means.items() if mean is not None}
+    return [row for row, value in values.items() if value == max(values.values())] if len(values) > 1 else []
+
+
+def _listed(items: Sequence[str]) -> Bullets:
+    more = len(items) - _MAX_LISTED
+    return Bullets([*items[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _single_splits(results: Results) -> list[str]:
+    return [split for split in results.splits if split != "both"]
+
+
+def _even(results: Results) -> bool:
+    return set(results.common_tasks) == set(results.tasks)

@@ -1,0 +1,88 @@
+"""What the numbers say, in sentences computed from them, whichever method they favour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.report.labels import error_points, method_label, percent, signed_points, threat_phrase
+from experiments.report.tables import (
+    CLEAN,
+    Difference,
+    Results,
+    Threat,
+    mean_over_tasks,
+    paired_difference,
+    task_accuracies,
+)
+
+FOCUS = "1nn"
+_CLEAR = 2.0  # Standard errors between 'ahead' and 'level'.
+
+
+def findings(results: Results, tasks: Sequence[str]) -> list[str]:
+    """Say for train and for test images which method is ahead under each threat, and what their mean would hide."""
+    threats = [threat for threat in results.main_threats if threat != CLEAN]
+    splits = [split for split in results.splits if split != "both"]
+    sentences = [_compare(results, split, threat, tasks) for split in splits for threat in threats]
+    if len(splits) == 2:
+        sentences += [_hidden(results, threat, tasks) for threat in threats]
+    return [sentence for sentence in sentences if sentence]
+
+
+def best_of(results: Results, methods: Sequence[str], split: str, threat: Threat, tasks: Sequence[str]) -> str | None:
+    """Return the method with the highest mean over `tasks`, the first of equals; None if none was evaluated."""
+    means = {method: mean_over_tasks(task_accuracies(results, method, split, threat), tasks) for method in methods}
+    found = {method: mean.value for method, mean in means.items() if mean is not None}
+    return max(found, key=found.__getitem__) if found else None
+
+
+def _rivals(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> tuple[str | None, str | None]:
+    """Choose what to compare: 1NN with the best other method, or without 1NN the two best."""
+    focus = FOCUS if FOCUS in results.methods else best_of(results, results.methods, split, threat, tasks)
+    others = [method for method in results.methods if method != focus]
+    return focus, best_of(results, others, split, threat, tasks)
+
+
+def _compare(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> str | None:
+    focus, rival = _rivals(results, split, threat, tasks)
+    where = f"{split.capitalize()} images, {threat_phrase(threat)}"
+    if rival is None:
+        mean = focus and mean_over_tasks(task_accuracies(results, focus, split, threat), tasks)
+        return mean and f"{where}: {method_label(focus)} keeps {percent(mean)} % ({mean.kind})."
+    difference = paired_difference(results, focus, rival, split, threat, tasks)
+    if difference is None:
+        return None
+    return (
+        f"{where}: {method_label(focus)} is {_verdict(difference)} {method_label(rival)}, {_points(difference)} points "
+        f"({percent(difference.first, error=False)} % against {percent(difference.second, error=False)} %)."
+    )
+
+
+def _hidden(results: Results, threat: Threat, tasks: Sequence[str]) -> str | None:
+    """Say where the mean over train and test images hides that they disagree."""
+    focus, rival = _rivals(results, "both", threat, tasks)
+    if rival is None:
+        return None
+    by_split = {split: paired_difference(results, focus, rival, split, threat, tasks)
+                for split in ("train", "test", "both")}
+    if None in by_split.values():
+        return None
+    verdicts = {split: _verdict(difference) for split, difference in by_split.items()}
+    if verdicts["train"] == verdicts["test"]:
+        return None
+    return (
+        f"The mean over train and test images hides a difference for {threat_phrase(threat)}: in it "
+        f"{method_label(focus)} is {verdicts['both']} {method_label(rival)} ({_points(by_split['both'])} points), "
+        f"but {verdicts['train']} it on train images ({_points(by_split['train'])}) "
+        f"and {verdicts['test']} it on test images ({_points(by_split['test'])})."
+    )
+
+
+def _verdict(difference: Difference) -> str:
+    if difference.value == 0 or (difference.error is not None and abs(difference.value) < _CLEAR * difference.error):
+        return "level with"
+    return "ahead of" if difference.value > 0 else "behind"
+
+
+def _points(difference: Difference) -> str:
+    return f"{signed_points(difference.value)} ± {error_points(difference.error)}"

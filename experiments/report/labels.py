@@ -1,0 +1,62 @@
+"""How methods, threats and numbers are written."""
+
+from __future__ import annotations
+
+from experiments.report.tables import Mean, Threat
+
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
+MISSING = "–"
+
+
+def method_label(method: str) -> str:
+    """Write a method's name: "1nn" as 1NN, "trades-linf" as TRADES-linf."""
+    name, _, rest = method.partition("-")
+    name = name.upper() if name in ("1nn", "trades", "pgd") else name
+    return f"{name}-{rest}" if rest else name
+
+
+def norm_label(norm: str) -> str:
+    """Write a norm's name, e.g. L∞."""
+    return _NORMS.get(norm, norm)
+
+
+def threat_label(threat: Threat) -> str:
+    """Write a threat, e.g. "L∞ 8/255"."""
+    if threat.norm is None:
+        return "clean"
+    return norm_label(threat.norm) if threat.epsilon is None else f"{norm_label(threat.norm)} {radius(threat)}"
+
+
+def threat_phrase(threat: Threat) -> str:
+    """Write a threat for the middle of a sentence."""
+    return "the worst of the norms" if threat.norm == "worst" else threat_label(threat)
+
+
+def in_grey_levels(threat: Threat) -> bool:
+    """Say whether a radius is a whole number of 1/255, as it is given in the literature on colour images."""
+    levels = (threat.epsilon or 0.0) * 255
+    return threat.norm == "linf" and levels > 0.5 and abs(levels - round(levels)) < 1e-3
+
+
+def radius(threat: Threat) -> str:
+    """Write a threat's radius, in 1/255 where it is a whole number of them."""
+    return f"{round(threat.epsilon * 255)}/255" if in_grey_levels(threat) else f"{threat.epsilon:.4g}"
+
+
+def percent(mean: Mean | None, *, error: bool = True) -> str:
+    """Write a mean accuracy in percent with what it is: "≤ 63.1 ± 1.2" is an upper bound, "≥" a lower one."""
+    if mean is None:
+        return MISSING
+    text = f"{_SIGNS[mean.kind]} {100 * mean.value:.1f}".strip()
+    return f"{text} ± {error_points(mean.error)}" if error else text
+
+
+def error_points(error: float | None) -> str:
+    """Write a standard error in points; it is not defined for a single task."""
+    return MISSING if error is None else f"{100 * error:.1f}"
+
+
+def signed_points(value: float) -> str:
+    """Write a difference in points with its sign (a true minus)."""
+    return f"{100 * value:+.1f}".replace("-", "−")
