@@ -6,4 +6,4 @@ from nn_adv.data.preparation import prepare
 from nn_adv.data.sources import DATASETS, load
 from nn_adv.data.tasks import KINDS, Task, tasks
 
-__all__ = ["DATASETS", "KINDS", "Dataset", "Task", "load", "load_npz", "prepare", "tasks"]
+__all__ = ["DATASETS", "Dataset", "KINDS", "Task", "load", "load_npz", "prepare", "tasks"]

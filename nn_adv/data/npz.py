@@ -11,7 +11,6 @@ import numpy as np
 from nn_adv.data.dataset import Dataset
 
 _SPLITS = ("train", "test")
-_MAX_CLASSES = 1_000_000  # a larger label is a mistake, and would ask for that much memory
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
@@ -38,14 +37,11 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         raise ValueError(
             f"test_images must be like train_images, {_describe(images['train'])}, got {_describe(images['test'])}"
         )
-    class_names = tuple(str(name) for name in np.ravel(arrays["class_names"])) if "class_names" in arrays else None
     labels = {
-        split: _checked_labels(f"{split}_labels", arrays[f"{split}_labels"], len(images[split]), class_names)
-        for split in _SPLITS
+        split: _checked_labels(f"{split}_labels", arrays[f"{split}_labels"], len(images[split])) for split in _SPLITS
     }
-    if class_names is None:
-        class_names = tuple(str(label) for label in range(max(int(split.max()) for split in labels.values()) + 1))
-    _check_classes(labels["train"], class_names)
+    class_names = _class_names(arrays.get("class_names"), labels["train"])
+    _check_classes(labels, class_names)
     return Dataset(
         name=f"npz:{path}",
         train_images=images["train"],
@@ -92,31 +88,42 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
         first = np.unravel_index(np.argmin(fits), images.shape)
         where = ", ".join(str(axis) for axis in first)
         remedy = "as uint8, or divided by 255" if images[first] > 1 else "after replacing or leaving out such images"
-        raise ValueError(f"{name} must lie in [0, 1], got {images[first]} at [{where}]: save it {remedy}")
+        raise ValueError(f"{name} must lie in [0, 1], got {images[first]:.6g} at [{where}]: save it {remedy}")
     return images.astype(np.float32)
 
 
-def _checked_labels(name: str, labels: np.ndarray, count: int, class_names: tuple[str, ...] | None) -> np.ndarray:
+def _checked_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
     """Returns the labels as int32, or raises ValueError for the first unfit one."""
     if labels.shape != (count,):
         raise ValueError(f"{name} must be [{count}], one label per image, got {list(labels.shape)}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name} must be whole numbers of an integer dtype, got {labels.dtype}")
-    bound = len(class_names) if class_names is not None else _MAX_CLASSES
-    unfit = np.flatnonzero((labels < 0) | (labels >= bound))
+    unfit = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int32).max))
     if unfit.size:
-        raise ValueError(f"{name} must be in 0..{bound - 1}, got {labels[unfit[0]]} at [{unfit[0]}]")
+        raise ValueError(f"{name} must be in 0..C-1, got {labels[unfit[0]]} at [{unfit[0]}]")
     return labels.astype(np.int32)
 
 
-def _check_classes(train_labels: np.ndarray, class_names: tuple[str, ...]) -> None:
-    """Raises ValueError unless there are two classes or more, each with a training image."""
-    if len(class_names) < 2:
-        raise ValueError(f"train_labels must name two classes or more, got only {class_names[0]!r}")
-    counts = np.bincount(train_labels, minlength=len(class_names))
-    if not counts.all():
-        first = int(np.argmin(counts > 0))
+def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[str, ...]:
+    """Returns the names in the file, or numbers up to the largest training label."""
+    if names is None:
+        # No more classes than images: a label that is plainly a mistake must not ask for that many names.
+        names = np.arange(min(int(train_labels.max()) + 1, len(train_labels)))
+    if names.size < 2:
+        raise ValueError(f"class_names or train_labels must give two classes or more, got {names.size}")
+    return tuple(str(name) for name in np.ravel(names))
+
+
+def _check_classes(labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
+    """Raises ValueError for a label of no class and for a class without a training image."""
+    for split, values in labels.items():
+        unfit = np.flatnonzero(values >= len(class_names))
+        if unfit.size:
+            first = unfit[0]
+            raise ValueError(f"{split}_labels must be in 0..{len(class_names) - 1}, got {values[first]} at [{first}]")
+    absent = np.setdiff1d(np.arange(len(class_names)), labels["train"])
+    if absent.size:
         raise ValueError(
-            f"train_labels must hold every class, got no image of class {first} ({class_names[first]}): "
+            f"train_labels must hold every class, got no image of class {absent[0]} ({class_names[absent[0]]}): "
             "number the classes that occur 0..C-1"
         )

@@ -1,0 +1,114 @@
+"""A user's own arrays: kept as they are, or refused in one line that says what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nn_adv import data
+
+
+def _arrays(**changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_images": rng.integers(0, 256, (6, 4, 5, 3), np.uint8),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+        "test_images": rng.integers(0, 256, (3, 4, 5, 3), np.uint8),
+        "test_labels": np.array([2, 1, 0]),
+    }
+    return {key: value for key, value in (arrays | changes).items() if value is not None}
+
+
+def _load(folder, **changes):
+    path = folder / "mine.npz"
+    np.savez(path, **_arrays(**changes))
+    return data.load(f"npz:{path}")
+
+
+def _floats(count, dtype=np.float32):
+    return np.random.default_rng(1).random((count, 4, 5, 3)).astype(dtype)
+
+
+def test_uint8_arrays_come_back_unchanged(tmp_path):
+    dataset = _load(tmp_path)
+    expected = _arrays()
+    np.testing.assert_array_equal(dataset.train_images, expected["train_images"])
+    np.testing.assert_array_equal(dataset.test_labels, expected["test_labels"])
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.test_labels.dtype == np.int32
+    assert dataset.class_names == ("0", "1", "2")
+    assert dataset.title == "mine"
+    assert len(data.tasks(dataset)) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_kept_as_float32(tmp_path, dtype):
+    train, test = _floats(6, dtype), _floats(3, dtype)
+    train[0, 0, 0, 0], train[0, 0, 0, 1] = 0, 1
+    dataset = _load(tmp_path, train_images=train, test_images=test)
+    assert dataset.train_images.dtype == np.float32
+    np.testing.assert_array_equal(dataset.train_images, train.astype(np.float32))
+
+
+def test_class_names_are_taken_from_the_file(tmp_path):
+    assert _load(tmp_path, class_names=np.array(["cat", "dog", "fox"])).class_names == ("cat", "dog", "fox")
+
+
+def _with_pixel(value):
+    images = _floats(6)
+    images[2, 3, 4, 1] = value
+    return {"train_images": images, "test_images": _floats(3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (_with_pixel(np.nan), r"train_images must lie in \[0, 1\], got nan at \[2, 3, 4, 1\]"),
+        (_with_pixel(np.inf), r"train_images must lie in \[0, 1\], got inf at \[2, 3, 4, 1\]"),
+        (_with_pixel(-0.01), r"train_images must lie in \[0, 1\], got -0.01.* at \[2, 3, 4, 1\]"),
+        (_with_pixel(1.01), r"train_images .* got 1.01.* at \[2, 3, 4, 1\]: save it as uint8, or divided by 255"),
+        (
+            {"train_images": np.zeros((6, 4, 5), np.uint8)},
+            r"must be \[N, H, W, C\].* got \[6, 4, 5\] .*\[\.\.\., None\]",
+        ),
+        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8)}, r"test_images must be \[N, H, W, C\], none of them 0"),
+        ({"test_images": np.zeros((3, 4, 4, 3), np.uint8)}, r"test_images must be like .*got uint8 \[3, 4, 4, 3\]"),
+        ({"test_images": _floats(3)}, "test_images must be like train_images, uint8"),
+        ({"train_images": np.zeros((6, 4, 5, 3), np.int32)}, "train_images must be uint8 .* got int32"),
+        ({"train_labels": np.array([0, 1, 2])}, r"train_labels must be \[6\], one label per image, got \[3\]"),
+        ({"train_labels": np.zeros(6)}, "train_labels must be whole numbers of an integer dtype, got float64"),
+        ({"train_labels": np.array([0, 1, 2, 0, -1, 2])}, r"train_labels must be in 0\.\..*, got -1 at \[4\]"),
+        ({"test_labels": np.array([2, 1, 3])}, r"test_labels must be in 0\.\.2, got 3 at \[2\]"),
+        ({"class_names": np.array(["a", "b"])}, r"train_labels must be in 0\.\.1, got 2 at \[2\]"),
+        (
+            {"train_labels": np.array([0, 1, 2, 0, 10**9, 2])},
+            r"in 0\.\.5, got 1000000000 at \[4\]",
+        ),
+        ({"train_labels": np.array([0, 1, 3, 0, 1, 3])}, r"no image of class 2 \(2\): number the classes"),
+        ({"train_labels": np.zeros(6, int), "test_labels": np.zeros(3, int)}, "two classes or more"),
+        ({"class_names": np.array([], str)}, "two classes or more"),
+        ({"test_labels": None, "train_images": None}, "it lacks train_images, test_labels"),
+        ({"train_labels": np.array([None] * 6)}, "without pickled objects"),
+    ],
+)
+def test_unfit_array_is_named_in_one_line(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        _load(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_unreadable_file_is_named_in_one_line(tmp_path, content):
+    path = tmp_path / "broken.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot load .*broken.npz .*: it must be an npz file") as error:
+        data.load(f"npz:{path}")
+    assert "\n" not in str(error.value)
+
+
+def test_single_array_file_is_no_npz(tmp_path):
+    path = tmp_path / "one.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(ValueError, match="cannot load"):
+        data.load(f"npz:{path}")

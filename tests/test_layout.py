@@ -1,0 +1,95 @@
+"""Holds the layout: which module may import which, and what every public name carries."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+
+import pytest
+
+import nn_adv
+
+ROOT = pathlib.Path(nn_adv.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+OUTSIDERS = {"absl", "benchmarks", "configs", "experiments", "ml_collections", "tensorflow", "torch"}
+# What each part of the library may import of the others; imports within a part are free.
+MAY_IMPORT = {
+    "attacks": {"threat"},
+    "certify": {"attacks", "neighbors", "threat"},
+    "data": set(),
+    "evaluation": {"attacks", "certify", "neighbors", "threat"},
+    "models": set(),
+    "neighbors": {"threat"},
+    "threat": set(),
+    "training": {"attacks", "threat"},
+    "zoo": {"models"},
+}
+
+
+def _part(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    """Returns the dotted names a module imports, `from a import b` as both a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively: write the full name"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _public_modules():
+    return [nn_adv] + [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(nn_adv.__path__, "nn_adv.")
+        if not info.name.rpartition(".")[2].startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    imported = _imports(path)
+    assert not {name.partition(".")[0] for name in imported} & OUTSIDERS
+    siblings = {name.split(".")[1] for name in imported if name.startswith("nn_adv.")} - {"__version__"}
+    part = _part(path)
+    if part == "__init__":
+        return
+    assert siblings - {part} <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_library_neither_asserts_nor_prints(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Assert), f"line {node.lineno}: raise ValueError or use chex"
+        is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        assert not is_print, f"line {node.lineno}: the library does not print"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_definitions_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "the module has no docstring"
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    bare = [node.name for node in definitions if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert not bare
+
+
+@pytest.mark.parametrize("module", _public_modules(), ids=lambda module: module.__name__)
+def test_packages_list_their_names_sorted(module):
+    if not hasattr(module, "__path__") or module is nn_adv:
+        return
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert inspect.getattr_static(module, name) is not None
+
+
+def test_version_is_the_one_of_the_citation():
+    citation = ROOT.parent / "CITATION.cff"
+    assert f"\nversion: {nn_adv.__version__}\n" in citation.read_text()
