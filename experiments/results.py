@@ -59,7 +59,7 @@ class Store:
     def __init__(self, path: Path, expected_hash: str):
         self.config_hash = expected_hash
         self._path = path
-        self._descriptor = _open_locked(path)
+        self._descriptor: int | None = _open_locked(path)
         try:
             rows, self.problems = read_rows(path.parent)
             _cut_damaged_tail(self._descriptor, path)
@@ -102,9 +102,11 @@ class Store:
             with _one_line_errors(self._path):
                 _write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
-        except ResultsError:
-            with contextlib.suppress(OSError):  # Leave no half line; where even this fails, the next opening cuts it.
+        except BaseException:
+            try:  # Leave no half line, which the next row would be glued to; where that fails, allow no next row.
                 os.ftruncate(self._descriptor, end)
+            except OSError:
+                self.close()
             raise
         self._done.add(row["unit"])
 
@@ -156,20 +158,19 @@ def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike
     others = [Path(other) for other in other_workdirs]
     if not others:
         raise ResultsError("merge needs at least one other workdir")
-    configs = [_read_config(other) for other in others]
-    for other, config in zip(others, configs, strict=True):
-        if config is None:
-            raise ResultsError(f"{other} holds no results: there is no {CONFIG_FILE} in it")
-        _check_same_config(other, config, configs[0]["config"])
+    config = _existing_config(others[0])["config"]
+    for other in others[1:]:
+        _check_same_config(other, _existing_config(other), config)
     added = 0
-    with _open_file(Path(workdir), configs[0]["config"], _MERGED_FILE) as store:
-        problems = list(store.problems)
+    with _open_file(Path(workdir), config, _MERGED_FILE) as store:
+        problems, done = list(store.problems), store.done()
         for other in others:
             rows, found = read_rows(other)
             problems += [f"{other}: {problem}" for problem in found]
             for row in rows:
-                if row["unit"] not in store.done():
+                if row["unit"] not in done:
                     store.append(row)
+                    done.add(row["unit"])
                     added += 1
     return added, problems
 
@@ -215,9 +216,7 @@ def _dumps(value: Any, **options: Any) -> str:
 def _open_file(workdir: Path, config: Mapping[str, Any], name: str) -> Store:
     with _one_line_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        if _read_config(workdir) is None:
-            _create_config(workdir, config)
-    stored = _read_config(workdir)
+        stored = _read_config(workdir) or _create_config(workdir, config)
     _check_same_config(workdir, stored, config)
     return Store(workdir / name, stored["hash"])
 
@@ -265,8 +264,15 @@ def _read_config(workdir: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _create_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json whole or not at all; when several shards start at once the first one's stays."""
+def _existing_config(workdir: Path) -> dict[str, Any]:
+    stored = _read_config(workdir)
+    if stored is None:
+        raise ResultsError(f"{workdir} holds no results: there is no {CONFIG_FILE} in it")
+    return stored
+
+
+def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
     others = {line.row["config_hash"] for path in workdir.glob(ROWS_PATTERN)
               for line in _lines(path.read_bytes()) if line.row is not None} - {config_hash(config)}
     if others:
@@ -282,6 +288,7 @@ def _create_config(workdir: Path, config: Mapping[str, Any]) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
     _sync_folder(workdir)
+    return json.loads((workdir / CONFIG_FILE).read_bytes())
 
 
 def _check_same_config(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -39,7 +40,7 @@ _STYLES = {
 _OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
 _DIVERGING = LinearSegmentedColormap.from_list(
     "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"])
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -74,8 +75,8 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
     differences = pair_differences(results, split, threat)
     if not differences:
         return None
-    names = {index: name for task, labels in results.classes.items() if parse_pair(task)
-             for index, name in zip(parse_pair(task), labels, strict=True)}
+    names = {index: name for task, labels in results.classes.items() if (pair := parse_pair(task))
+             for index, name in zip(pair, labels, strict=True)}
     shown = sorted({index for pair in differences for index in pair})
     grid = np.full((len(shown), len(shown)), np.nan)
     for (one, two), value in differences.items():

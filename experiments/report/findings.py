@@ -36,22 +36,20 @@ def best_of(results: Results, methods: Sequence[str], split: str, threat: Threat
     return max(found, key=found.__getitem__) if found else None
 
 
-def _rivals(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> tuple[str | None, str | None]:
-    """Choose what to compare: 1NN with the best other method, or without 1NN the two best."""
+def _rivals(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> tuple[str, str] | None:
+    """Choose what to compare: 1NN with the best other method, or without 1NN the two best; None if there are no two."""
     focus = FOCUS if FOCUS in results.methods else best_of(results, results.methods, split, threat, tasks)
-    others = [method for method in results.methods if method != focus]
-    return focus, best_of(results, others, split, threat, tasks)
+    rival = best_of(results, [method for method in results.methods if method != focus], split, threat, tasks)
+    return (focus, rival) if focus and rival else None
 
 
 def _compare(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> str | None:
-    focus, rival = _rivals(results, split, threat, tasks)
-    where = f"{split.capitalize()} images, {threat_phrase(threat)}"
-    if rival is None:
-        mean = focus and mean_over_tasks(task_accuracies(results, focus, split, threat), tasks)
-        return mean and f"{where}: {method_label(focus)} keeps {percent(mean)} % ({mean.kind})."
-    difference = paired_difference(results, focus, rival, split, threat, tasks)
-    if difference is None:
+    rivals = _rivals(results, split, threat, tasks)
+    difference = paired_difference(results, *rivals, split, threat, tasks) if rivals else None
+    if rivals is None or difference is None:
         return None
+    focus, rival = rivals
+    where = f"{split.capitalize()} images, {threat_phrase(threat)}"
     return (
         f"{where}: {method_label(focus)} is {_verdict(difference)} {method_label(rival)}, {_points(difference)} points "
         f"({percent(difference.first, error=False)} % against {percent(difference.second, error=False)} %)."
@@ -60,15 +58,14 @@ def _compare(results: Results, split: str, threat: Threat, tasks: Sequence[str])
 
 def _hidden(results: Results, threat: Threat, tasks: Sequence[str]) -> str | None:
     """Say where the mean over train and test images hides that they disagree."""
-    focus, rival = _rivals(results, "both", threat, tasks)
-    if rival is None:
+    rivals = _rivals(results, "both", threat, tasks)
+    if rivals is None:
         return None
-    by_split = {split: paired_difference(results, focus, rival, split, threat, tasks)
-                for split in ("train", "test", "both")}
-    if None in by_split.values():
-        return None
+    focus, rival = rivals
+    by_split = {split: difference for split in ("train", "test", "both")
+                if (difference := paired_difference(results, focus, rival, split, threat, tasks))}
     verdicts = {split: _verdict(difference) for split, difference in by_split.items()}
-    if verdicts["train"] == verdicts["test"]:
+    if len(by_split) < 3 or verdicts["train"] == verdicts["test"]:
         return None
     return (
         f"The mean over train and test images hides a difference for {threat_phrase(threat)}: in it "

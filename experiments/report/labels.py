@@ -41,7 +41,8 @@ def in_grey_levels(threat: Threat) -> bool:
 
 def radius(threat: Threat) -> str:
     """Write a threat's radius, in 1/255 where it is a whole number of them."""
-    return f"{round(threat.epsilon * 255)}/255" if in_grey_levels(threat) else f"{threat.epsilon:.4g}"
+    epsilon = threat.epsilon or 0.0
+    return f"{round(epsilon * 255)}/255" if in_grey_levels(threat) else f"{epsilon:.4g}"
 
 
 def percent(mean: Mean | None, *, error: bool = True) -> str:

@@ -132,9 +132,9 @@ def _html_table(table: Table) -> str:
 
     def line(tag: str, cells: Sequence[str], columns: Sequence[int], spans: Sequence[int] = ()) -> str:
         marks = [' class="start"' if column in starts[1:] else "" for column in columns]
-        spans = [f' colspan="{span}"' for span in spans] or [""] * len(cells)
-        parts = zip(marks, spans, cells, strict=True)
-        return "".join(f"<{tag}{mark}{span}>{cell}</{tag}>" for mark, span, cell in parts)
+        widths = [f' colspan="{span}"' for span in spans] or [""] * len(cells)
+        parts = zip(marks, widths, cells, strict=True)
+        return "".join(f"<{tag}{mark}{width}>{cell}</{tag}>" for mark, width, cell in parts)
 
     every = range(len(table.header))
     lines = []

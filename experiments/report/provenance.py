@@ -30,7 +30,7 @@ def _general(rows: Sequence[Row]) -> Table:
              ("versions", _summary(row.get("versions") for row in rows)),
              ("device", _values(row.get("device") for row in rows)),
              ("seeds", _values(row["seed"] for row in rows)),
-             ("finished", _span([row.get("finished") for row in rows if row.get("finished")]))]
+             ("finished", _span([row["finished"] for row in rows if row.get("finished")]))]
     for results in index_rows(rows):
         own = [row for row in rows if row["dataset"] == results.dataset]
         radii = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_radii.items())

@@ -91,7 +91,8 @@ class Results(NamedTuple):
 
     def radii(self, norm: str) -> tuple[float, ...]:
         """Every radius evaluated in one norm, ascending."""
-        return tuple(sorted({key[2].epsilon for key in self.accuracies if key[2].norm == norm}))
+        return tuple(sorted({threat.epsilon for _, _, threat, _ in self.accuracies
+                             if threat.norm == norm and threat.epsilon is not None}))
 
 
 def index_rows(rows: Iterable[Row]) -> list[Results]:
@@ -158,10 +159,7 @@ def mean_over_tasks(accuracies: Mapping[str, Accuracy], tasks: Iterable[str]) ->
     A mean of exact and attacked accuracies is an upper bound, hence 'attacked'.
     """
     found = [accuracies[task] for task in tasks if task in accuracies]
-    if not found:
-        return None
-    value, error = mean_and_error([accuracy.value for accuracy in found])
-    return Mean(value, error, len(found), _weakest(found))
+    return _mean(found) if found else None
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -208,7 +206,7 @@ def paired_difference(
     if not shared:
         return None
     value, error = mean_and_error([one[task].value - two[task].value for task in shared])
-    return Difference(mean_over_tasks(one, shared), mean_over_tasks(two, shared), value, error)
+    return Difference(_mean([one[task] for task in shared]), _mean([two[task] for task in shared]), value, error)
 
 
 def parse_pair(task: str) -> tuple[int, int] | None:
@@ -268,6 +266,11 @@ def order_violations(rows: Iterable[Row]) -> list[str]:
                         f"{upper['kind']} {upper['robust']} of {lower['count']}"
                     )
     return problems
+
+
+def _mean(accuracies: Sequence[Accuracy]) -> Mean:
+    value, error = mean_and_error([accuracy.value for accuracy in accuracies])
+    return Mean(value, error, len(accuracies), _weakest(accuracies))
 
 
 def _weakest(accuracies: Iterable[Accuracy]) -> str:

@@ -283,6 +283,30 @@ def test_a_full_disk_is_one_clear_error_and_the_results_stay(tmp_path, monkeypat
     assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
+@pytest.mark.parametrize("stop", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_half_line_that_cannot_be_taken_back_closes_the_store(tmp_path, monkeypatch, stop):
+    def write_half(descriptor, data, write=os.write):
+        write(descriptor, data[:20])
+        raise stop
+
+    def refuse(descriptor, length):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with results.open_store(tmp_path, CONFIG) as store:
+        store.append(_row("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_half)
+            patch.setattr(os, "ftruncate", refuse)
+            with pytest.raises(KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else results.ResultsError):
+                store.append(_row("b"))
+        with pytest.raises(results.ResultsError, match="closed"):
+            store.append(_row("c"))
+    with results.open_store(tmp_path, CONFIG) as store:
+        assert len(store.problems) == 1
+        store.append(_row("b"))
+    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+
+
 def test_short_writes_are_completed(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
