@@ -21,6 +21,9 @@ class SmallCNN(nn.Module):
       mean: subtracted from the pixels, one value per channel or one for all; None for none.
       std: the pixels are divided by it, likewise.
       dtype: of the computation; None for that of the inputs and weights.
+
+    Raises:
+      ValueError: dropout outside [0, 1).
     """
 
     num_classes: int
@@ -31,6 +34,11 @@ class SmallCNN(nn.Module):
     std: tuple[float, ...] | None = None
     dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: chex.Array, train: bool = False) -> chex.Array:
         """Map images ``[B, H, W, C]`` in [0, 1], H and W at least 16, to logits ``[B, num_classes]``."""
@@ -39,7 +47,7 @@ class SmallCNN(nn.Module):
             x = layers.conv(features, 3, bias=True, pad=False, dtype=self.dtype, name=f"conv{index + 1}")(x)
             x = nn.relu(x)
             if index % 2:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = layers.max_pool(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(layers.hidden_dense(self.dense_features, dtype=self.dtype, name="dense1")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -1,0 +1,238 @@
+"""Train one network, or several of one shape side by side, on tasks that share a dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv.training import steps
+from nn_adv.training.checkpoints import Checkpoints
+from nn_adv.training.recipe import Recipe
+
+
+class Member(NamedTuple):
+    """One network's data: positions in the dataset, and classes 0..C-1.
+
+    Attributes:
+      train_index: ``[n]`` the images it learns from.
+      train_labels: ``[n]`` their classes.
+      holdout_index: ``[h]`` training images kept aside to choose among epochs; may be empty without selection.
+      holdout_labels: ``[h]`` their classes.
+    """
+
+    train_index: np.ndarray
+    train_labels: np.ndarray
+    holdout_index: np.ndarray = np.zeros(0, np.int32)
+    holdout_labels: np.ndarray = np.zeros(0, np.int32)
+
+
+class History(NamedTuple):
+    """What was seen, for M members and E epochs; NaN where an accuracy was not measured.
+
+    Attributes:
+      loss: ``[M, E]`` mean training loss of an epoch.
+      clean: ``[M, E]`` share of the held-out images classified correctly after it.
+      robust: ``[M, E]`` share still correct under PGD in every threat of the recipe; an upper bound of robustness.
+    """
+
+    loss: np.ndarray
+    clean: np.ndarray
+    robust: np.ndarray
+
+
+class Trained(NamedTuple):
+    """The result for M members.
+
+    Attributes:
+      variables: one tree per member, ready for ``model.apply``.
+      history: `History`.
+      selected_epoch: ``[M]`` the epoch (from 0) after which the variables were taken.
+    """
+
+    variables: list[Any]
+    history: History
+    selected_epoch: np.ndarray
+
+
+def train(
+    model: nn.Module,
+    images: Any,
+    members: Sequence[Member],
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    steps_per_epoch: int | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int = 1,
+    on_epoch: Callable[[int, History], None] | None = None,
+) -> Trained:
+    """Train ``model`` once per member.
+
+    One member is trained plainly, several as one program mapped over members. Weights, order, crops and attacks of a
+    member come from its own seed, so apart from rounding it does not matter which others are beside it, as long as
+    ``steps_per_epoch`` is the same.
+
+    An epoch is a permutation of a member's images, continued from its beginning until ``steps_per_epoch`` batches are
+    full: no image is left out. Calls that agree in model, recipe, number of members, ``steps_per_epoch`` and the
+    shape of ``images`` share one compilation.
+
+    Args:
+      model: from `nn_adv.models`, or any Linen module with ``__call__(images, train)``.
+      images: uint8 ``[N, H, W, C]``, the dataset the members' indices point into. A `jax.Array` is used where it is.
+      members: one or more.
+      recipe: how to train.
+      seeds: one integer >= 0 per member.
+      steps_per_epoch: None for the least that shows every member all its images; give the largest over all tasks to
+        make results and compilations independent of the grouping.
+      checkpoint_dir: a folder of this training's own. A training found there continues, and a finished one is loaded.
+      checkpoint_every: save after so many epochs, and at the end.
+      on_epoch: called after each epoch with its number and the history so far.
+
+    Returns:
+      A `Trained`.
+
+    Raises:
+      ValueError: members, seeds or images do not fit each other, or ``checkpoint_dir`` holds another training.
+    """
+    steps_per_epoch = _check(images, members, recipe, seeds, steps_per_epoch, checkpoint_every)
+    images = jnp.asarray(images)
+    grouped = len(members) > 1
+    init_keys, train_keys, select_keys = _keys(seeds, grouped)
+    state = steps.init(model, recipe, init_keys, images.shape[1:], grouped=grouped)
+    history = History(*(np.full((len(members), recipe.num_epochs), np.nan) for _ in History._fields))
+
+    with contextlib.ExitStack() as stack:
+        saved, first_epoch = None, 0
+        if checkpoint_dir is not None:
+            identity = _identity(model, images, members, recipe, seeds, steps_per_epoch)
+            saved = stack.enter_context(Checkpoints(checkpoint_dir, identity))
+            first_epoch, (state, history) = saved.restore((state, history))
+        for epoch in range(first_epoch, recipe.num_epochs):
+            order = [_order(m, seed, epoch, steps_per_epoch, recipe.batch_size) for m, seed in zip(members, seeds)]
+            state, loss = _run_epoch(model, recipe, state, images, order, train_keys, grouped)
+            history.loss[:, epoch] = loss
+            last = epoch + 1 == recipe.num_epochs
+            if recipe.select_every and ((epoch + 1) % recipe.select_every == 0 or last):
+                clean, robust = _measure(model, recipe, state, images, members, select_keys, grouped)
+                history.clean[:, epoch], history.robust[:, epoch] = clean, robust
+                state = steps.keep_best(state, _stack(list(robust), grouped), epoch, grouped=grouped)
+            if saved and (last or (epoch + 1) % checkpoint_every == 0):
+                saved.save(epoch + 1, (state, history))
+            if on_epoch is not None:
+                on_epoch(epoch, history)
+    return _result(state, history, recipe, len(members))
+
+
+def _run_epoch(model, recipe, state, images, order, keys, grouped):
+    """Make one epoch's steps and give the mean loss of each member ``[M]``."""
+    indices, labels = (_stack(list(field), grouped) for field in zip(*order, strict=True))
+    num_steps = order[0][0].shape[0]
+    chunk = 1 if jax.default_backend() == "cpu" else num_steps  # see crafting._unroll
+    losses = []
+    for start in range(0, num_steps, chunk):
+        part = (np.s_[:, start : start + chunk] if grouped else np.s_[start : start + chunk])
+        state, loss = steps.advance(
+            model, recipe, state, images, indices[part], labels[part], keys, steps_per_epoch=num_steps, grouped=grouped
+        )
+        losses.append(loss)
+    return state, np.mean(np.concatenate([np.atleast_2d(jax.device_get(loss)) for loss in losses], axis=1), axis=1)
+
+
+def _measure(model, recipe, state, images, members, keys, grouped):
+    """Give the clean and the robust accuracy ``[M]`` on the held-out images, in batches of one shape."""
+    size = recipe.batch_size
+    num_batches = -(-max(len(m.holdout_index) for m in members) // size)
+    padded = [
+        [np.pad(a, (0, num_batches * size - len(a)), constant_values=-1).astype(np.int32) for a in m[2:]]
+        for m in members
+    ]
+    indices, labels = (_stack(list(field), grouped) for field in zip(*padded, strict=True))
+    correct = 0
+    for start in range(0, num_batches * size, size):
+        part = np.s_[..., start : start + size]
+        counts = steps.count_correct(
+            model, recipe, state, images, indices[part], labels[part], keys, grouped=grouped
+        )
+        correct = correct + np.atleast_2d(jax.device_get(counts))
+    return (correct / np.array([[len(m.holdout_index)] for m in members])).T
+
+
+def _order(member, seed, epoch, steps_per_epoch, batch_size):
+    """Give the images and labels of an epoch, each ``[S, B]``."""
+    permutation = np.random.default_rng([seed, epoch]).permutation(len(member.train_index))
+    shape = (steps_per_epoch, batch_size)
+    taken = np.resize(permutation, shape)
+    return member.train_index[taken].astype(np.int32), member.train_labels[taken].astype(np.int32)
+
+
+def _keys(seeds, grouped):
+    keys = jnp.stack([jax.random.split(jax.random.key(seed), 3) for seed in seeds], axis=1)
+    return tuple(keys if grouped else keys[:, 0])
+
+
+def _stack(arrays, grouped):
+    return np.stack(arrays) if grouped else arrays[0]
+
+
+def _result(state, history, recipe, num_members):
+    chosen = state.best if recipe.select_every else state.evaluated()
+    epochs = np.atleast_1d(state.best_epoch) if recipe.select_every else np.full(num_members, recipe.num_epochs - 1)
+    if num_members == 1:
+        return Trained([chosen], history, epochs)
+    return Trained([jax.tree.map(lambda leaf: leaf[i], chosen) for i in range(num_members)], history, epochs)
+
+
+def _identity(model, images, members, recipe, seeds, steps_per_epoch):
+    """Describe a training so that two different ones differ; large arrays by their hash."""
+    digest = hashlib.sha256()
+    for member in members:
+        for array in member:
+            digest.update(np.ascontiguousarray(array, np.int64).tobytes() + b"|")
+    return {
+        "model": repr(model),
+        "recipe": repr(recipe),
+        "members": digest.hexdigest(),
+        "images": hashlib.sha256(np.asarray(images).tobytes()).hexdigest(),
+        "seeds": repr([int(seed) for seed in seeds]),
+        "steps_per_epoch": str(steps_per_epoch),
+    }
+
+
+def _check(images, members, recipe, seeds, steps_per_epoch, checkpoint_every):
+    """Refuse what does not fit, and give the number of steps per epoch."""
+    if not members:
+        raise ValueError("members must hold at least one Member, got none")
+    if len(seeds) != len(members):
+        raise ValueError(f"seeds must be one per member ({len(members)}), got {len(seeds)}")
+    if min(seeds) < 0:
+        raise ValueError(f"seeds must be integers >= 0, got {min(seeds)}")
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    for number, member in enumerate(members):
+        _check_member(number, member, len(images), recipe)
+    needed = -(-max(len(member.train_index) for member in members) // recipe.batch_size)
+    if steps_per_epoch is not None and steps_per_epoch < needed:
+        raise ValueError(f"steps_per_epoch must be at least {needed} to show every image, got {steps_per_epoch}")
+    return steps_per_epoch or needed
+
+
+def _check_member(number, member, num_images, recipe):
+    for index, labels, what in ((*member[:2], "train"), (*member[2:], "holdout")):
+        if len(index) != len(labels):
+            raise ValueError(f"members[{number}] has {len(index)} {what} images but {len(labels)} labels")
+        if len(index) and not 0 <= np.min(index) <= np.max(index) < num_images:
+            raise ValueError(f"members[{number}] {what}_index must be in 0..{num_images - 1}")
+    if not len(member.train_index):
+        raise ValueError(f"members[{number}] has no training images")
+    if recipe.select_every and not len(member.holdout_index):
+        raise ValueError(f"members[{number}] has no held-out images, which select_every={recipe.select_every} needs")

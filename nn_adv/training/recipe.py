@@ -1,0 +1,127 @@
+"""What a training does, as plain numbers that compare, hash and print."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import optax
+
+from nn_adv.threat import Threat
+from nn_adv.training import crafting
+
+OBJECTIVES = ("adversarial", "standard", "trades")
+SCHEDULES = ("constant", "cosine", "step")
+AUGMENTATIONS = ("crop_flip", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; equal recipes share one compilation.
+
+    Attributes:
+      objective: "trades", "adversarial" (PGD examples) or "standard" (clean images).
+      threats: what to become robust to; several with TRADES sum their divergences. None for "standard".
+      beta: TRADES's weight of the divergence.
+      num_steps: crafting steps per batch and threat.
+      step_sizes: one per threat in pixel units; None, whole or in places, for ``2 epsilon / num_steps``.
+      num_epochs: passes over a member's images.
+      batch_size: images per step.
+      schedule: of the learning rate, "cosine" (to 0 at the end), "step" (a tenth from each of ``drop_epochs``) or
+        "constant".
+      learning_rate: at the start.
+      drop_epochs: epochs (from 0) at which "step" drops.
+      momentum: of SGD.
+      nesterov: use Nesterov's momentum.
+      weight_decay: times the weights, added to the gradient of all of them (biases and scales too).
+      ema_decay: evaluate and return an exponential moving average of weights and running statistics; 0 for none.
+      augment: "crop_flip" (pad 4, random crop, random horizontal flip) or "none".
+      select_every: every so many epochs, and after the last, measure accuracy on the held-out training images and keep
+        the best variables (the earliest among equals); 0 keeps the last without measuring.
+      select_steps: steps of the PGD that measures.
+
+    Raises:
+      ValueError: a value outside these.
+    """
+
+    objective: str = "trades"
+    threats: tuple[Threat, ...] = ()
+    beta: float = 6.0
+    num_steps: int = 10
+    step_sizes: tuple[float | None, ...] | None = None
+    num_epochs: int = 30
+    batch_size: int = 128
+    schedule: str = "cosine"
+    learning_rate: float = 0.1
+    drop_epochs: tuple[int, ...] = ()
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 2e-4
+    ema_decay: float = 0.0
+    augment: str = "none"
+    select_every: int = 0
+    select_steps: int = 10
+
+    def __post_init__(self) -> None:
+        _check_choice("objective", self.objective, OBJECTIVES)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("augment", self.augment, AUGMENTATIONS)
+        for name in ("num_epochs", "batch_size"):
+            _check_range(name, getattr(self, name), 1, whole=True)
+        for name in ("num_steps", "select_every", "select_steps"):
+            _check_range(name, getattr(self, name), 0, whole=True)
+        for name in ("beta", "learning_rate", "weight_decay"):
+            _check_range(name, getattr(self, name), 0)
+        for name in ("momentum", "ema_decay"):
+            _check_range(name, getattr(self, name), 0, below=1)
+        # Plain numbers in tuples, so that equal recipes are equal.
+        threats = tuple(dataclasses.replace(threat, epsilon=float(threat.epsilon)) for threat in self.threats)
+        object.__setattr__(self, "threats", threats)
+        object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
+        if self.step_sizes is not None:
+            object.__setattr__(self, "step_sizes", tuple(self.step_sizes))
+        self._check_threats()
+        self._check_drops()
+
+    def _check_threats(self):
+        if self.objective == "standard":
+            if self.threats:
+                raise ValueError(f"threats must be empty for the objective 'standard', got {len(self.threats)}")
+            return
+        if not self.threats:
+            raise ValueError(f"threats must hold at least one Threat for the objective {self.objective!r}, got none")
+        norms = [threat.norm for threat in self.threats]
+        if self.objective == "trades" and not set(norms) <= set(crafting.NORMS):
+            raise ValueError(f"threats of TRADES must be in {' or '.join(crafting.NORMS)}, got {', '.join(norms)}")
+        if self.step_sizes is not None and len(self.step_sizes) != len(self.threats):
+            raise ValueError(f"step_sizes must be one per threat ({len(self.threats)}), got {len(self.step_sizes)}")
+
+    def _check_drops(self):
+        if self.schedule == "step" and not self.drop_epochs:
+            raise ValueError("drop_epochs must name at least one epoch for the schedule 'step', got none")
+        if self.schedule != "step" and self.drop_epochs:
+            raise ValueError(f"drop_epochs must be empty for the schedule {self.schedule!r}, got {self.drop_epochs}")
+
+    def learning_rates(self, steps_per_epoch: int) -> optax.Schedule:
+        """Give the learning rate as a function of the step."""
+        if self.schedule == "cosine":
+            return optax.cosine_decay_schedule(self.learning_rate, self.num_epochs * steps_per_epoch)
+        drops = {epoch * steps_per_epoch: 0.1 for epoch in self.drop_epochs}
+        return optax.piecewise_constant_schedule(self.learning_rate, drops)
+
+    def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """Build SGD with momentum, the weight decay inside the momentum as in PyTorch."""
+        sgd = optax.sgd(self.learning_rates(steps_per_epoch), self.momentum or None, self.nesterov)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd)
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_range(name, value, lowest, *, below=math.inf, whole=False):
+    kind = "an integer" if whole else "a number"
+    limits = f"{kind} >= {lowest}" + (f" and < {below}" if below < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not lowest <= value < below:
+        raise ValueError(f"{name} must be {limits}, got {value!r}")

@@ -1,0 +1,211 @@
+"""The compiled parts of a training: its state, its steps, and its measure on held-out images.
+
+Functions are for one member; ``grouped=True`` maps them over a leading member axis of state, data and keys. Model and
+recipe are static, so members of the same shape share a compilation, from one call of `nn_adv.training.train` to the
+next.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from nn_adv import attacks
+from nn_adv.training import augment, objectives
+from nn_adv.training.recipe import Recipe
+
+
+@struct.dataclass
+class State:
+    """One member in training.
+
+    Attributes:
+      step: steps made.
+      variables: "params", and "batch_stats" where the network has them.
+      opt_state: of the optimiser.
+      average: moving average of ``variables``; None without ``ema_decay``.
+      best: the variables with the best score so far; None without ``select_every``.
+      best_score: their score; -1 before the first.
+      best_epoch: their epoch; -1 before the first.
+    """
+
+    step: chex.Array
+    variables: Any
+    opt_state: Any
+    average: Any
+    best: Any
+    best_score: chex.Array
+    best_epoch: chex.Array
+
+    def evaluated(self) -> Any:
+        """Give the variables to evaluate: the moving average where there is one."""
+        return self.variables if self.average is None else self.average
+
+
+def to_pixels(images: chex.Array) -> chex.Array:
+    """Turn uint8 pixels into float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+@functools.partial(jax.jit, static_argnames=("model", "recipe", "image_shape", "grouped"))
+def init(model: nn.Module, recipe: Recipe, key: chex.PRNGKey, image_shape: tuple[int, ...], *, grouped: bool) -> State:
+    """Draw the first weights from ``key``."""
+
+    def one(key):
+        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            variables=variables,
+            opt_state=recipe.optimizer(1).init(variables["params"]),
+            average=variables if recipe.ema_decay else None,
+            best=variables if recipe.select_every else None,
+            best_score=-jnp.ones(()),
+            best_epoch=-jnp.ones((), jnp.int32),
+        )
+
+    return jax.vmap(one)(key) if grouped else one(key)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "recipe", "steps_per_epoch", "grouped"), donate_argnames="state")
+def advance(
+    model: nn.Module,
+    recipe: Recipe,
+    state: State,
+    images: chex.Array,
+    indices: chex.Array,
+    labels: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    steps_per_epoch: int,
+    grouped: bool,
+) -> tuple[State, chex.Array]:
+    """Make S steps.
+
+    Args:
+      model: the network.
+      recipe: how it is trained.
+      state: of the member, or of all.
+      images: the whole dataset ``[N, H, W, C]`` uint8, shared by all members.
+      indices: ``[S, B]`` (``[M, S, B]`` grouped) the images of each step.
+      labels: likewise, their classes.
+      key: the member's key; step numbers are folded in.
+      steps_per_epoch: for the learning rate's schedule.
+      grouped: whether state, indices, labels and key have a leading member axis.
+
+    Returns:
+      The state, and the losses ``[S]`` (``[M, S]``).
+    """
+    optimizer = recipe.optimizer(steps_per_epoch)
+
+    def one(state, indices, labels, key):
+        def step(state, data):
+            return _step(model, recipe, optimizer, state, images, *data, key)
+
+        if indices.shape[0] > 1:
+            return jax.lax.scan(step, state, (indices, labels))
+        state, loss = step(state, (indices[0], labels[0]))
+        return state, loss[None]
+
+    return (jax.vmap(one) if grouped else one)(state, indices, labels, key)
+
+
+def _step(model, recipe, optimizer, state, images, indices, labels, key):
+    augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+    batch = objectives.Batch(to_pixels(images[indices]), labels)
+    if recipe.augment == "crop_flip":
+        batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
+    objective = _objective(recipe)
+
+    def loss_fn(params):
+        return objective(model.apply, {**state.variables, "params": params}, batch, key=loss_key)
+
+    params = state.variables["params"]
+    (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    variables = {**state.variables, "params": optax.apply_updates(params, updates)}
+    if aux.batch_stats:
+        variables["batch_stats"] = aux.batch_stats
+    step = state.step + 1
+    average = state.average
+    if average is not None:
+        # The first weights are forgotten as fast as the average has seen others.
+        decay = jnp.minimum(recipe.ema_decay, step / (step + 9.0))
+        average = optax.incremental_update(variables, average, 1 - decay)
+    return state.replace(step=step, variables=variables, opt_state=opt_state, average=average), loss
+
+
+def _objective(recipe):
+    crafting = {"threats": recipe.threats, "num_steps": recipe.num_steps, "step_sizes": recipe.step_sizes}
+    if recipe.objective == "trades":
+        return functools.partial(objectives.trades, beta=recipe.beta, **crafting)
+    if recipe.objective == "adversarial":
+        return functools.partial(objectives.adversarial, **crafting)
+    return objectives.standard
+
+
+@functools.partial(jax.jit, static_argnames=("model", "recipe", "grouped"))
+def count_correct(
+    model: nn.Module,
+    recipe: Recipe,
+    state: State,
+    images: chex.Array,
+    indices: chex.Array,
+    labels: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    grouped: bool,
+) -> chex.Array:
+    """Count held-out images classified correctly, clean and under each of the recipe's threats in turn.
+
+    Args:
+      model: the network.
+      recipe: gives the threats and the number of PGD steps.
+      state: of the member, or of all.
+      images: the whole dataset, uint8.
+      indices: ``[B]`` (``[M, B]`` grouped) images to look at; -1 for a place to leave out.
+      labels: likewise, their classes.
+      key: the member's key; image indices are folded in.
+      grouped: whether state, indices, labels and key have a leading member axis.
+
+    Returns:
+      ``[2]`` (``[M, 2]``): correct when clean, and when attacked under every threat.
+    """
+
+    def one(variables, indices, labels, key):
+        batch = to_pixels(images[indices])
+
+        def logits_fn(batch):
+            return model.apply(variables, batch)
+
+        clean = (jnp.argmax(logits_fn(batch), axis=1) == labels) & (indices >= 0)
+        robust = clean
+        keys = attacks.example_keys(key, indices)
+        for threat in recipe.threats:
+            step_size = 2.5 * threat.epsilon / max(recipe.select_steps, 1)
+            found = attacks.pgd(
+                logits_fn, batch, labels, key=keys, threat=threat, num_steps=recipe.select_steps, step_size=step_size
+            )
+            robust &= ~found.success
+        return jnp.stack([jnp.sum(clean), jnp.sum(robust)])
+
+    return (jax.vmap(one) if grouped else one)(state.evaluated(), indices, labels, key)
+
+
+@functools.partial(jax.jit, static_argnames="grouped")
+def keep_best(state: State, score: chex.Array, epoch: chex.Numeric, *, grouped: bool) -> State:
+    """Remember the evaluated variables where ``score`` (a scalar, ``[M]`` grouped) beats the best so far."""
+
+    def one(state, score):
+        better = score > state.best_score
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.evaluated(), state.best)
+        best_epoch = jnp.where(better, epoch, state.best_epoch).astype(jnp.int32)
+        return state.replace(best=best, best_score=jnp.maximum(score, state.best_score), best_epoch=best_epoch)
+
+    return (jax.vmap(one) if grouped else one)(state, score)

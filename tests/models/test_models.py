@@ -1,0 +1,143 @@
+"""Networks: sizes, conventions, and refusal of wrong options."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import models
+from nn_adv.models import layers
+
+# (name, options, image shape, parameters for 10 classes). MLP: 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10.
+# The residual networks are the published counts; PreActResNet-18 has a last normalisation, as WRN-28-10 and WRN-34-10.
+_SIZES = [
+    ("mlp", {}, (28, 28, 1), 269_322),
+    ("preact_resnet18", {}, (32, 32, 3), 11_172_170),
+    ("resnet18", {}, (32, 32, 3), 11_173_962),
+    ("small_cnn", {}, (28, 28, 1), 312_202),
+    ("wide_resnet", {}, (32, 32, 3), 36_479_194),
+    ("wide_resnet", {"depth": 34}, (32, 32, 3), 46_160_474),
+]
+_TINY = {
+    "mlp": {"hidden_sizes": (8,)},
+    "preact_resnet18": {"width": 4, "stem_features": 4},
+    "resnet18": {"width": 4},
+    "small_cnn": {"conv_features": (2, 2, 4, 4), "dense_features": 8},
+    "wide_resnet": {"depth": 10, "widen_factor": 1},
+}
+
+
+def _tiny(name, **options):
+    model = models.create(name, 3, **_TINY[name], **options)
+    images = jax.random.uniform(jax.random.key(0), (4, 20, 20, 3))
+    return model, images, model.init(jax.random.key(1), images)
+
+
+def test_whole_registry_is_tested():
+    assert set(models.NAMES) == set(_TINY) == {name for name, *_ in _SIZES}
+
+
+@pytest.mark.parametrize(("name", "options", "shape", "count"), _SIZES)
+def test_number_of_parameters(name, options, shape, count):
+    model = models.create(name, 10, **options)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_prediction_of_an_image_ignores_its_batch(name):
+    model, images, variables = _tiny(name)
+    together = model.apply(variables, images)
+    alone = jnp.concatenate([model.apply(variables, image[None]) for image in images])
+    assert together.shape == (4, 3) and together.dtype == jnp.float32
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    assert np.ptp(together, axis=0).min() > 0  # the images do differ to the network
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_normalisation_is_inside(name):
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    model, images, variables = _tiny(name, mean=mean, std=std)
+    plain = models.create(name, 3, **_TINY[name])
+    outside = (images - jnp.array(mean)) / jnp.array(std)
+    np.testing.assert_allclose(model.apply(variables, images), plain.apply(variables, outside), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_bfloat16_computes_near_float32_and_returns_float32(name):
+    model, images, variables = _tiny(name)
+    half = models.create(name, 3, dtype="bfloat16", **_TINY[name])
+    logits = half.apply(variables, images)
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(jax.random.key(1), images)))
+    np.testing.assert_allclose(logits, model.apply(variables, images), atol=0.1)
+    assert np.any(logits != model.apply(variables, images))
+
+
+@pytest.mark.parametrize("name", [n for n in models.NAMES if "resnet" in n])
+def test_training_moves_running_statistics_a_tenth_of_the_way(name):
+    model, images, variables = _tiny(name)
+    _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    first = "conv1" if name != "resnet18" else None
+    if first is None:  # the first normalisation sees the stem's output
+        stem = nn.Conv(4, (3, 3), padding=1, use_bias=False)
+        features = stem.apply({"params": variables["params"]["conv1"]}, images)
+        new = updated["batch_stats"]["bn1"]
+        np.testing.assert_allclose(new["mean"], 0.1 * features.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(new["var"], 0.9 + 0.1 * features.var((0, 1, 2)), rtol=1e-5)
+    before, after = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"])
+    assert all(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+def test_strided_convolution_pads_both_sides():
+    image = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+    convolution = layers.conv(1, 3, stride=2)
+    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    result = convolution.apply({"params": {"kernel": kernel}}, image)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[4.0, 0.0], [0.0, 0.0]])
+
+
+def test_dropout_only_in_training():
+    model, images, variables = _tiny("small_cnn")
+    predicted = model.apply(variables, images)
+    trained = [model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
+    assert np.any(trained[0] != trained[1]) and np.any(trained[0] != predicted)
+    without = models.create("small_cnn", 3, dropout=0.0, **_TINY["small_cnn"])
+    np.testing.assert_array_equal(without.apply(variables, images, train=True), predicted)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3)])
+def test_max_pool_equals_flax_with_ties(shape):
+    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)
+    cotangent = jax.random.normal(jax.random.key(1), (2, shape[1] // 2, shape[2] // 2, 3))
+    results = []
+    for pool in (layers.max_pool, lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))):
+        value, backward = jax.vjp(pool, x)
+        results.append((value, backward(cotangent)[0]))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_equal_options_give_equal_networks():
+    assert models.create("mlp", hidden_sizes=[8, 8], mean=0.5) == models.create("mlp", hidden_sizes=(8, 8), mean=(0.5,))
+    assert hash(models.create("resnet18", dtype=jnp.bfloat16)) == hash(models.create("resnet18", dtype="bfloat16"))
+    assert models.create("mlp") != models.create("mlp", hidden_sizes=(8,))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg", {}, "model must be one of mlp, preact_resnet18, resnet18, small_cnn, wide_resnet, got 'vgg'"),
+        ("mlp", {"depth": 3}, "options of mlp are hidden_sizes, mean, std, dtype, got depth"),
+        ("mlp", {"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ("wide_resnet", {"depth": 20}, "depth must be 6 n \\+ 4"),
+        ("wide_resnet", {"widen_factor": 0}, "widen_factor must be at least 1, got 0"),
+        ("small_cnn", {"dropout": 1.0}, "dropout must be in \\[0, 1\\), got 1.0"),
+    ],
+)
+def test_wrong_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(name, **options)
