@@ -113,11 +113,13 @@ def _mnist(config) -> None:
 def _cifar10(config) -> None:
     config.model = ml_collections.ConfigDict({"name": "preact_resnet18", "options": {}})
     config.training.update(augment="crop_flip", weight_decay=5e-4)
+    config.evaluation.temperature = 0.5
 
 
 def _shrink_for_cpu(config) -> None:
     config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": {}})
     config.tasks.train_per_class = 1000
     config.evaluation.images_per_split = 200
+    config.curve = (0.5,)
     config.training.update(num_epochs=10, schedule="cosine", drop_epochs=(), learning_rate=0.02, num_steps=10)
     config.training.update(weight_decay=5e-4, augment="none", beta=6.0)

@@ -155,9 +155,7 @@ def _evaluate(config, dataset, unit, classifier) -> list[dict[str, Any]]:
     task, settings = unit.task, config.evaluation
     train = _balanced(task.train_labels, settings.images_per_split)
     test = _balanced(task.test_labels, settings.images_per_split)
-    images = np.concatenate(
-        [dataset.train_images[task.train_index[train]], dataset.test_images[task.test_index[test]]]
-    )
+    images = np.concatenate([dataset.train_images[task.train_index[train]], dataset.test_images[task.test_index[test]]])
     labels = np.concatenate([task.train_labels[train], task.test_labels[test]])
     splits = {"train": slice(0, len(train)), "test": slice(len(train), None)}
 
@@ -212,4 +210,3 @@ def _balanced(labels: np.ndarray, count: int) -> np.ndarray:
     share = [len(part) for part in np.array_split(np.arange(count), len(classes))]
     rows = [np.flatnonzero(labels == label)[:size] for label, size in zip(classes, share, strict=True)]
     return np.sort(np.concatenate(rows))
-

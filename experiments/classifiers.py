@@ -57,7 +57,11 @@ def pgd_attack(
     num_restarts: int,
     step_share: float,
 ) -> chex.Array:
-    """Attack with `nn_adv.attacks.pgd` at step size ``step_share * epsilon / num_steps``; returns success ``[B]``."""
+    """Attack with PGD on the logit margin at step size ``step_share * epsilon / num_steps``; returns success ``[B]``.
+
+    Between two classes the margin's gradient has the direction of the cross-entropy's, but it does not vanish where
+    the classifier is sure, as the soft 1NN of a low temperature is nearly everywhere.
+    """
     return _pgd_success(
         classifier.state,
         images,
@@ -102,5 +106,6 @@ def _pgd_success(state, images, labels, keys, threat, step_share, *, logits, jud
         num_steps=num_steps,
         step_size=step_share * threat.epsilon,
         num_restarts=num_restarts,
+        loss_fn=attacks.margin,
         predict_fn=None if judge is None else functools.partial(judge, state),
     ).success

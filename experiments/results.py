@@ -142,7 +142,7 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
         for line in _lines(path.read_bytes()):
             where = f"{path.name} line {line.number}"
             if line.row is None:
-                problems.append(f"{where}: damaged, so ignored; the next run does its unit again")
+                problems.append(f"{where}: damaged and left out; its unit is done again by the next run")
             elif stored is not None and line.row["config_hash"] != stored["hash"]:
                 problems.append(f"{where}: row of another configuration ({line.row['config_hash']}), ignored")
             else:
@@ -273,8 +273,12 @@ def _existing_config(workdir: Path) -> dict[str, Any]:
 
 def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
-    others = {line.row["config_hash"] for path in workdir.glob(ROWS_PATTERN)
-              for line in _lines(path.read_bytes()) if line.row is not None} - {config_hash(config)}
+    others = {
+        line.row["config_hash"]
+        for path in workdir.glob(ROWS_PATTERN)
+        for line in _lines(path.read_bytes())
+        if line.row is not None
+    } - {config_hash(config)}
     if others:
         raise ResultsError(
             f"workdir {workdir} has rows of configuration {min(others)} and no {CONFIG_FILE}: choose another --workdir"
@@ -296,8 +300,11 @@ def _check_same_config(workdir: Path, stored: Mapping[str, Any], config: Mapping
     if new_hash == stored["hash"]:
         return
     old, new = _flatten(stored["config"]), _flatten(json.loads(_dumps(config)))
-    changes = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-               for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+    changes = [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
     raise ResultsError(
         f"workdir {workdir} belongs to configuration {stored['hash']}, this is {new_hash} ({'; '.join(changes)}): "
         "choose another --workdir, or run the old configuration"
@@ -315,7 +322,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
-        data = data[os.write(descriptor, data):]
+        data = data[os.write(descriptor, data) :]
 
 
 def _sync_folder(folder: Path) -> None:

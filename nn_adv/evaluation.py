@@ -117,4 +117,3 @@ def unbroken_curve(
             alive[rows[broken]] = False
         curve.append(alive.copy())
     return np.stack(curve)
-

@@ -44,7 +44,9 @@ def test_one_batch_shape_reaches_the_device_however_many_images():
 
 def _attack_that_breaks(radii):
     """Break image i where epsilon >= radii[i]; images carry their own number in their first pixel."""
-    return lambda images, labels, keys, threat: jnp.asarray(radii)[(images[:, 0] * 255 + 0.5).astype(int)] <= threat.epsilon
+    return lambda images, labels, keys, threat: (
+        jnp.asarray(radii)[(images[:, 0] * 255 + 0.5).astype(int)] <= threat.epsilon
+    )
 
 
 def _curve(radii, epsilons, start_from, batch_size=4):

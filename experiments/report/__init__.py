@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from experiments.report.content import report_blocks
 from experiments.report.page import Images, to_html, to_markdown
-from experiments.report.tables import PAIR_COLUMNS, Row, pair_lines
+from experiments.report.tables import Row
 from experiments.report.terminal import terminal_table
+from experiments.report.units import PAIR_COLUMNS, pair_lines
 
 __all__ = ["ReportPaths", "terminal_table", "write_report"]
 
@@ -58,8 +59,12 @@ def write_report(
     images = [image for block in blocks if isinstance(block, Images) for image in block.images]
     for image in images:
         _write(figures / image.name, image.png)
-    paths = ReportPaths(folder / "report.html", folder / "report.md", folder / "pairs.csv",
-                        tuple(figures / image.name for image in images))
+    paths = ReportPaths(
+        folder / "report.html",
+        folder / "report.md",
+        folder / "pairs.csv",
+        tuple(figures / image.name for image in images),
+    )
     _write(paths.html, to_html(blocks, title=title).encode())
     _write(paths.markdown, to_markdown(blocks, folder="figures").encode())
     _write(paths.pairs_csv, _csv(rows).encode())

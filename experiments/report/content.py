@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from experiments.report import figures
 from experiments.report.findings import FOCUS, findings
-from experiments.report.labels import method_label, norm_label, percent, threat_label
+from experiments.report.labels import counted, method_label, norm_label, percent, threat_label
 from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text
 from experiments.report.provenance import provenance_blocks
-from experiments.report.tables import CLEAN, Line, Results, Row, Threat, index_rows, main_table, order_violations
+from experiments.report.tables import CLEAN, Line, Results, Row, Threat, index_rows, main_table
+from experiments.report.units import order_violations
 
 _READING = (
     "Accuracy in percent: mean over tasks ± its standard error over tasks, every task weighing the same. "
@@ -21,7 +23,7 @@ _READING = (
 )
 _COMPARING = (
     "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
-    "mean over {} task(s) ± standard error of the task-by-task difference; level means less than two standard errors. "
+    "mean over {tasks} ± standard error of the task-by-task difference; level means less than two standard errors. "
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower."
 )
 _SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
@@ -36,20 +38,27 @@ def report_blocks(
     blocks: list[Block] = [Heading(title, 1), _completeness(len(rows), expected_units)]
     violations = order_violations(rows)
     if violations:
-        blocks += [
-            Text("certified ≤ exact ≤ attacked ≤ clean is violated as follows. At least one of these numbers is wrong: "
-                 "trust nothing in this report before it is explained.", "alert"),
-            _listed(violations),
-        ]
+        blocks.append(
+            _alert(
+                "certified ≤ exact ≤ attacked ≤ clean is violated as follows. At least one of these numbers is wrong: "
+                "trust nothing in this report before it is explained.",
+                violations,
+            )
+        )
     if problems:
-        blocks += [Text("Found while reading the stored rows:", "alert"), _listed(problems)]
+        blocks.append(_alert("Found while reading the stored rows:", problems))
     for results in indexed:
-        blocks += _dataset_blocks(results)
+        if len(indexed) > 1:
+            blocks.append(Heading(results.dataset))
+        blocks += [*_table_blocks(results), *_curve_blocks(results), *_heat_map_blocks(results)]
     return [*blocks, *provenance_blocks(rows)]
 
 
-def accuracy_table(results: Results, tasks: Sequence[str]) -> Table:
-    """Lay out the main table: one line per method; train, test and the mean over both side by side."""
+def accuracy_table(results: Results, tasks: Sequence[str], *, comparable: bool = True) -> Table:
+    """Lay out the main table: one line per method; train, test and the mean over both side by side.
+
+    The highest of each column is set in bold if the lines are comparable, that is over the same tasks.
+    """
     lines = main_table(results, tasks)
     columns = [(split, threat) for split in results.splits for threat in results.main_threats]
     return Table(
@@ -57,7 +66,7 @@ def accuracy_table(results: Results, tasks: Sequence[str]) -> Table:
         groups=[("", 1), *((_SPLIT_TITLES[split], len(results.main_threats)) for split in results.splits)],
         rows=[[line_label(line), *(percent(line.cells[split][threat]) for split, threat in columns)] for line in lines],
         strong=frozenset(
-            (row, column) for column, key in enumerate(columns, start=1) for row in _highest(lines, *key)
+            (row, column) for column, key in enumerate(columns, start=1) for row in _highest(lines, *key) if comparable
         ),
     )
 
@@ -70,13 +79,11 @@ def line_label(line: Line) -> str:
 def tasks_note(results: Results) -> str:
     """Say over which tasks the means are taken."""
     if _even(results):
-        return f"Means over {len(results.tasks)} task(s)."
-    numbers = ", ".join(f"{method_label(method)} {len(tasks)}" for method, tasks in results.method_tasks.items())
+        return f"Means over {counted(len(results.tasks), 'task')}."
+    start = f"The methods were not all run on the same tasks ({_task_numbers(results)})"
     if results.common_tasks:
-        return (f"The methods were not all run on the same tasks ({numbers}): "
-                f"the means are over the {len(results.common_tasks)} task(s) common to all.")
-    return (f"The methods have no task in common ({numbers}): each mean is over the method's own tasks, "
-            "and the lines of the table must not be compared.")
+        return f"{start}: the means are over the {counted(len(results.common_tasks), 'task')} common to all."
+    return f"{start} and have none in common: each mean is over the method's own tasks, compare no line with another."
 
 
 def shown_tasks(results: Results) -> tuple[str, ...]:
@@ -84,60 +91,68 @@ def shown_tasks(results: Results) -> tuple[str, ...]:
     return results.common_tasks or results.tasks
 
 
-def _dataset_blocks(results: Results) -> list[Block]:
+def _table_blocks(results: Results) -> list[Block]:
     tasks = shown_tasks(results)
-    blocks: list[Block] = [
-        Heading(f"{results.dataset}: mean over tasks"),
-        Text(tasks_note(results), "plain" if _even(results) else "alert"),
-        accuracy_table(results, tasks),
-        *_thin_cells(results, tasks),
-        Text(_READING, "note"),
-    ]
-    if results.common_tasks and (sentences := findings(results, tasks)):
-        blocks += [Heading(f"{results.dataset}: what the numbers say"), Bullets(sentences),
-                   Text(_COMPARING.format(len(tasks)), "note")]
-    if results.common_tasks and not _even(results):
+    comparable = bool(results.common_tasks)
+    blocks: list[Block] = [Heading(f"Mean over {counted(len(tasks), 'task')}" if comparable else "Mean over tasks")]
+    if not _even(results):
+        blocks.append(Text(tasks_note(results), "alert"))
+    table = accuracy_table(results, tasks, comparable=comparable)
+    blocks += [table, *_thin_cells(results, tasks), Text(_READING, "note")]
+    if comparable and (sentences := findings(results, tasks)):
+        note = _COMPARING.format(tasks=counted(len(tasks), "task"))
+        blocks += [Heading("What the numbers say"), Bullets(sentences), Text(note, "note")]
+    if comparable and not _even(results):
         blocks += [
-            Heading("Each method over all of its own tasks", 3),
-            Text("Other tasks for each line, so compare no line with another: "
-                 + ", ".join(f"{method_label(method)} {len(own)} task(s)"
-                             for method, own in results.method_tasks.items()) + ".", "note"),
-            accuracy_table(results, results.tasks),
+            Heading("Each method over all of its own tasks"),
+            Text(f"Each line is over other tasks ({_task_numbers(results)}): compare no line with another.", "alert"),
+            accuracy_table(results, results.tasks, comparable=False),
         ]
-    return [*blocks, *_curve_blocks(results, tasks), *_heat_map_blocks(results)]
+    return blocks
 
 
-def _curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
+def _curve_blocks(results: Results) -> list[Block]:
+    tasks = shown_tasks(results)
     blocks: list[Block] = []
     for norm in results.main_radii:
-        images = [Image(f"{results.dataset}-curve-{norm}-{split}.png",
-                        f"Accuracy against the {norm_label(norm)} radius, {split} images", png)
-                  for split in _single_splits(results) if (png := figures.curves(results, split, norm, tasks))]
-        if images:
-            blocks.append(Images(images, (
-                f"{norm_label(norm)}: mean over {len(tasks)} task(s), band: ± one standard error. "
-                "Dashed upright line: the main radius. Attacked curves are upper bounds.")))
-    return [Heading(f"{results.dataset}: accuracy against the radius"), *blocks] if blocks else []
+        title = f"Accuracy against the {norm_label(norm)} radius"
+        images = [
+            Image(_file_name(results, "curve", norm, split), f"{title}, {split} images", png)
+            for split in _single_splits(results)
+            if (png := figures.curves(results, split, norm, tasks))
+        ]
+        caption = (
+            f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
+            "Dashed upright line: the main radius. Attacked curves are upper bounds."
+        )
+        blocks += [Images(images, caption)] if images else []
+    return [Heading("Accuracy against the radius"), *blocks] if blocks else []
 
 
 def _heat_map_blocks(results: Results) -> list[Block]:
     threats = [threat for threat in results.main_threats if threat != CLEAN]
-    splits = _single_splits(results)
-    values = [abs(value) for split in splits for threat in threats
-              for value in figures.pair_differences(results, split, threat).values()]
-    if not values:
-        return []
-    limit = max(0.05, *values)
-    blocks: list[Block] = [Heading(f"{results.dataset}: pair by pair")]
-    for split in reversed(splits):
-        images = [Image(f"{results.dataset}-pairs-{threat.norm}-{split}.png",
-                        f"{method_label(FOCUS)} minus the best network, {threat_label(threat)}, {split} images", png)
-                  for threat in threats if (png := figures.heat_map(results, split, threat, limit=limit))]
-        blocks.append(Images(images, (
-            f"{split.capitalize()} images: {method_label(FOCUS)} minus the best TRADES network of that pair, in points "
-            "(the best other method where no TRADES network was run). The network is chosen anew for each pair and "
-            "threat, which favours the networks. Differences of what the attacks found, except where exact.")))
-    return blocks
+    splits = _single_splits(results)[::-1]
+    values = [
+        abs(value)
+        for split in splits
+        for threat in threats
+        for value in figures.pair_differences(results, split, threat).values()
+    ]
+    limit = max(values, default=0.0) or 0.01  # One scale for all panels.
+    blocks: list[Block] = []
+    for split in splits:
+        title = f"{method_label(FOCUS)} minus the best {figures.rivals_label(results)} of each pair"
+        images = []
+        for threat in threats:
+            if png := figures.heat_map(results, split, threat, limit=limit):
+                alt = f"{title}, {threat_label(threat)}, {split} images"
+                images.append(Image(_file_name(results, "pairs", threat.norm, split), alt, png))
+        caption = (
+            f"{split.capitalize()} images: {title}, in points. The network is chosen anew for each pair and "
+            "panel, which favours the networks. Differences of upper bounds, except where both are exact."
+        )
+        blocks += [Images(images, caption)] if images else []
+    return [Heading("Pair by pair"), *blocks] if blocks else []
 
 
 def _completeness(found: int, expected: int | None) -> Text:
@@ -154,9 +169,12 @@ def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
         expected = len(set(tasks) & set(results.method_tasks[line.method]))
         for split, by_threat in line.cells.items():
             where = f"{line_label(line)}, {_SPLIT_TITLES[split]}"
-            thin += [f"{where}, {threat_label(threat)}: {mean.num_tasks} of {expected} tasks"
-                     for threat, mean in by_threat.items() if mean is not None and mean.num_tasks < expected]
-    return [Text("Cells over fewer tasks:", "alert"), _listed(thin)] if thin else []
+            thin += [
+                f"{where}, {threat_label(threat)}: {mean.num_tasks} of {expected} tasks"
+                for threat, mean in by_threat.items()
+                if mean is not None and mean.num_tasks < expected
+            ]
+    return [_alert("Cells over fewer tasks:", thin)] if thin else []
 
 
 def _highest(lines: Sequence[Line], split: str, threat: Threat) -> list[int]:
@@ -165,9 +183,17 @@ def _highest(lines: Sequence[Line], split: str, threat: Threat) -> list[int]:
     return [row for row, value in values.items() if value == max(values.values())] if len(values) > 1 else []
 
 
-def _listed(items: Sequence[str]) -> Bullets:
+def _alert(title: str, items: Sequence[str]) -> Bullets:
     more = len(items) - _MAX_LISTED
-    return Bullets([*items[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
+    return Bullets([*items[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])], title)
+
+
+def _task_numbers(results: Results) -> str:
+    return ", ".join(f"{method_label(method)} {len(tasks)}" for method, tasks in results.method_tasks.items())
+
+
+def _file_name(results: Results, *parts: str | None) -> str:
+    return re.sub(r"[^\w.]+", "-", "-".join([results.dataset, *map(str, parts)])).strip("-") + ".png"
 
 
 def _single_splits(results: Results) -> list[str]:

@@ -39,7 +39,8 @@ _STYLES = {
 }
 _OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
 _DIVERGING = LinearSegmentedColormap.from_list(
-    "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"])
+    "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"]
+)
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -52,15 +53,18 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def rivals_label(results: Results) -> str:
+    """Name what 1NN is compared with in the heat maps."""
+    return "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
+
+
 def pair_differences(results: Results, split: str, threat: Threat) -> dict[tuple[int, int], float]:
     """Return 1NN's accuracy minus the best TRADES network's for each pair of classes that has both.
 
     The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
     """
-    others = [method for method in results.methods if method != FOCUS]
-    rivals = [method for method in others if method.startswith("trades")] or others
     focus = task_accuracies(results, FOCUS, split, threat)
-    networks = [task_accuracies(results, method, split, threat) for method in rivals]
+    networks = [task_accuracies(results, method, split, threat) for method in _rivals(results)]
     differences = {}
     for task, accuracy in focus.items():
         pair = parse_pair(task)
@@ -75,8 +79,12 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
     differences = pair_differences(results, split, threat)
     if not differences:
         return None
-    names = {index: name for task, labels in results.classes.items() if (pair := parse_pair(task))
-             for index, name in zip(pair, labels, strict=True)}
+    names = {
+        index: name
+        for task, labels in results.classes.items()
+        if (pair := parse_pair(task))
+        for index, name in zip(pair, labels, strict=True)
+    }
     shown = sorted({index for pair in differences for index in pair})
     grid = np.full((len(shown), len(shown)), np.nan)
     for (one, two), value in differences.items():
@@ -88,18 +96,30 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
         image = axes.imshow(grid, cmap=_DIVERGING, vmin=-100 * limit, vmax=100 * limit)
         for row, column in np.argwhere(~np.isnan(grid)):
             value = grid[row, column]
-            axes.text(column, row, f"{value:+.0f}".replace("-", "−"), ha="center", va="center", fontsize=9,
-                      color="white" if abs(value) > 75 * limit else "#222222")
+            axes.text(
+                column,
+                row,
+                f"{value:+.0f}".replace("-", "−"),
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if abs(value) > 75 * limit else "#222222",
+            )
         labels = [names[index] for index in shown]
-        axes.set_xticks(range(len(shown)), labels, rotation=45 if max(map(len, labels)) > 2 else 0,
-                        ha="right" if max(map(len, labels)) > 2 else "center", rotation_mode="anchor")
+        axes.set_xticks(
+            range(len(shown)),
+            labels,
+            rotation=45 if max(map(len, labels)) > 2 else 0,
+            ha="right" if max(map(len, labels)) > 2 else "center",
+            rotation_mode="anchor",
+        )
         axes.set_yticks(range(len(shown)), labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(f"{split} images, {threat_label(threat)}")
         bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
-        bar.set_label("← network ahead      points      1NN ahead →")
+        bar.set_label("← other ahead      points      1NN ahead →")
         return _png(figure)
 
 
@@ -121,8 +141,14 @@ def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> byt
             return None
         if main.epsilon is not None:
             axes.axvline(scale * main.epsilon, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-            axes.annotate(radius(main), (scale * main.epsilon, 101), ha="center", fontsize=9, color="#444444",
-                          annotation_clip=False)
+            axes.annotate(
+                radius(main),
+                (scale * main.epsilon, 101),
+                ha="center",
+                fontsize=9,
+                color="#444444",
+                annotation_clip=False,
+            )
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100.5)
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
@@ -134,12 +160,19 @@ def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> byt
         return _png(figure)
 
 
+def _rivals(results: Results) -> list[str]:
+    others = [method for method in results.methods if method != FOCUS]
+    return [method for method in others if method.startswith("trades")] or others
+
+
 def _curve_points(
     results: Results, method: str, split: str, norm: str, tasks: Sequence[str], *, certified: bool
 ) -> list[tuple[float, Mean]]:
     source = certified_accuracies if certified else task_accuracies
-    means = [(epsilon, mean_over_tasks(source(results, method, split, Threat(norm, epsilon)), tasks))
-             for epsilon in results.radii(norm)]
+    means = [
+        (epsilon, mean_over_tasks(source(results, method, split, Threat(norm, epsilon)), tasks))
+        for epsilon in results.radii(norm)
+    ]
     points = [(epsilon, mean) for epsilon, mean in means if mean is not None]
     clean = mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)
     if points and points[0][0] > 0 and clean is not None:
@@ -153,8 +186,17 @@ def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[floa
     radii = [scale * epsilon for epsilon, _ in points]
     values = np.array([100 * mean.value for _, mean in points])
     errors = np.array([100 * (mean.error or 0.0) for _, mean in points])
-    axes.plot(radii, values, color=color, marker=marker, markersize=4, linewidth=1.6, clip_on=False,
-              linestyle="--" if dashed else "-", label=f"{method_label(method)} ({points[-1][1].kind})")
+    axes.plot(
+        radii,
+        values,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=1.6,
+        clip_on=False,
+        linestyle="--" if dashed else "-",
+        label=f"{method_label(method)} ({points[-1][1].kind})",
+    )
     axes.fill_between(radii, values - errors, values + errors, color=color, alpha=0.18, linewidth=0)
 
 

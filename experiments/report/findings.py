@@ -62,8 +62,11 @@ def _hidden(results: Results, threat: Threat, tasks: Sequence[str]) -> str | Non
     if rivals is None:
         return None
     focus, rival = rivals
-    by_split = {split: difference for split in ("train", "test", "both")
-                if (difference := paired_difference(results, focus, rival, split, threat, tasks))}
+    by_split = {
+        split: difference
+        for split in ("train", "test", "both")
+        if (difference := paired_difference(results, focus, rival, split, threat, tasks))
+    }
     verdicts = {split: _verdict(difference) for split, difference in by_split.items()}
     if len(by_split) < 3 or verdicts["train"] == verdicts["test"]:
         return None

@@ -9,6 +9,11 @@ _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
 MISSING = "–"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: 1 task, 2 tasks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def method_label(method: str) -> str:
     """Write a method's name: "1nn" as 1NN, "trades-linf" as TRADES-linf."""
     name, _, rest = method.partition("-")

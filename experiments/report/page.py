@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,10 +25,10 @@ class Text(NamedTuple):
 
 
 class Bullets(NamedTuple):
-    """A list of sentences."""
+    """A list of sentences; with a title it is an alert."""
 
     items: Sequence[str]
-    style: str = "plain"
+    alert: str = ""
 
 
 class Table(NamedTuple):
@@ -74,7 +75,8 @@ h3 { font-size: 1.02rem; margin: 1.6rem 0 .4rem; }
 p, ul { max-width: 46rem; margin: .5rem 0 .8rem; }
 li { margin: .3rem 0; }
 .note, figcaption { color: #555; font-size: .88rem; }
-.alert { border-left: 4px solid #b3261e; background: #fdf1f0; padding: .6rem .9rem; }
+.alert { border-left: 4px solid #b3261e; background: #fdf1f0; padding: .6rem .9rem; max-width: 46rem; margin: .8rem 0; }
+.alert ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .32rem .6rem; text-align: right; white-space: nowrap; }
@@ -112,15 +114,21 @@ def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
 def _html_block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_html_text(text)}</h{level}>"
         case Text(text, style):
-            return f'<p class="{style}">{html.escape(text)}</p>'
-        case Bullets(items, style):
-            return f'<ul class="{style}">' + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+            return f'<p class="{style}">{_html_text(text)}</p>'
+        case Bullets(items, alert):
+            lines = "".join(f"<li>{_html_text(item)}</li>" for item in items)
+            return f'<div class="alert">{_html_text(alert)}<ul>{lines}</ul></div>' if alert else f"<ul>{lines}</ul>"
         case Images(images, caption):
             panels = "".join(f'<img alt="{html.escape(image.alt)}" src="{_data_uri(image.png)}">' for image in images)
-            return f'<figure><div class="panels">{panels}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
+            return f'<figure><div class="panels">{panels}</div><figcaption>{_html_text(caption)}</figcaption></figure>'
     return _html_table(block)
+
+
+def _html_text(text: str) -> str:
+    """Escape, and keep a number on one line with its sign and its unit."""
+    return re.sub(r"(?<=[≤≥=±]) (?=\d)| (?=[±%])", "&nbsp;", html.escape(text))
 
 
 def _data_uri(png: bytes) -> str:
@@ -142,10 +150,10 @@ def _html_table(table: Table) -> str:
         titles = [html.escape(text) for text, _ in table.groups]
         lines.append(f'<tr class="groups">{line("th", titles, starts, [span for _, span in table.groups])}</tr>')
     if any(table.header):
-        lines.append(f'<tr>{line("th", [html.escape(text) for text in table.header], every)}</tr>')
+        lines.append(f"<tr>{line('th', [html.escape(text) for text in table.header], every)}</tr>")
     for number, row in enumerate(table.rows):
         cells = [_html_cell(text, strong=(number, column) in table.strong) for column, text in enumerate(row)]
-        lines.append(f'<tr>{line("td", cells, every)}</tr>')
+        lines.append(f"<tr>{line('td', cells, every)}</tr>")
     kind = "numbers" if table.numeric else "words"
     return f'<div class="scroll"><table class="{kind}">\n' + "\n".join(lines) + "\n</table></div>"
 
@@ -162,8 +170,9 @@ def _markdown_block(block: Block, folder: str) -> str:
             return f"{'#' * level} {_escape(text)}"
         case Text(text, style):
             return f"**{_escape(text)}**" if style == "alert" else _escape(text)
-        case Bullets(items, _):
-            return "\n".join(f"- {_escape(item)}" for item in items)
+        case Bullets(items, alert):
+            lines = "\n".join(f"- {_escape(item)}" for item in items)
+            return f"**{_escape(alert)}**\n\n{lines}" if alert else lines
         case Images(images, caption):
             cells = " | ".join(f"![{_escape(image.alt)}]({folder}/{image.name})" for image in images)
             rule = " | ".join("---" for _ in images)
@@ -176,8 +185,10 @@ def _markdown_table(table: Table) -> str:
     groups = [text for text, span in table.groups for _ in range(span)] or [""] * len(table.header)
     header = [f"{group}: {text}" if group else text for group, text in zip(groups, table.header, strict=True)]
     rule = ["---"] + [("---:" if table.numeric else "---")] * (len(header) - 1)
-    rows = [[f"**{_escape(text)}**" if (number, i) in table.strong else _escape(text) for i, text in enumerate(row)]
-            for number, row in enumerate(table.rows)]
+    rows = [
+        [f"**{_escape(text)}**" if (number, i) in table.strong else _escape(text) for i, text in enumerate(row)]
+        for number, row in enumerate(table.rows)
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in [[_escape(text) for text in header], rule, *rows])
 
 

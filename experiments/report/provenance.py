@@ -18,19 +18,24 @@ def provenance_blocks(rows: Sequence[Row]) -> list[Block]:
     blocks: list[Block] = [Heading("How it was made"), _general(rows)]
     methods = [method for results in index_rows(rows) for method in results.methods]
     for title, field in (("Attack", "attack"), ("Training", "training")):
-        settings = [[method_label(method), text] for method in dict.fromkeys(methods)
-                    if (text := _summary(row.get(field) for row in rows if row["method"] == method))]
+        settings = [
+            [method_label(method), text]
+            for method in dict.fromkeys(methods)
+            if (text := _summary(row.get(field) for row in rows if row["method"] == method))
+        ]
         if settings:
             blocks += [Heading(title, 3), Table(["method", "settings"], settings, numeric=False)]
     return [*blocks, Heading("Time", 3), _seconds(rows, list(dict.fromkeys(methods)))]
 
 
 def _general(rows: Sequence[Row]) -> Table:
-    lines = [("configuration", _values(row["config_hash"] for row in rows)),
-             ("versions", _summary(row.get("versions") for row in rows)),
-             ("device", _values(row.get("device") for row in rows)),
-             ("seeds", _values(row["seed"] for row in rows)),
-             ("finished", _span([row["finished"] for row in rows if row.get("finished")]))]
+    lines = [
+        ("configuration", _values(row["config_hash"] for row in rows)),
+        ("versions", _summary(row.get("versions") for row in rows)),
+        ("device", _values(row.get("device") for row in rows)),
+        ("seeds", _values(row["seed"] for row in rows)),
+        ("finished", _span([row["finished"] for row in rows if row.get("finished")])),
+    ]
     for results in index_rows(rows):
         own = [row for row in rows if row["dataset"] == results.dataset]
         radii = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_radii.items())
@@ -38,9 +43,14 @@ def _general(rows: Sequence[Row]) -> Table:
             (results.dataset, _values(row.get("dataset_note") for row in own)),
             ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
             ("training images per task", _values(row.get("num_train") for row in own)),
-            *((f"{split} images judged per task",
-               _values(item["count"] for row in own for item in row["evaluations"] if item["split"] == split))
-              for split in results.splits if split != "both"),
+            *(
+                (
+                    f"{split} images judged per task",
+                    _values(item["count"] for row in own for item in row["evaluations"] if item["split"] == split),
+                )
+                for split in results.splits
+                if split != "both"
+            ),
             ("main radii", f"{radii} (pixels in [0, 1])"),
         ]
     return Table(["", ""], [line for line in lines if line[1]], numeric=False)
@@ -52,9 +62,15 @@ def _seconds(rows: Sequence[Row], methods: Sequence[str]) -> Table:
         for stage, seconds in row["seconds"].items():
             totals[row["method"]][stage] += seconds
     stages = list(dict.fromkeys(stage for row in rows for stage in row["seconds"]))
-    lines = [[method_label(method), str(sum(row["method"] == method for row in rows)),
-              *(f"{totals[method][stage]:.1f}" for stage in stages), f"{sum(totals[method].values()):.1f}"]
-             for method in methods]
+    lines = [
+        [
+            method_label(method),
+            str(sum(row["method"] == method for row in rows)),
+            *(f"{totals[method][stage]:.1f}" for stage in stages),
+            f"{sum(totals[method].values()):.1f}",
+        ]
+        for method in methods
+    ]
     return Table(["method", "units", *(f"{stage}, s" for stage in stages), "total, s"], lines)
 
 

@@ -91,8 +91,15 @@ class Results(NamedTuple):
 
     def radii(self, norm: str) -> tuple[float, ...]:
         """Every radius evaluated in one norm, ascending."""
-        return tuple(sorted({threat.epsilon for _, _, threat, _ in self.accuracies
-                             if threat.norm == norm and threat.epsilon is not None}))
+        return tuple(
+            sorted(
+                {
+                    threat.epsilon
+                    for _, _, threat, _ in self.accuracies
+                    if threat.norm == norm and threat.epsilon is not None
+                }
+            )
+        )
 
 
 def index_rows(rows: Iterable[Row]) -> list[Results]:
@@ -114,15 +121,16 @@ def _index_dataset(dataset: str, rows: Sequence[Row]) -> Results:
     for row in rows:
         tasks[row["method"]].add(row["task"])
         radii |= row["main_radii"]
-    methods = sorted(tasks, key=_method_key)
+    methods = sorted(tasks, key=method_key)
     return Results(
         dataset=dataset,
         methods=tuple(methods),
         method_tasks={method: _ordered_tasks(tasks[method]) for method in methods},
         main_radii={norm: radii[norm] for norm in sorted(radii, key=lambda norm: _position(_NORM_ORDER, norm))},
         classes={row["task"]: tuple(row["classes"]) for row in rows},
-        accuracies={key: {task: float(np.mean(values)) for task, values in found.items()}
-                    for key, found in by_seed.items()},
+        accuracies={
+            key: {task: float(np.mean(values)) for task, values in found.items()} for key, found in by_seed.items()
+        },
     )
 
 
@@ -133,8 +141,11 @@ def task_accuracies(results: Results, method: str, split: str, threat: Threat) -
     """
     if split == "both":
         train, test = (task_accuracies(results, method, name, threat) for name in ("train", "test"))
-        return {task: Accuracy((train[task].value + test[task].value) / 2, _weakest([train[task], test[task]]))
-                for task in train if task in test}
+        return {
+            task: Accuracy((train[task].value + test[task].value) / 2, _weakest([train[task], test[task]]))
+            for task in train
+            if task in test
+        }
     shown = {}
     for kind in ("attacked", "exact", "clean"):  # A later one replaces an earlier one.
         for task, value in results.accuracies.get((method, split, threat, kind), {}).items():
@@ -146,8 +157,9 @@ def certified_accuracies(results: Results, method: str, split: str, threat: Thre
     """Return the lower bound of each task whose exact accuracy is not known."""
     if split == "both":
         train, test = (certified_accuracies(results, method, name, threat) for name in ("train", "test"))
-        return {task: Accuracy((train[task].value + test[task].value) / 2, "certified")
-                for task in train if task in test}
+        return {
+            task: Accuracy((train[task].value + test[task].value) / 2, "certified") for task in train if task in test
+        }
     exact = results.accuracies.get((method, split, threat, "exact"), {})
     certified = results.accuracies.get((method, split, threat, "certified"), {})
     return {task: Accuracy(value, "certified") for task, value in certified.items() if task not in exact}
@@ -181,8 +193,13 @@ def main_table(results: Results, tasks: Sequence[str]) -> list[Line]:
     lines = []
     for method in results.methods:
         for certified, source in ((False, task_accuracies), (True, certified_accuracies)):
-            cells = {split: {threat: mean_over_tasks(source(results, method, split, threat), tasks)
-                             for threat in results.main_threats} for split in results.splits}
+            cells = {
+                split: {
+                    threat: mean_over_tasks(source(results, method, split, threat), tasks)
+                    for threat in results.main_threats
+                }
+                for split in results.splits
+            }
             if any(mean for by_threat in cells.values() for mean in by_threat.values()):
                 lines.append(Line(method, certified, cells))
     return lines
@@ -215,59 +232,6 @@ def parse_pair(task: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a binomial share (Wilson, 1927)."""
-    z = 1.959963984540054
-    share, spread = successes / count, z * z / count
-    centre = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
-
-
-PAIR_COLUMNS = ("dataset", "task", "classes", "method", "seed", "split", "norm", "epsilon", "kind", "count", "robust",
-                "accuracy", "low95", "high95")
-
-
-def pair_lines(rows: Iterable[Row]) -> list[tuple]:
-    """List every accuracy that was measured, with `PAIR_COLUMNS`, tasks and methods in the order of the tables."""
-    def order(row: Row) -> tuple:
-        return row["dataset"], _task_key(row["task"]), _method_key(row["method"]), row["seed"]
-
-    lines = []
-    for row in sorted(rows, key=order):
-        for item in row["evaluations"]:
-            low, high = wilson_interval(item["robust"], item["count"])
-            lines.append((row["dataset"], row["task"], " / ".join(row["classes"]), row["method"], row["seed"],
-                          item["split"], item["norm"] or "", "" if item["epsilon"] is None else item["epsilon"],
-                          item["kind"], item["count"], item["robust"], round(item["robust"] / item["count"], 6),
-                          round(low, 6), round(high, 6)))
-    return lines
-
-
-_BOUND_ORDER = ("certified", "exact", "attacked", "clean")
-
-
-def order_violations(rows: Iterable[Row]) -> list[str]:
-    """List where certified <= exact <= attacked <= clean fails for one unit, split and threat: never by rights."""
-    problems = []
-    for row in rows:
-        found: dict[tuple, dict[str, Mapping]] = defaultdict(dict)
-        clean = {item["split"]: item for item in row["evaluations"] if item["kind"] == "clean"}
-        for item in row["evaluations"]:
-            found[item["split"], item["norm"], item["epsilon"]][item["kind"]] = item
-        for (split, norm, epsilon), kinds in found.items():
-            present = kinds | ({"clean": clean[split]} if split in clean else {})
-            ordered = [present[kind] for kind in _BOUND_ORDER if kind in present]
-            for lower, upper in zip(ordered, ordered[1:], strict=False):
-                if lower["count"] == upper["count"] and lower["robust"] > upper["robust"]:
-                    radius = "" if epsilon is None else f" {epsilon:g}"
-                    problems.append(
-                        f"{row['unit']}, {split} images, {norm}{radius}: {lower['kind']} {lower['robust']} > "
-                        f"{upper['kind']} {upper['robust']} of {lower['count']}"
-                    )
-    return problems
-
-
 def _mean(accuracies: Sequence[Accuracy]) -> Mean:
     value, error = mean_and_error([accuracy.value for accuracy in accuracies])
     return Mean(value, error, len(accuracies), _weakest(accuracies))
@@ -282,14 +246,15 @@ def _position(order: Sequence[str], name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _method_key(method: str) -> tuple:
+def method_key(method: str) -> tuple:
+    """Order 1NN first, then the networks by what they are trained for, then methods unknown here."""
     return _position(_METHOD_ORDER, method), method
 
 
-def _task_key(task: str) -> tuple:
+def task_key(task: str) -> tuple:
     """Order the numbers in a task's name as numbers: 2v10 after 2v9."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", task))
 
 
 def _ordered_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(tasks, key=_task_key))
+    return tuple(sorted(tasks, key=task_key))

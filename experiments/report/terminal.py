@@ -22,7 +22,7 @@ def terminal_table(rows: Iterable[Row]) -> str:
 
 def _dataset_table(results: Results) -> str:
     lines = main_table(results, shown_tasks(results))
-    name_width = max(len(line_label(line)) for line in lines) + 1
+    name_width = max(len(_name(line)) for line in lines) + 1
     group_width = 1 + _CELL * len(results.main_threats)
     per_row = max(1, (_WIDTH - name_width) // group_width)
     parts = [results.dataset, *_wrapped(tasks_note(results))]
@@ -36,17 +36,31 @@ def _groups(results: Results, lines: Sequence[Line], splits: Sequence[str], name
     threats = results.main_threats
     names = ["clean" if threat.norm is None else norm_label(threat.norm) for threat in threats]
     width = _CELL * len(threats)
-    text = [" " * name_width + "".join(f" {_SPLIT_TITLES[split]:^{width}}" for split in splits),
-            f"{'':{name_width}}" + "".join(" " + "".join(f"{name:>{_CELL}}" for name in names) for _ in splits)]
+    text = [
+        " " * name_width + "".join(f" {_SPLIT_TITLES[split]:^{width}}" for split in splits),
+        f"{'':{name_width}}" + "".join(" " + "".join(f"{name:>{_CELL}}" for name in names) for _ in splits),
+    ]
     for line in lines:
         cells = {split: [line.cells[split][threat] for threat in threats] for split in splits}
-        text.append(f"{line_label(line):{name_width}}" + "".join(
-            " " + "".join(f"{percent(mean, error=False).replace(' ', ''):>{_CELL}}" for mean in cells[split])
-            for split in splits))
-        text.append(f"{'':{name_width}}" + "".join(
-            " " + "".join(f"{'±' + error_points(mean.error) if mean else '':>{_CELL}}" for mean in cells[split])
-            for split in splits))
+        text.append(
+            f"{_name(line):{name_width}}"
+            + "".join(
+                " " + "".join(f"{percent(mean, error=False).replace(' ', ''):>{_CELL}}" for mean in cells[split])
+                for split in splits
+            )
+        )
+        text.append(
+            f"{'':{name_width}}"
+            + "".join(
+                " " + "".join(f"{'±' + error_points(mean.error) if mean else '':>{_CELL}}" for mean in cells[split])
+                for split in splits
+            )
+        )
     return text
+
+
+def _name(line: Line) -> str:
+    return "  certified" if line.certified else line_label(line)
 
 
 def _wrapped(text: str) -> list[str]:

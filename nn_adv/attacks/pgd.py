@@ -150,6 +150,4 @@ def _better(best: _Best, other: _Best) -> _Best:
 
 def _where(condition, yes, no):
     """Choose per image, field by field."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b), yes, no
-    )
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b), yes, no)
