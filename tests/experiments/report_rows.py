@@ -20,13 +20,23 @@ def evaluation(split, norm, epsilon, kind, count, robust):
 def row(task, method, evaluations, *, dataset="digits", classes=("0", "1"), seed=0, radii=None, **fields):
     """One row with the given evaluations."""
     return {
-        "schema": 1, "unit": f"{dataset}/{task}/{method}/{seed}", "dataset": dataset, "dataset_note": "made up",
-        "task": task, "classes": list(classes), "method": method, "seed": seed, "config_hash": "0123456789ab",
-        "num_train": 10000, "evaluations": evaluations, "main_radii": dict(radii or RADII),
+        "schema": 1,
+        "unit": f"{dataset}/{task}/{method}/{seed}",
+        "dataset": dataset,
+        "dataset_note": "made up",
+        "task": task,
+        "classes": list(classes),
+        "method": method,
+        "seed": seed,
+        "config_hash": "0123456789ab",
+        "num_train": 10000,
+        "evaluations": evaluations,
+        "main_radii": dict(radii or RADII),
         "attack": {"name": "pgd", "num_steps": 20, "num_restarts": 1},
         "training": None if method == "1nn" else {"model": "small_cnn", "epochs": 10, "selected_epoch": len(task)},
         "seconds": {"train": 0.0 if method == "1nn" else 61.5, "evaluate": 2.25},
-        "versions": {"nn_adv": "0.1.0", "jax": "0.10.2", "python": "3.11.9"}, "device": "cpu",
+        "versions": {"nn_adv": "0.1.0", "jax": "0.10.2", "python": "3.11.9"},
+        "device": "cpu",
         "finished": "2026-01-01T00:00:00Z",
     } | fields
 

@@ -70,11 +70,35 @@ def test_the_csv_gives_back_every_evaluation(full):
     rows, paths = full
     with open(paths.pairs_csv, newline="") as file:
         lines = list(csv.DictReader(file))
-    read = {(line["task"], line["method"], int(line["seed"]), line["split"], line["norm"] or None,
-             float(line["epsilon"]) if line["epsilon"] else None, line["kind"], int(line["count"]), int(line["robust"]))
-            for line in lines}
-    written = {(item["task"], item["method"], item["seed"], found["split"], found["norm"], found["epsilon"],
-                found["kind"], found["count"], found["robust"]) for item in rows for found in item["evaluations"]}
+    read = {
+        (
+            line["task"],
+            line["method"],
+            int(line["seed"]),
+            line["split"],
+            line["norm"] or None,
+            float(line["epsilon"]) if line["epsilon"] else None,
+            line["kind"],
+            int(line["count"]),
+            int(line["robust"]),
+        )
+        for line in lines
+    }
+    written = {
+        (
+            item["task"],
+            item["method"],
+            item["seed"],
+            found["split"],
+            found["norm"],
+            found["epsilon"],
+            found["kind"],
+            found["count"],
+            found["robust"],
+        )
+        for item in rows
+        for found in item["evaluations"]
+    }
     assert read == written and len(lines) == len(written)
     for line in lines:
         accuracy = int(line["robust"]) / int(line["count"])
@@ -95,46 +119,71 @@ def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):
     assert report.write_report(tmp_path, rows) == first
     assert first.html.read_bytes() == content_before
     assert sorted(path.name for path in first.html.parent.iterdir()) == [
-        "figures", "pairs.csv", "report.html", "report.md"]
+        "figures",
+        "pairs.csv",
+        "report.html",
+        "report.md",
+    ]
 
 
 def test_an_unfinished_run_says_so(tmp_path):
     rows = realistic_rows(num_classes=3)[:-1]
     text = report.write_report(tmp_path, rows, expected_units=225).markdown.read_text()
     assert "14 of 225 units" in text
-    assert "not all run on the same tasks" in text and "the 2 task(s) common to all" in text
+    assert "not all run on the same tasks" in text and "the 2 tasks common to all" in text
     assert "all of its own tasks" in text
 
 
 def test_no_common_task_compares_nothing(tmp_path):
-    rows = [item for item in realistic_rows(num_classes=3)
-            if (item["task"], item["method"]) in {("0v1", "1nn"), ("0v2", "standard")}]
+    rows = [
+        item
+        for item in realistic_rows(num_classes=3)
+        if (item["task"], item["method"]) in {("0v1", "1nn"), ("0v2", "standard")}
+    ]
     text = report.write_report(tmp_path, rows).markdown.read_text()
-    assert "no task in common" in text and "what the numbers say" not in text
+    assert "none in common" in text and "What the numbers say" not in text
 
 
 def test_problems_and_violations_are_loud(tmp_path):
-    rows = [row("0v1", "1nn", [evaluation("test", "linf", 8 / 255, kind, 100, robust)
-                               for kind, robust in (("exact", 61), ("attacked", 60))])]
+    rows = [
+        row(
+            "0v1",
+            "1nn",
+            [
+                evaluation("test", "linf", 8 / 255, kind, 100, robust)
+                for kind, robust in (("exact", 61), ("attacked", 60))
+            ],
+        )
+    ]
     paths = report.write_report(tmp_path, rows, ["rows-00000-of-00001.jsonl line 7: <damaged>"])
     text = paths.html.read_text()
     assert "line 7: &lt;damaged&gt;" in text and "<damaged>" not in text
     assert "exact 61 &gt; attacked 60" in text and text.index('class="alert"') < text.index("<table")
 
 
-@pytest.mark.parametrize("rows", [
-    pytest.param(realistic_rows(methods=("1nn",), num_classes=3), id="only 1nn"),
-    pytest.param(realistic_rows(methods=("trades-linf", "standard"), num_classes=3), id="no 1nn"),
-    pytest.param(realistic_rows(splits=("test",), num_classes=3), id="only test images"),
-    pytest.param(realistic_rows(splits=("train",), num_classes=3), id="only train images"),
-    pytest.param(realistic_rows(num_classes=2), id="one task"),
-    pytest.param([row("all", "1nn", [evaluation("test", None, 0.0, "clean", 10, 9)], radii={})], id="only clean"),
-    pytest.param([row("3vrest", method, [evaluation("test", "l2", 1.74, "attacked", 10, 9)], radii={"l2": 1.74})
-                  for method in METHODS], id="only one norm, not pairs"),
-    pytest.param([row("0v1", "new-method", [evaluation("test", "l1", 9.0, "certified", 10, 9)], radii={"l1": 9.0})],
-                 id="only certified, a method and a norm of their own"),
-    pytest.param(realistic_rows(num_classes=2) + realistic_rows(num_classes=2, dataset="mnist"), id="two datasets"),
-])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(realistic_rows(methods=("1nn",), num_classes=3), id="only 1nn"),
+        pytest.param(realistic_rows(methods=("trades-linf", "standard"), num_classes=3), id="no 1nn"),
+        pytest.param(realistic_rows(splits=("test",), num_classes=3), id="only test images"),
+        pytest.param(realistic_rows(splits=("train",), num_classes=3), id="only train images"),
+        pytest.param(realistic_rows(num_classes=2), id="one task"),
+        pytest.param([row("all", "1nn", [evaluation("test", None, 0.0, "clean", 10, 9)], radii={})], id="only clean"),
+        pytest.param(
+            [
+                row("3vrest", method, [evaluation("test", "l2", 1.74, "attacked", 10, 9)], radii={"l2": 1.74})
+                for method in METHODS
+            ],
+            id="only one norm, not pairs",
+        ),
+        pytest.param(
+            [row("0v1", "new-method", [evaluation("test", "l1", 9.0, "certified", 10, 9)], radii={"l1": 9.0})],
+            id="only certified, a method and a norm of their own",
+        ),
+        pytest.param(realistic_rows(num_classes=2) + realistic_rows(num_classes=2, dataset="mnist"), id="two datasets"),
+    ],
+)
 def test_whatever_rows_there_are_give_a_report(tmp_path, rows):
     paths = report.write_report(tmp_path, rows)
     page = re.sub(r"base64,[^\"]*", "", paths.html.read_text())
@@ -161,8 +210,11 @@ def test_the_terminal_table_fits_and_shows_every_cell():
 
 def test_the_terminal_table_wraps_when_there_are_many_norms():
     radii = {"linf": 0.1, "l2": 0.8, "l1": 5.0}
-    evaluations = [evaluation(split, norm, epsilon, "attacked", 100, 99)
-                   for split in ("train", "test") for norm, epsilon in (*radii.items(), ("worst", None))]
+    evaluations = [
+        evaluation(split, norm, epsilon, "attacked", 100, 99)
+        for split in ("train", "test")
+        for norm, epsilon in (*radii.items(), ("worst", None))
+    ]
     evaluations += [evaluation(split, None, 0.0, "clean", 100, 100) for split in ("train", "test")]
     text = report.terminal_table([row("0v1", "trades-linf", evaluations, radii=radii)])
     assert max(map(len, text.splitlines())) <= 100
@@ -173,17 +225,22 @@ def _two_methods(first, second, split="test"):
     """Rows of 1NN and one network with these numbers of 100 images unbroken, a task each."""
     rows = []
     for number, counts in enumerate(zip(first, second, strict=True), start=1):
-        rows += [row(f"0v{number}", method, [evaluation(split, "linf", 8 / 255, "attacked", 100, count)])
-                 for method, count in zip(("1nn", "trades-linf"), counts, strict=True)]
+        rows += [
+            row(f"0v{number}", method, [evaluation(split, "linf", 8 / 255, "attacked", 100, count)])
+            for method, count in zip(("1nn", "trades-linf"), counts, strict=True)
+        ]
     return rows
 
 
-@pytest.mark.parametrize(("first", "second", "words"), [
-    ((90, 80, 70), (50, 41, 29), "ahead of TRADES-linf, +40.0 ± 0.6 points (≤ 80.0 % against ≤ 40.0 %)"),
-    ((50, 41, 29), (90, 80, 70), "behind TRADES-linf, −40.0 ± 0.6 points (≤ 40.0 % against ≤ 80.0 %)"),
-    ((50, 40, 30), (20, 70, 29), "level with TRADES-linf, +0.3 ± 17.3 points (≤ 40.0 % against ≤ 39.7 %)"),
-    ((50,), (50,), "level with TRADES-linf, +0.0 ± – points"),
-])
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ((90, 80, 70), (50, 41, 29), "ahead of TRADES-linf, +40.0 ± 0.6 points (≤ 80.0 % against ≤ 40.0 %)"),
+        ((50, 41, 29), (90, 80, 70), "behind TRADES-linf, −40.0 ± 0.6 points (≤ 40.0 % against ≤ 80.0 %)"),
+        ((50, 40, 30), (20, 70, 29), "level with TRADES-linf, +0.3 ± 17.3 points (≤ 40.0 % against ≤ 39.7 %)"),
+        ((50,), (50,), "level with TRADES-linf, +0.0 ± – points"),
+    ],
+)
 def test_findings_favour_whom_the_numbers_favour(first, second, words):
     (results,) = tables.index_rows(_two_methods(first, second))
     (sentence,) = findings.findings(results, results.common_tasks)
@@ -194,8 +251,16 @@ def test_findings_say_what_the_mean_over_both_hides():
     rows = []
     for number in (1, 2):
         for method, train, test in (("1nn", 99 - number, 10), ("trades-linf", 80, 50 + number)):
-            rows.append(row(f"0v{number}", method, [evaluation("train", "linf", 8 / 255, "attacked", 100, train),
-                                                    evaluation("test", "linf", 8 / 255, "attacked", 100, test)]))
+            rows.append(
+                row(
+                    f"0v{number}",
+                    method,
+                    [
+                        evaluation("train", "linf", 8 / 255, "attacked", 100, train),
+                        evaluation("test", "linf", 8 / 255, "attacked", 100, test),
+                    ],
+                )
+            )
     (results,) = tables.index_rows(rows)
     *_, hidden = findings.findings(results, results.common_tasks)
     assert "hides" in hidden and "behind TRADES-linf (−12.0" in hidden
@@ -211,10 +276,16 @@ def test_the_best_rival_is_chosen_by_its_mean():
 
 
 def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
-    counts = {"0v1": {"1nn": 50, "trades-linf": 60, "trades-l2": 40, "standard": 99},
-              "0v2": {"1nn": 50, "trades-linf": 10, "trades-l2": 45, "standard": 99}, "0v3": {"1nn": 50}}
-    rows = [row(task, method, [evaluation("test", "linf", 8 / 255, "attacked", 100, count)])
-            for task, methods in counts.items() for method, count in methods.items()]
+    counts = {
+        "0v1": {"1nn": 50, "trades-linf": 60, "trades-l2": 40, "standard": 99},
+        "0v2": {"1nn": 50, "trades-linf": 10, "trades-l2": 45, "standard": 99},
+        "0v3": {"1nn": 50},
+    }
+    rows = [
+        row(task, method, [evaluation("test", "linf", 8 / 255, "attacked", 100, count)])
+        for task, methods in counts.items()
+        for method, count in methods.items()
+    ]
     (results,) = tables.index_rows(rows)
     differences = figures.pair_differences(results, "test", Threat("linf", 8 / 255))
     assert differences == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})

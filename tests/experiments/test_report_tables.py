@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.report import tables
+from experiments.report import tables, units
 from experiments.report.tables import CLEAN, WORST, Threat
 from tests.experiments.report_rows import evaluation, realistic_rows, row
 
@@ -14,8 +14,13 @@ RADII = {"l2": 0.8, "linf": 0.1}
 
 def _row(task, method, train, test, *, kind="attacked", **fields):
     """A row with `train` and `test` of 100 images holding in linf."""
-    return row(task, method, [evaluation("train", "linf", 0.1, kind, 100, train),
-                              evaluation("test", "linf", 0.1, kind, 100, test)], radii=RADII, **fields)
+    return row(
+        task,
+        method,
+        [evaluation("train", "linf", 0.1, kind, 100, train), evaluation("test", "linf", 0.1, kind, 100, test)],
+        radii=RADII,
+        **fields,
+    )
 
 
 def _results(rows):
@@ -24,8 +29,10 @@ def _results(rows):
 
 
 def test_each_task_weighs_the_same_whatever_its_image_count():
-    rows = [row("0v1", "1nn", [evaluation("test", "linf", 0.1, "attacked", 1000, 900)], radii=RADII),
-            row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 10, 1)], radii=RADII)]
+    rows = [
+        row("0v1", "1nn", [evaluation("test", "linf", 0.1, "attacked", 1000, 900)], radii=RADII),
+        row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 10, 1)], radii=RADII),
+    ]
     results = _results(rows)
     mean = tables.mean_over_tasks(tables.task_accuracies(results, "1nn", "test", LINF), results.tasks)
     assert mean.value == pytest.approx(0.5)
@@ -68,8 +75,9 @@ def test_exact_is_shown_instead_of_attacked_and_a_mixed_mean_stays_an_upper_boun
 
 
 def test_certified_has_a_line_of_its_own_and_never_passes_for_attacked():
-    evaluations = [evaluation("test", "linf", 0.1, kind, 100, robust) for kind, robust in
-                   (("attacked", 60), ("certified", 40))]
+    evaluations = [
+        evaluation("test", "linf", 0.1, kind, 100, robust) for kind, robust in (("attacked", 60), ("certified", 40))
+    ]
     results = _results([row("0v1", "1nn", evaluations, radii=RADII)])
     above, below = tables.main_table(results, results.tasks)
     assert (above.certified, above.cells["test"][LINF]) == (False, (0.6, None, 1, "attacked"))
@@ -83,8 +91,13 @@ def test_a_certificate_beside_an_exact_answer_is_not_repeated():
 
 
 def test_paired_difference_uses_only_shared_tasks_and_pairs_them():
-    rows = [_row("0v1", "1nn", 0, 90), _row("0v2", "1nn", 0, 40), _row("0v3", "1nn", 0, 0),
-            _row("0v1", "trades-linf", 0, 80), _row("0v2", "trades-linf", 0, 20)]
+    rows = [
+        _row("0v1", "1nn", 0, 90),
+        _row("0v2", "1nn", 0, 40),
+        _row("0v3", "1nn", 0, 0),
+        _row("0v1", "trades-linf", 0, 80),
+        _row("0v2", "trades-linf", 0, 20),
+    ]
     results = _results(rows)
     difference = tables.paired_difference(results, "1nn", "trades-linf", "test", LINF, results.tasks)
     assert difference.value == pytest.approx(0.15) and difference.error == pytest.approx(0.05)
@@ -106,49 +119,64 @@ def test_tasks_are_ordered_by_their_numbers():
 
 
 def test_common_tasks_are_those_of_every_method():
-    rows = [_row("0v1", "1nn", 0, 0), _row("0v2", "1nn", 0, 0), _row("0v2", "standard", 0, 0),
-            _row("0v3", "standard", 0, 0)]
+    rows = [
+        _row("0v1", "1nn", 0, 0),
+        _row("0v2", "1nn", 0, 0),
+        _row("0v2", "standard", 0, 0),
+        _row("0v3", "standard", 0, 0),
+    ]
     assert _results(rows).common_tasks == ("0v2",)
     assert _results(rows).tasks == ("0v1", "0v2", "0v3")
 
 
 def test_worst_is_a_column_of_its_own_and_datasets_are_kept_apart():
-    rows = [row("0v1", "1nn", [evaluation("test", "worst", None, "attacked", 100, 10)], dataset=name)
-            for name in ("mnist", "digits")]
+    rows = [
+        row("0v1", "1nn", [evaluation("test", "worst", None, "attacked", 100, 10)], dataset=name)
+        for name in ("mnist", "digits")
+    ]
     indexed = tables.index_rows(rows)
     assert [results.dataset for results in indexed] == ["digits", "mnist"]
     assert indexed[0].main_threats == (WORST,)
     assert indexed[0].splits == ("test",)
 
 
-@pytest.mark.parametrize(("kinds", "expected"), [
-    ({"certified": 40, "exact": 50, "attacked": 60, "clean": 70}, []),
-    ({"certified": 50, "exact": 50, "attacked": 50, "clean": 50}, []),
-    ({"certified": 51, "exact": 50}, ["certified 51 > exact 50"]),
-    ({"exact": 61, "attacked": 60}, ["exact 61 > attacked 60"]),
-    ({"certified": 61, "attacked": 60}, ["certified 61 > attacked 60"]),
-    ({"attacked": 71, "clean": 70}, ["attacked 71 > clean 70"]),
-    ({"certified": 3, "exact": 2, "attacked": 1}, ["certified 3 > exact 2", "exact 2 > attacked 1"]),
-])
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ({"certified": 40, "exact": 50, "attacked": 60, "clean": 70}, []),
+        ({"certified": 50, "exact": 50, "attacked": 50, "clean": 50}, []),
+        ({"certified": 51, "exact": 50}, ["certified 51 > exact 50"]),
+        ({"exact": 61, "attacked": 60}, ["exact 61 > attacked 60"]),
+        ({"certified": 61, "attacked": 60}, ["certified 61 > attacked 60"]),
+        ({"attacked": 71, "clean": 70}, ["attacked 71 > clean 70"]),
+        ({"certified": 3, "exact": 2, "attacked": 1}, ["certified 3 > exact 2", "exact 2 > attacked 1"]),
+    ],
+)
 def test_a_violated_order_of_bounds_is_found(kinds, expected):
-    evaluations = [evaluation("test", None if kind == "clean" else "linf", 0.0 if kind == "clean" else 0.1, kind, 100,
-                              robust) for kind, robust in kinds.items()]
-    found = tables.order_violations([row("0v1", "1nn", evaluations)])
+    evaluations = [
+        evaluation("test", None if kind == "clean" else "linf", 0.0 if kind == "clean" else 0.1, kind, 100, robust)
+        for kind, robust in kinds.items()
+    ]
+    found = units.order_violations([row("0v1", "1nn", evaluations)])
     assert len(found) == len(expected)
     for text, part in zip(found, expected, strict=True):
         assert part in text and "digits/0v1/1nn/0" in text
 
 
 def test_bounds_over_different_images_are_not_compared():
-    evaluations = [evaluation("test", "linf", 0.1, kind, count, robust)
-                   for kind, count, robust in (("exact", 100, 50), ("attacked", 10, 6))]
-    assert tables.order_violations([row("0v1", "1nn", evaluations)]) == []
+    evaluations = [
+        evaluation("test", "linf", 0.1, kind, count, robust)
+        for kind, count, robust in (("exact", 100, 50), ("attacked", 10, 6))
+    ]
+    assert units.order_violations([row("0v1", "1nn", evaluations)]) == []
 
 
-@pytest.mark.parametrize(("successes", "count", "low", "high"), [
-    (0, 10, 0.0, 0.27754), (10, 10, 0.72246, 1.0), (5, 10, 0.23659, 0.76341), (81, 263, 0.25530, 0.36619)])
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [(0, 10, 0.0, 0.27754), (10, 10, 0.72246, 1.0), (5, 10, 0.23659, 0.76341), (81, 263, 0.25530, 0.36619)],
+)
 def test_wilson_interval_matches_published_values(successes, count, low, high):
-    found = tables.wilson_interval(successes, count)
+    found = units.wilson_interval(successes, count)
     assert found == pytest.approx((low, high), abs=5e-5)
     share, z = successes / count, 1.959963984540054
     for bound in found:  # By definition: where the score test is just rejected.

@@ -133,8 +133,12 @@ def test_a_run_killed_at_any_moment_continues_with_nothing_lost_or_twice(tmp_pat
     moments = random.Random(0)
     acknowledged: list[str] = []
     for _ in range(20):
-        process = subprocess.Popen([sys.executable, "-c", _WRITER.format(config=CONFIG), str(tmp_path)],
-                                   stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER.format(config=CONFIG), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
         first = process.stdout.readline()
         time.sleep(moments.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
@@ -216,7 +220,9 @@ def test_shards_write_their_own_files_and_know_each_others_units(tmp_path):
     _fill(tmp_path, ["a", "c"], shard=(0, 2))
     _fill(tmp_path, ["b"], shard=(1, 2))
     assert sorted(path.name for path in tmp_path.glob("rows*")) == [
-        "rows-00000-of-00002.jsonl", "rows-00001-of-00002.jsonl"]
+        "rows-00000-of-00002.jsonl",
+        "rows-00001-of-00002.jsonl",
+    ]
     with results.open_store(tmp_path, CONFIG, shard=(3, 4)) as store:
         assert store.done() == {"a", "b", "c"}
 
@@ -228,8 +234,10 @@ def test_an_impossible_shard_is_refused(tmp_path, shard):
 
 
 def test_a_unit_done_by_two_shards_counts_once_and_the_first_file_wins(tmp_path):
-    with results.open_store(tmp_path, CONFIG, shard=(0, 2)) as one, \
-            results.open_store(tmp_path, CONFIG, shard=(1, 2)) as two:
+    with (
+        results.open_store(tmp_path, CONFIG, shard=(0, 2)) as one,
+        results.open_store(tmp_path, CONFIG, shard=(1, 2)) as two,
+    ):
         two.append(_row("a", robust=2))
         one.append(_row("a", robust=1))
     assert results.read_rows(tmp_path) == ([_row("a", robust=1)], [])
