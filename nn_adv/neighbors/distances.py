@@ -23,13 +23,25 @@ _UNIT_ROUNDOFF = 2.0**-24
 
 
 def pixel_values(images: chex.Array) -> jax.Array:
-    """Convert uint8 images to float32 pixels, correctly rounded.
-
-    Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, which is one ulp off for half of the
-    values; the product in float64, rounded once, equals NumPy's ``images.astype(float32) / 255``.
-    """
+    """Convert uint8 images to float32 pixels, correctly rounded."""
     with jax.enable_x64(True):
-        return (images.astype(jnp.float64) * (1 / 255)).astype(jnp.float32)
+        return _float64_pixels(images).astype(jnp.float32)
+
+
+def _float64_pixels(images: chex.Array) -> jax.Array:
+    """Return ``v / 255`` rounded to float32, as float64; equals NumPy's ``images.astype(float32) / 255``.
+
+    Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, one ulp off for half of the values: the
+    float64 product, rounded once, is not. reduce_precision because XLA may drop a cast to float32 and back.
+    """
+    exact = images.astype(jnp.float64) * (1 / 255)
+    return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
+
+
+def round_to_bfloat16(values: chex.Array) -> tuple[jax.Array, jax.Array]:
+    """Return values as bfloat16, and the same rounded values as float32; XLA may drop a plain cast there and back."""
+    rounded = lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
+    return rounded.astype(jnp.bfloat16), rounded
 
 
 def matmul_t(a: chex.Array, b: chex.Array) -> jax.Array:
@@ -59,7 +71,7 @@ def _chunked_products(queries: chex.Array, points: chex.Array) -> list[jax.Array
 
 
 def integer_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
-    """Return exact int32 squared distances of bfloat16 `centered_pixels` queries ``[Q, d]`` to uint8 points ``[b, d]``."""
+    """Return exact int32 squared distances of `centered_pixels` queries ``[Q, d]`` to uint8 points ``[b, d]``."""
     products = sum(part.astype(jnp.int32) for part in _chunked_products(queries, centered_pixels(points)))
     return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
 
@@ -105,9 +117,8 @@ def integer_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.A
 
 def float64_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
     """Return float64 distances (squared for l2) of one query ``[d]`` to points ``[m, d]``; call under enable_x64."""
-    if points.dtype == jnp.uint8:
-        points = pixel_values(points)
-    return _reduce(norm, points.astype(jnp.float64) - query.astype(jnp.float64))
+    points = _float64_pixels(points) if points.dtype == jnp.uint8 else points.astype(jnp.float64)
+    return _reduce(norm, points - query.astype(jnp.float64))
 
 
 def _reduce(norm: str, difference: chex.Array) -> jax.Array:

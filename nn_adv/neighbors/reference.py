@@ -24,7 +24,7 @@ PADDING_SQ_NORM = 2**30
 _MAX_INTEGER_PIXELS = PADDING_SQ_NORM // 255**2 - 1
 _MAX_BLOCK_SIZE = 1024
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
-_BLOCK_OVERHEAD = 64
+_BLOCK_OVERHEAD = 32
 
 
 @struct.dataclass

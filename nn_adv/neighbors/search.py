@@ -217,17 +217,17 @@ def _integer_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
 def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
     """Screen float queries against uint8 points in bfloat16: the points are exact, the queries are moved a little."""
     exact = queries * 255 - 128
-    centered = exact.astype(jnp.bfloat16)
+    centered, moved = distances.round_to_bfloat16(exact)
     size = queries.shape[-1]
     # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
     slack = 6e-5 * np.sqrt(size) * jnp.maximum(1, jnp.max(jnp.abs(queries), axis=-1))
-    moved = distances.float64_norms(exact - centered.astype(jnp.float32)) * 1.001 + slack
-    norms = distances.float64_norms(centered)
+    rounding = distances.float64_norms(exact - moved) * 1.001 + slack
+    norms = distances.float64_norms(moved)
 
     def tile(number):
         return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number])
 
-    bound = distances.l2_ceiling(norms, moved, size)
+    bound = distances.l2_ceiling(norms, rounding, size)
     return _Screen(queries, tile, lambda distance: bound(distance * 255))
 
 

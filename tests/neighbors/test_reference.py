@@ -1,0 +1,64 @@
+"""How points are stored: order, padding, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nn_adv import neighbors
+from nn_adv.neighbors.reference import NO_POINT
+
+POINTS = np.arange(40, dtype=np.uint8).reshape(10, 2, 2)
+LABELS = np.array([2, 0, 2, 0, 0, 2, 2, 0, 2, 2])
+
+
+def test_blocks_hold_one_class_in_the_order_of_the_points():
+    reference = neighbors.fit(POINTS, LABELS, 4, block_size=16)
+    np.testing.assert_array_equal(reference.class_start, [0, 1, 1, 2, 2])
+    assert reference.num_points == 10 and reference.image_shape == (2, 2)
+    for block, label in ((0, 0), (1, 2)):
+        members = np.flatnonzero(label == LABELS)
+        np.testing.assert_array_equal(reference.index[block][: len(members)], members)
+        assert (np.asarray(reference.index[block])[len(members) :] == NO_POINT).all()
+        np.testing.assert_array_equal(reference.blocks[block][: len(members)], POINTS[members].reshape(-1, 4))
+    np.testing.assert_array_equal(reference.labels[:10], LABELS)
+
+
+@pytest.mark.parametrize(("counts", "rows"), [((120, 120), 256), ((5000, 5000), 10_240), ((120, 1080), 1280), ((3,), 16)])
+def test_padding_is_small(counts, rows):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    reference = neighbors.fit(np.zeros((len(labels), 1), np.uint8), labels, len(counts))
+    assert reference.index.size == rows
+
+
+def test_large_images_become_floats():
+    # Squared distances of more than 16,500 uint8 pixels may not fit int32.
+    points = np.zeros((2, 20_000), np.uint8)
+    points[1] = 255
+    reference = neighbors.fit(points, [0, 1], 2)
+    found = neighbors.nearest(reference, np.full((1, 20_000), 255, np.uint8), 2)
+    np.testing.assert_array_equal(found.indices, [[1, 0]])
+    np.testing.assert_allclose(found.distances, [[0, np.sqrt(20_000)]], rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": POINTS[:0], "labels": LABELS[:0]}, "points must be .* at least one point"),
+        ({"points": POINTS[:, 0, 0]}, r"points must be \[n, ...\]"),
+        ({"points": POINTS.astype(np.int32)}, "points must be uint8 or float, got dtype int32"),
+        ({"points": np.where(POINTS == 21, np.nan, 0.0)}, "points must be finite, got NaN or infinity at index 5"),
+        ({"points": np.full((10, 1), 1e300)}, "points must be finite"),
+        ({"labels": LABELS[:9]}, "labels must be .* n = 10"),
+        ({"labels": LABELS + 0.5}, "labels must be integers"),
+        ({"labels": LABELS - 1}, r"labels must be in 0\.\.2, got -1 at index 1"),
+        ({"num_classes": 2}, r"labels must be in 0\.\.1, got 2 at index 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"block_size": 0}, "block_size must be at least 1 or None, got 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_bad_points(change, message):
+    arguments = {"points": POINTS, "labels": LABELS, "num_classes": 3, "block_size": None} | change
+    with pytest.raises(ValueError, match=message):
+        neighbors.fit(**arguments)

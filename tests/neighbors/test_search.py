@@ -1,0 +1,245 @@
+"""Search against brute force: every norm and dtype, ties, remainders, failed proofs, memory and re-traces."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import neighbors
+from nn_adv.neighbors import search
+from tests.neighbors import truths
+
+NORMS = ("l1", "l2", "linf")
+DTYPES = ("uint8", "float32")
+
+
+def _random(seed: int, count: int, size: int, dtype: str, levels: int = 256) -> np.ndarray:
+    """Return images [count, size]; few levels make ties."""
+    values = np.random.default_rng(seed).integers(0, levels, (count, size))
+    if dtype == "uint8":
+        return values.astype(np.uint8)
+    fine = np.random.default_rng(seed + 1).random((count, size))
+    return (fine if levels == 256 else values / 256).astype(np.float32)
+
+
+def _labels(count: int, num_classes: int) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, num_classes, count)
+
+
+def _check(points: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_classes: int, k: int, norm: str, **options):
+    reference = neighbors.fit(points, labels, num_classes, **options)
+    found = neighbors.nearest(reference, queries, k, norm=norm)
+    expected_distances, expected_indices = truths.nearest(points, queries, k, norm)
+    np.testing.assert_array_equal(found.indices, expected_indices)
+    np.testing.assert_allclose(found.distances, expected_distances, rtol=2e-7)
+    return reference
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("point_dtype", DTYPES)
+@pytest.mark.parametrize("query_dtype", DTYPES)
+def test_equals_brute_force(norm, point_dtype, query_dtype):
+    points, labels = _random(0, 150, 60, point_dtype), _labels(150, 3)
+    queries = _random(2, 13, 60, query_dtype)
+    # 32 rows a block: three classes, several blocks each, all with a remainder.
+    reference = _check(points, labels, queries, 3, 1, norm, block_size=32)
+    expected = truths.class_distances(points, labels, queries, 3, norm)
+    np.testing.assert_allclose(neighbors.class_distances(reference, queries, norm=norm), expected, rtol=3e-7)
+    np.testing.assert_array_equal(neighbors.predict(reference, queries, norm=norm), expected.argmin(axis=1))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [2, 3, 4, 5])
+def test_k_nearest_in_order(norm, dtype, k):
+    _check(_random(0, 90, 20, dtype), _labels(90, 2), _random(2, 10, 20, dtype), 2, k, norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ties_go_to_the_lowest_index(norm, dtype):
+    # Two levels in three pixels: eight distinct images, each many times and in both classes.
+    points, queries = _random(0, 300, 3, dtype, levels=2), _random(2, 8, 3, dtype, levels=2)
+    _check(points, _labels(300, 2), queries, 2, 4, norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_duplicates_than_candidates(norm, dtype):
+    # All points equal: no screen can choose, so floats take the path of the failed proof.
+    points = np.full((400, 5), 3, dtype)
+    _check(points, _labels(400, 2), points[:3] + np.asarray(1, dtype), 2, 5, norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_failed_proofs_are_searched_again(norm):
+    # Points 1e-7 apart, far from the query: float32 scores cannot order them, float64 must.
+    rng = np.random.default_rng(0)
+    points = (0.5 + rng.integers(0, 8, (600, 8)) * 2.0**-24).astype(np.float32)
+    _check(points, _labels(600, 2), np.ones((2, 8), np.float32), 2, 3, norm)
+
+
+def test_float_queries_between_pixels():
+    # Queries half way between integers suffer most from the bfloat16 screen.
+    points = _random(0, 500, 30, "uint8")
+    queries = ((_random(2, 20, 30, "uint8") + 0.5) / 255).astype(np.float32)
+    _check(points, _labels(500, 2), queries, 2, 3, "l2")
+
+
+def test_rounded_queries_prefer_the_wrong_points():
+    # Pixels at 100.24 are rounded to 100: 200 decoys with three pixels below look nearer (3 < 5) than the true
+    # neighbour with five pixels above (5 * 0.52 < 3 * 1.48), and they fill the candidate list.
+    rng = np.random.default_rng(0)
+    points = np.full((201, 64), 228, np.uint8)
+    for row in range(200):
+        points[row, rng.choice(64, 3, replace=False)] -= 1
+    points[200, :5] += 1
+    queries = np.full((1, 64), 228.24 / 255, np.float32)
+    assert truths.nearest(points, queries, 1, "l2")[1] == 200
+    _check(points, _labels(201, 2), queries, 2, 1, "l2")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_extreme_pixels_are_exact(norm):
+    # The largest sums an accumulator meets, and sums that differ by one in 2 * 10^8.
+    points = np.zeros((20, 3072), np.uint8)
+    points[:10] = 255
+    points[np.arange(20), np.arange(20)] ^= 1
+    queries = np.concatenate([np.zeros((1, 3072)), np.full((1, 3072), 255), np.eye(1, 3072)]).astype(np.uint8)
+    _check(points, _labels(20, 2), queries, 2, 5, norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_pixel_one_class_one_point(dtype):
+    reference = _check(np.array([[7]], dtype), np.array([0]), np.array([[3], [9]], dtype), 1, 1, "l2")
+    np.testing.assert_array_equal(neighbors.predict(reference, np.array([[3]], dtype)), [0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_class_without_points_is_infinitely_far(norm, dtype):
+    points, labels = _random(0, 40, 6, dtype), np.full(40, 1)
+    reference = neighbors.fit(points, labels, 3)
+    found = np.asarray(neighbors.class_distances(reference, points[:2], norm=norm))
+    assert np.isinf(found[:, [0, 2]]).all() and (found[:, 1] == 0).all()
+    np.testing.assert_array_equal(neighbors.predict(reference, points[:2], norm=norm), [1, 1])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_query_blocks_change_nothing(norm, monkeypatch):
+    points, labels = _random(0, 100, 12, "float32"), _labels(100, 2)
+    monkeypatch.setattr(search, "_QUERY_BLOCK", 8)
+    jax.clear_caches()
+    _check(points, labels, _random(2, 21, 12, "float32"), 2, 2, norm)
+    jax.clear_caches()
+
+
+def test_under_jit_and_vmap_and_without():
+    points, labels = _random(0, 80, 9, "float32").reshape(80, 3, 3), _labels(80, 2)
+    queries = _random(2, 6, 9, "float32").reshape(6, 3, 3)
+    reference = neighbors.fit(points, labels, 2)
+    expected = truths.nearest(points, queries, 2, "l2")[1]
+    np.testing.assert_array_equal(jax.jit(functools.partial(neighbors.nearest, k=2))(reference, queries).indices, expected)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(neighbors.nearest(reference, queries[:1], 2).indices, expected[:1])
+    each = jax.vmap(lambda query: neighbors.nearest(reference, query[None], 2).indices[0])(queries)
+    np.testing.assert_array_equal(each, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_uint8_and_its_float_copy_agree(norm):
+    points, queries = _random(0, 400, 50, "uint8"), _random(2, 40, 50, "uint8")
+    reference = neighbors.fit(points, _labels(400, 2), 2)
+    table = np.sort(truths.pairwise(points, queries, norm), axis=1)
+    untied = table[:, 0] < table[:, 1]
+    assert untied.sum() > 10
+    from_integers = np.asarray(neighbors.nearest(reference, queries, norm=norm).indices)
+    from_floats = neighbors.nearest(reference, queries.astype(np.float32) / np.float32(255), norm=norm).indices
+    np.testing.assert_array_equal(from_integers[untied], np.asarray(from_floats)[untied])
+    assert (np.asarray(neighbors.nearest(reference, truths.as_pixels(points).astype(np.float32)).distances) == 0).all()
+
+
+def test_nothing_flows_back():
+    reference = neighbors.fit(_random(0, 30, 4, "float32"), _labels(30, 2), 2)
+    gradient = jax.grad(lambda q: neighbors.class_distances(reference, q).sum())(_random(2, 3, 4, "float32"))
+    assert (np.asarray(gradient) == 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("query_dtype", DTYPES)
+def test_memory_does_not_grow_with_the_points(norm, query_dtype):
+    queries = _random(2, 64, 256, query_dtype)
+
+    def temporary_bytes(count: int) -> int:
+        reference = neighbors.fit(_random(0, count, 256, "uint8"), np.zeros(count, int), 1, block_size=128)
+        compiled = search._nearest.lower(reference, queries, k=1, norm=norm).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporary_bytes(1_000), temporary_bytes(16_000)
+    assert many <= few + 1024
+    assert many < 16_000 * 64 * 4, "less than one [Q, n] table"
+
+
+def test_tasks_of_one_shape_compile_once():
+    start = search._nearest._cache_size()
+    for seed, count in enumerate((97, 99, 104)):  # 100 +- a few points a class: the same number of blocks
+        points = _random(seed, 2 * count, 33, "uint8")
+        reference = neighbors.fit(points, np.repeat([0, 1], count), 2)
+        neighbors.predict(reference, points[:5])
+    assert search._nearest._cache_size() == start + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "l3"}, "norm must be one of"),
+        ({"k": 0}, r"k must be in 1\.\.20, got 0"),
+        ({"k": 21}, r"k must be in 1\.\.20, got 21"),
+        ({"queries": np.zeros((2, 5), np.uint8)}, r"queries must be \[Q, ...\] with 4 pixels"),
+        ({"queries": np.zeros(4, np.uint8)}, r"queries must be \[Q, ...\]"),
+        ({"queries": np.zeros((2, 4), np.int32)}, "queries must be uint8 or float, got dtype int32"),
+    ],
+)
+def test_bad_search(change, message):
+    reference = neighbors.fit(_random(0, 20, 4, "uint8"), np.zeros(20, int), 1)
+    arguments = {"queries": np.zeros((2, 4), np.uint8), "k": 1, "norm": "l2"} | change
+    with pytest.raises(ValueError, match=message):
+        neighbors.nearest(reference, **arguments)
+
+
+def test_mnist_equals_integers(tfds_dir):
+    from nn_adv import data
+
+    mnist = data.load("mnist", data_dir=str(tfds_dir))
+    reference = neighbors.fit(mnist.train_images, mnist.train_labels, 10)
+    queries = mnist.test_images[:1000]
+    found = neighbors.nearest(reference, queries, 3)
+    expected = _integer_search(mnist.train_images, queries, 3)
+    np.testing.assert_array_equal(found.indices, expected[1])
+    np.testing.assert_allclose(found.distances, np.sqrt(expected[0]) / 255, rtol=1e-7)
+
+
+def _integer_search(points: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return exact squared distances and indices by one product: float64 holds these integers exactly."""
+    points, queries = (x.reshape(len(x), -1).astype(np.float64) for x in (points, queries))
+    table = (points**2).sum(1) - 2 * queries @ points.T + (queries**2).sum(1)[:, None]
+    keyed = table.astype(np.int64) * 2**17 + np.arange(len(points))
+    best = np.sort(np.partition(keyed, k, axis=1)[:, :k], axis=1)
+    return best // 2**17, best % 2**17
+
+
+@pytest.mark.slow
+def test_accuracy_on_cifar10_jpeg_copy(tfds_dir):
+    from nn_adv import data
+
+    cifar = data.load("cifar10", data_dir=str(tfds_dir))
+    reference = neighbors.fit(cifar.train_images, cifar.train_labels, 10)
+    started = time.perf_counter()
+    predicted = np.asarray(neighbors.predict(reference, jnp.asarray(cifar.test_images)))
+    assert time.perf_counter() - started < 300
+    assert round(float((predicted == cifar.test_labels).mean()), 4) == 0.3529
