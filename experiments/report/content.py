@@ -131,16 +131,10 @@ def _curve_blocks(results: Results) -> list[Block]:
 
 def _heat_map_blocks(results: Results) -> list[Block]:
     threats = [threat for threat in results.main_threats if threat != CLEAN]
-    splits = _single_splits(results)[::-1]
-    values = [
-        abs(value)
-        for split in splits
-        for threat in threats
-        for value in figures.pair_differences(results, split, threat).values()
-    ]
-    limit = max(values, default=0.0) or 0.01  # One scale for all panels.
     blocks: list[Block] = []
-    for split in splits:
+    for split in reversed(_single_splits(results)):
+        values = [value for threat in threats for value in figures.pair_differences(results, split, threat).values()]
+        limit = max(map(abs, values), default=0.0) or 0.01  # One scale for the panels that stand side by side.
         title = f"{method_label(FOCUS)} minus the best {figures.rivals_label(results)} of each pair"
         images = []
         for threat in threats:

@@ -99,7 +99,7 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
             axes.text(
                 column,
                 row,
-                f"{value:+.0f}".replace("-", "−"),
+                f"{round(value):+d}".replace("-", "−").replace("+0", "0"),
                 ha="center",
                 va="center",
                 fontsize=9,

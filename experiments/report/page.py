@@ -86,7 +86,7 @@ td { border-bottom: 1px solid #ececec; }
 tr > :first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0; }
 .start { border-left: 1px solid #ccc; padding-left: .9rem; }
 .words th, .words td { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
-.words tr > :first-child { white-space: nowrap; position: static; color: #555; }
+.words tr > :first-child { min-width: 7rem; position: static; color: #555; }
 small { display: block; color: #666; font-size: .8em; line-height: 1.1; }
 figure { margin: 1rem 0 1.6rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }

@@ -16,22 +16,34 @@ _MAX_VALUES = 6
 def provenance_blocks(rows: Sequence[Row]) -> list[Block]:
     """Return the section on how it was made: configuration, versions, sizes, seeds, settings, time."""
     blocks: list[Block] = [Heading("How it was made"), _general(rows)]
-    methods = [method for results in index_rows(rows) for method in results.methods]
+    methods = list(dict.fromkeys(method for results in index_rows(rows) for method in results.methods))
     for title, field in (("Attack", "attack"), ("Training", "training")):
-        settings = [
-            [method_label(method), text]
-            for method in dict.fromkeys(methods)
-            if (text := _summary(row.get(field) for row in rows if row["method"] == method))
-        ]
-        if settings:
-            blocks += [Heading(title, 3), Table(["method", "settings"], settings, numeric=False)]
-    return [*blocks, Heading("Time", 3), _seconds(rows, list(dict.fromkeys(methods)))]
+        lines = _settings_lines(
+            {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}
+        )
+        if lines:
+            blocks += [Heading(title, 3), Table(["method", "settings"], lines, numeric=False)]
+    return [*blocks, Heading("Time", 3), _seconds(rows, methods)]
+
+
+def _settings_lines(settings: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    """List the settings that all methods share, then what is each method's own."""
+    found = {method: texts for method, values in settings.items() if (texts := _summary(values))}
+    shared = set.intersection(*(set(texts.items()) for texts in found.values())) if len(found) > 1 else set()
+    lines = []
+    if shared:
+        common = {name: value for name, value in next(iter(found.values())).items() if (name, value) in shared}
+        lines.append([", ".join(map(method_label, found)), _listed(common)])
+    for method, texts in found.items():
+        own = {name: value for name, value in texts.items() if (name, value) not in shared}
+        lines += [[method_label(method), _listed(own)]] if own else []
+    return lines
 
 
 def _general(rows: Sequence[Row]) -> Table:
     lines = [
         ("configuration", _values(row["config_hash"] for row in rows)),
-        ("versions", _summary(row.get("versions") for row in rows)),
+        ("versions", _listed(_summary(row.get("versions") for row in rows))),
         ("device", _values(row.get("device") for row in rows)),
         ("seeds", _values(row["seed"] for row in rows)),
         ("finished", _span([row["finished"] for row in rows if row.get("finished")])),
@@ -40,7 +52,7 @@ def _general(rows: Sequence[Row]) -> Table:
         own = [row for row in rows if row["dataset"] == results.dataset]
         radii = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_radii.items())
         lines += [
-            (results.dataset, _values(row.get("dataset_note") for row in own)),
+            (f"data: {results.dataset}", _values(row.get("dataset_note") for row in own)),
             ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
             ("training images per task", _values(row.get("num_train") for row in own)),
             *(
@@ -74,13 +86,17 @@ def _seconds(rows: Sequence[Row], methods: Sequence[str]) -> Table:
     return Table(["method", "units", *(f"{stage}, s" for stage in stages), "total, s"], lines)
 
 
-def _summary(settings: Iterable[Any]) -> str:
-    """Write settings as "name value" pairs; where units differ, the range or the different values."""
+def _summary(settings: Iterable[Any]) -> dict[str, str]:
+    """Write each setting's value; where units differ, their range or their different values."""
     found: dict[str, list] = defaultdict(list)
     for item in settings:
         for name, value in _flatten(item):
             found[name].append(value)
-    return ", ".join(f"{name} {_values(values)}".strip() for name, values in found.items())
+    return {name: _values(values) for name, values in found.items()}
+
+
+def _listed(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" if name else value for name, value in settings.items())
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -108,8 +108,21 @@ def test_the_csv_gives_back_every_evaluation(full):
 
 def test_how_it_was_made_is_told(full):
     text = full[1].markdown.read_text()
-    for part in ("0123456789ab", "jax 0.10.2", "cpu", "small\\_cnn", "num\\_steps 20", "10000", "2767.5", "made up"):
+    for part in ("0123456789ab", "jax=0.10.2", "cpu", "small\\_cnn", "num\\_steps=20", "10000", "2767.5", "made up"):
         assert part in text, part
+
+
+def test_settings_that_methods_share_are_written_once(tmp_path):
+    rows = [
+        row("0v1", method, [evaluation("test", "linf", 8 / 255, "attacked", 100, 50)], attack=attack, training=training)
+        for method, attack, training in (
+            ("1nn", {"num_steps": 40, "temperature": 0.1}, None),
+            ("standard", {"num_steps": 40}, {"model": {"name": "mlp"}, "epochs": 7}),
+        )
+    ]
+    text = report.write_report(tmp_path, rows).markdown.read_text()
+    assert "| 1NN, standard | num\\_steps=40 |\n| 1NN | temperature=0.1 |\n" in text
+    assert "| standard | model.name=mlp, epochs=7 |" in text
 
 
 def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):

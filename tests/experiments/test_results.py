@@ -164,6 +164,24 @@ def test_another_configuration_is_refused_in_one_line_with_what_differs(tmp_path
     assert _units(tmp_path) == ["a"]
 
 
+def test_of_two_configurations_that_start_at_once_one_wins(tmp_path):
+    script = (
+        "import sys; from experiments import results\n"
+        "config, shard = {'seed': int(sys.argv[2]) % 2}, (int(sys.argv[2]), 6)\n"
+        "with results.open_store(sys.argv[1], config, shard=shard) as store:\n"
+        "    store.append({'unit': sys.argv[2], 'config_hash': store.config_hash})\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(index)], stderr=-1, cwd=REPOSITORY)
+        for index in range(6)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    winners = {index for index, process in enumerate(processes) if process.returncode == 0}
+    assert winners in ({0, 2, 4}, {1, 3, 5})
+    assert all(b"belongs to configuration" in errors[index] for index in set(range(6)) - winners)
+    assert {int(unit) for unit in _units(tmp_path)} == winners
+
+
 def test_the_hash_ignores_the_order_of_keys_and_tuples(tmp_path):
     assert results.config_hash({"a": 1, "b": (1, 2)}) == results.config_hash({"b": [1, 2], "a": 1})
     assert results.config_hash({"a": 1}) != results.config_hash({"a": 2})
