@@ -279,7 +279,7 @@ def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         for line in _lines(path.read_bytes())
         if line.row is not None
     } - {config_hash(config)}
-    if others:
+    if others and not (workdir / CONFIG_FILE).exists():  # It does if another run has started in the meantime.
         raise ResultsError(
             f"workdir {workdir} has rows of configuration {min(others)} and no {CONFIG_FILE}: choose another --workdir"
         )
