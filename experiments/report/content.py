@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from experiments.report import figures
 from experiments.report.findings import FOCUS, findings
-from experiments.report.labels import counted, method_label, norm_label, percent, threat_label
+from experiments.report.labels import SPLIT_TITLES, counted, method_label, norm_label, percent, threat_label
 from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text
 from experiments.report.provenance import provenance_blocks
 from experiments.report.tables import CLEAN, Line, Results, Row, Threat, index_rows, main_table
@@ -26,7 +26,6 @@ _COMPARING = (
     "mean over {tasks} ± standard error of the task-by-task difference; level means less than two standard errors. "
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower."
 )
-_SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
 _MAX_LISTED = 50
 
 
@@ -49,7 +48,7 @@ def report_blocks(
         blocks.append(_alert("Found while reading the stored rows:", problems))
     for results in indexed:
         if len(indexed) > 1:
-            blocks.append(Heading(results.dataset))
+            blocks.append(Heading(f"Dataset {results.dataset}"))
         blocks += [*_table_blocks(results), *_curve_blocks(results), *_heat_map_blocks(results)]
     return [*blocks, *provenance_blocks(rows)]
 
@@ -63,7 +62,7 @@ def accuracy_table(results: Results, tasks: Sequence[str], *, comparable: bool =
     columns = [(split, threat) for split in results.splits for threat in results.main_threats]
     return Table(
         header=["method", *(threat_label(threat) for _, threat in columns)],
-        groups=[("", 1), *((_SPLIT_TITLES[split], len(results.main_threats)) for split in results.splits)],
+        groups=[("", 1), *((SPLIT_TITLES[split], len(results.main_threats)) for split in results.splits)],
         rows=[[line_label(line), *(percent(line.cells[split][threat]) for split, threat in columns)] for line in lines],
         strong=frozenset(
             (row, column) for column, key in enumerate(columns, start=1) for row in _highest(lines, *key) if comparable
@@ -162,7 +161,7 @@ def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
     for line in main_table(results, tasks):
         expected = len(set(tasks) & set(results.method_tasks[line.method]))
         for split, by_threat in line.cells.items():
-            where = f"{line_label(line)}, {_SPLIT_TITLES[split]}"
+            where = f"{line_label(line)}, {SPLIT_TITLES[split]}"
             thin += [
                 f"{where}, {threat_label(threat)}: {mean.num_tasks} of {expected} tasks"
                 for threat, mean in by_threat.items()

@@ -7,6 +7,7 @@ from experiments.report.tables import Mean, Threat
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
 MISSING = "–"
+SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
 
 
 def counted(number: int, noun: str) -> str:

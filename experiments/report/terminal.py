@@ -6,12 +6,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from experiments.report.content import line_label, shown_tasks, tasks_note
-from experiments.report.labels import error_points, norm_label, percent, threat_label
+from experiments.report.labels import SPLIT_TITLES, error_points, norm_label, percent, threat_label
 from experiments.report.tables import Line, Results, Row, Threat, index_rows, main_table
 
 _WIDTH = 100
 _CELL = 7
-_SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
 
@@ -37,7 +36,7 @@ def _groups(results: Results, lines: Sequence[Line], splits: Sequence[str], name
     names = ["clean" if threat.norm is None else norm_label(threat.norm) for threat in threats]
     width = _CELL * len(threats)
     text = [
-        " " * name_width + "".join(f" {_SPLIT_TITLES[split]:^{width}}" for split in splits),
+        " " * name_width + "".join(f" {SPLIT_TITLES[split]:^{width}}" for split in splits),
         f"{'':{name_width}}" + "".join(" " + "".join(f"{name:>{_CELL}}" for name in names) for _ in splits),
     ]
     for line in lines:
