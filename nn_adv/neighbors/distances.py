@@ -94,20 +94,28 @@ def elementwise_tile(norm: str, queries: chex.Array, points: chex.Array) -> jax.
     Points run along the vector lanes and a few columns are added per pass, so the accumulator stays in registers
     and no ``[Q, b, d]`` array exists.
     """
-    is_integer = queries.dtype == jnp.int16
-    combine = jnp.add if norm == "l1" else jnp.maximum
     extra = -queries.shape[-1] % _UNROLL
     queries = jnp.pad(queries, ((0, 0), (0, extra)))
     columns = jnp.pad(points, ((0, 0), (0, extra))).T
+    combine = jnp.add if norm == "l1" else jnp.maximum
+    is_integer = queries.dtype == jnp.int16
+    # The bits of floats that are not negative order as the floats do, and a maximum of integers is one instruction.
+    as_bits = norm == "linf" and not is_integer
+
+    def term(q, z):
+        difference = jnp.abs(q - z)
+        return lax.bitcast_convert_type(difference, jnp.int32) if as_bits else difference
 
     def add_columns(step, total):
         q = lax.dynamic_slice_in_dim(queries, step * _UNROLL, _UNROLL, axis=1)
         z = lax.dynamic_slice_in_dim(columns, step * _UNROLL, _UNROLL, axis=0)
-        part = functools.reduce(combine, [jnp.abs(q[:, j, None] - z[j][None]) for j in range(_UNROLL)])
+        part = functools.reduce(combine, [term(q[:, j, None], z[j][None]) for j in range(_UNROLL)])
         return combine(total, part.astype(total.dtype))
 
-    zeros = jnp.zeros((queries.shape[0], points.shape[0]), jnp.int32 if is_integer else jnp.float32)
-    return lax.fori_loop(0, columns.shape[0] // _UNROLL, add_columns, zeros)
+    dtype = jnp.int32 if is_integer or as_bits else jnp.float32
+    start = jnp.zeros((queries.shape[0], points.shape[0]), dtype)
+    total = lax.fori_loop(0, columns.shape[0] // _UNROLL, add_columns, start)
+    return lax.bitcast_convert_type(total, jnp.float32) if as_bits else total
 
 
 def integer_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from nn_adv.threat import check_norm
 
 _QUERY_BLOCK = 1024
 # Groups measured again in float64 beside the k needed: points closer than the error of the screen rarely fill them.
-_SPARE_GROUPS = 7
+_SPARE_GROUPS = 4
 # Queries measured again at a time: enough to occupy the cores, few enough for the cache.
 _RERANK_BATCH = 8
 # Fills the list of a query that has met fewer groups than it asked for.

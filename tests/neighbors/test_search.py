@@ -91,17 +91,17 @@ def test_float_queries_between_pixels():
     _check(points, _labels(500, 2), queries, 2, 3, "l2")
 
 
-def test_rounded_queries_prefer_the_wrong_points():
-    # Pixels at 100.24 are rounded to 100: 200 decoys with three pixels below look nearer (3 < 5) than the true
-    # neighbour with five pixels above (5 * 0.52 < 3 * 1.48), and they fill the candidate list.
+def test_rounding_of_queries_is_part_of_the_proof():
+    # Pixels at 228.24 are screened as 228. Decoys score 4 there and are at 3.33; the neighbour scores 5, is at 2.89.
+    # A proof that forgot the rounding would accept a decoy, because 4 > 3.33 seems to rule out all others.
     rng = np.random.default_rng(0)
-    points = np.full((201, 64), 228, np.uint8)
-    for row in range(200):
-        points[row, rng.choice(64, 3, replace=False)] -= 1
-    points[200, :5] += 1
-    queries = np.full((1, 64), 228.24 / 255, np.float32)
-    assert truths.nearest(points, queries, 1, "l2")[1] == 200
-    _check(points, _labels(201, 2), queries, 2, 1, "l2")
+    points = np.repeat([[228] * 5 + [128] * 20], 401, axis=0).astype(np.uint8)
+    for row in range(400):
+        points[row, np.r_[rng.choice(5, 2, replace=False), 5 + rng.choice(20, 2, replace=False)]] += 1
+    points[400, :5] += 1
+    queries = (np.array([[228.24] * 5 + [128] * 20]) / 255).astype(np.float32)
+    assert truths.nearest(points, queries, 1, "l2")[1] == 400
+    _check(points, _labels(401, 2), queries, 2, 1, "l2")
 
 
 @pytest.mark.parametrize("norm", NORMS)
