@@ -88,6 +88,7 @@ def _training() -> ml_collections.ConfigDict:
             "select_every": 1,  # epochs between evaluations on the held-out training images; 0: keep the last epoch
             "select_steps": 10,
             "group_size": 1,  # tasks trained side by side in one program
+            "checkpoint_every": 1,  # epochs
         }
     )
 
@@ -96,7 +97,7 @@ def _digits(config) -> None:
     config.training.update(
         num_epochs=60, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
     )
-    config.training.update(select_every=5, group_size=45)
+    config.training.update(select_every=5, group_size=45, checkpoint_every=20)
     config.evaluation.num_steps = 20
 
 

@@ -21,7 +21,7 @@ import tqdm
 
 import nn_adv
 from experiments import classifiers, plan, report, results
-from nn_adv import data, evaluation, training
+from nn_adv import evaluation, training
 from nn_adv.threat import Threat
 
 _ROW_BYTES = 20_000
@@ -42,49 +42,51 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts.
     """
     workdir = Path(workdir)
-    plan.check(config)
-    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
-    tasks = plan.make_tasks(config, dataset)
-    model = plan.make_model(config, dataset, tasks[0].num_classes)
-    groups = plan.make_groups(config, tasks)
+    experiment = plan.make_experiment(config)
+    groups = plan.make_groups(config, experiment.tasks)
     mine = groups[shard[0] :: shard[1]]
 
     with results.open_store(workdir, plan.row_identity(config), shard=shard) as store:
+        for problem in store.problems:
+            tqdm.tqdm.write(problem)
         missing = [unit for group in mine for unit in group if unit.name not in store.done()]
-        results.check_space(workdir, len(missing) * (_ROW_BYTES + _checkpoint_bytes(model, dataset)))
+        results.check_space(workdir, len(missing) * (_ROW_BYTES + _checkpoint_bytes(experiment)))
         num_units = sum(map(len, mine))
         with tqdm.tqdm(total=num_units, initial=num_units - len(missing), unit="unit", dynamic_ncols=True) as bar:
             for group in mine:
                 names = {unit.name for unit in group} - store.done()
-                for row in _rows(config, dataset, model, group, names, workdir, bar) if names else ():
+                for row in _rows(experiment, group, names, workdir, bar) if names else ():
                     store.append(row | {"config_hash": store.config_hash})
                     bar.update()
-    rows, problems = results.read_rows(workdir)
-    title = f"1NN and adversarially trained networks on {dataset.title}"
-    return report.write_report(workdir, rows, problems, title=title, expected_units=sum(map(len, groups)))
+    rows, still_there = results.read_rows(workdir)
+    problems = [*store.problems, *(line for line in still_there if line not in store.problems)]
+    title = f"1NN and adversarially trained networks on {experiment.dataset.title}"
+    return report.write_report(workdir, rows, problems, title=title, expected_units=sum(map(len, groups))).html
 
 
-def _checkpoint_bytes(model, dataset) -> int:
+def _checkpoint_bytes(experiment) -> int:
     """Room for a network's parameters, momentum, average and best, twice: one checkpoint replaces another."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), plan.one_image(dataset))
+    image = plan.one_image(experiment.dataset)
+    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     return 8 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
 
 
-def _rows(config, dataset, model, group, names, workdir, bar) -> Iterator[dict[str, Any]]:
+def _rows(experiment, group, names, workdir, bar) -> Iterator[dict[str, Any]]:
     """Fit the classifiers of a group, then evaluate the units in ``names``, one by one."""
     start = time.perf_counter()
     if group[0].method == "1nn":
-        fitted = _fit_neighbors(config, dataset, group)
+        fitted = [(_neighbors(experiment, unit.task), None) for unit in group]
     else:
-        fitted = _fit_networks(config, dataset, model, group, workdir, bar)
+        fitted = _networks(experiment, group, workdir, bar)
     train_seconds = (time.perf_counter() - start) / len(group)
     for unit, (classifier, made) in zip(group, fitted, strict=True):
         if unit.name in names:
             bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}")
-            yield _row(config, dataset, unit, classifier, made, train_seconds)
+            yield _row(experiment, unit, classifier, made, train_seconds)
 
 
-def _row(config, dataset, unit, classifier, made, train_seconds) -> dict[str, Any]:
+def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
+    config, dataset = experiment.config, experiment.dataset
     start = time.perf_counter()
     found = _evaluate(config, dataset, unit, classifier)
     return {
@@ -108,44 +110,46 @@ def _row(config, dataset, unit, classifier, made, train_seconds) -> dict[str, An
     }
 
 
-def _fit_neighbors(config, dataset, group):
+def _neighbors(experiment, task):
     """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
-    fitted = []
-    for unit in group:
-        task = unit.task
-        index = np.concatenate([task.train_index, task.holdout_index])
-        labels = np.concatenate([task.train_labels, task.holdout_labels])
-        points = dataset.train_images[index]
-        temperature = config.evaluation.temperature
-        fitted.append((classifiers.nearest_neighbor(points, labels, task.num_classes, temperature), None))
-    return fitted
+    index = np.concatenate([task.train_index, task.holdout_index])
+    labels = np.concatenate([task.train_labels, task.holdout_labels])
+    order = np.argsort(index)  # ties between neighbours go to the first in the dataset
+    return classifiers.nearest_neighbor(
+        experiment.dataset.train_images[index[order]],
+        labels[order],
+        task.num_classes,
+        experiment.config.evaluation.temperature,
+    )
 
 
-def _fit_networks(config, dataset, model, group, workdir, bar):
+def _networks(experiment, group, workdir, bar):
     """Train a network for each task of the group, or load them where that was done before."""
-    method, seed = group[0].method, group[0].seed
+    config, method, seed = experiment.config, group[0].method, group[0].seed
     recipe = plan.make_recipe(config, method)
     tasks = [unit.task for unit in group]
     names = tasks[0].name if len(tasks) == 1 else f"{tasks[0].name}-to-{tasks[-1].name}"
 
     def show(epoch, _):
-        bar.set_postfix_str(f"training {method} on {names}, epoch {epoch}/{recipe.num_epochs}")
+        bar.set_postfix_str(f"training {method} on {names}, epoch {epoch + 1}/{recipe.num_epochs}")
 
     trained = training.train(
-        model,
-        dataset.train_images,
+        experiment.model,
+        experiment.train_images,
         [
             training.Member(task.train_index, task.train_labels, task.holdout_index, task.holdout_labels)
             for task in tasks
         ],
         recipe,
         seeds=[unit.seed for unit in group],
+        steps_per_epoch=experiment.steps_per_epoch,
+        checkpoint_every=config.training.checkpoint_every,
         checkpoint_dir=workdir / "checkpoints" / f"{method}-{names}-seed{seed}",
         on_epoch=show,
     )
     settings = {"model": config.model.to_dict(), **config.training.to_dict()}
     return [
-        (classifiers.network(model, variables), settings | {"selected_epoch": int(epoch)})
+        (classifiers.network(experiment.model, variables), settings | {"selected_epoch": int(epoch)})
         for variables, epoch in zip(trained.variables, trained.selected_epoch, strict=True)
     ]
 

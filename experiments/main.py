@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import binary_tasks, report, results
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/binary_tasks.py:digits", "What to run: FILE.py:ARGUMENT.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; a run that was interrupted continues there.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: FILE.py:ARGUMENT.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the results; a run that was interrupted continues there.", required=True
+)
 _SHARD = flags.DEFINE_string("shard", "0/1", "Run part i of n, as i/n; machines sharing a workdir take one part each.")
 _MERGE = flags.DEFINE_list("merge", [], "First copy the rows of these workdirs, run elsewhere, into --workdir.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from, not only what it says.")
@@ -45,12 +48,10 @@ def sweep_items(config_file: str, overrides: dict[str, Any]) -> list[tuple[str, 
       ValueError: the file has no ``sweep``.
     """
     path = config_file.partition(":")[0]
-    spec = importlib.util.spec_from_file_location("sweep_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = types.SimpleNamespace(**runpy.run_path(path))
     if not hasattr(module, "sweep"):
         raise ValueError(f"--sweep needs a function sweep(add) in {path}, which has none")
-    items = []
+    items: list[tuple[str, ml_collections.ConfigDict]] = []
 
     def add(arg: str, **changes) -> None:
         config = module.get_config(arg)
@@ -67,16 +68,20 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     try:
-        _run()
-    except ValueError as error:
+        _run(Path(_WORKDIR.value))
+    except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
 
 
-def _run() -> None:
-    workdir = Path(_WORKDIR.value)
+def _stop(error: Exception) -> NoReturn:
+    print("error:", *str(error).split(), file=sys.stderr)
+    sys.exit(2)
+
+
+def _run(workdir: Path) -> None:
+    logging.set_verbosity(logging.WARNING)  # the checkpoint library tells of every file at INFO
     shard = parse_shard(_SHARD.value)
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -95,6 +100,16 @@ def _run() -> None:
         print(f"{report.terminal_table(rows)}\nReport: {page}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Read the flags; a mistake in them, or in the configuration they name, ends in one line and exit status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as error:
+        _stop(ValueError(f"the configuration has no {error}: see its file for what there is to change"))
+    except flags.Error as error:
+        _stop(ValueError(str(error).strip().splitlines()[-1]))  # the end of the traceback of a configuration file
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)

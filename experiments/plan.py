@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -27,7 +28,15 @@ METHODS = ("1nn", *NETWORKS)
 
 # What may change between two runs into one workdir: it decides which units are run, where or how fast, not what a
 # row says (beyond rounding).
-_NOT_IN_A_ROW = ("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size", "training.group_size")
+_NOT_IN_A_ROW = (
+    "data_dir",
+    "methods",
+    "seeds",
+    "tasks.names",
+    "evaluation.batch_size",
+    "training.checkpoint_every",
+    "training.group_size",
+)
 
 
 class Unit(NamedTuple):
@@ -42,6 +51,26 @@ class Unit(NamedTuple):
     def name(self) -> str:
         """Name of the unit's row, the same in every run."""
         return f"{self.dataset}/{self.task.name}/{self.method}/{self.seed}"
+
+
+class Experiment(NamedTuple):
+    """What all units of a run share.
+
+    Attributes:
+      config: from `configs`, checked.
+      dataset: resident on the host.
+      train_images: those of the dataset, resident on the device.
+      tasks: those to be run.
+      model: the network, untrained.
+      steps_per_epoch: enough for the largest task of its kind, so that one program trains every task.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: data.Dataset
+    train_images: jax.Array
+    tasks: list[data.Task]
+    model: nn.Module
+    steps_per_epoch: int
 
 
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
@@ -72,7 +101,7 @@ def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Reci
     """Translate a method's name and the training settings into a recipe."""
     objective, norms = NETWORKS[method]
     threats = tuple(Threat(norm, float(config.radii[norm])) for norm in norms)
-    settings = {key: value for key, value in config.training.items() if key != "group_size"}
+    settings = {key: value for key, value in config.training.items() if f"training.{key}" not in _NOT_IN_A_ROW}
     return training.Recipe(objective=objective, threats=threats, **settings)
 
 
@@ -98,15 +127,20 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
     if not config.evaluation.temperature > 0:
         raise ValueError(f"evaluation.temperature must be positive, got {config.evaluation.temperature}")
-    if config.training.group_size < 1:
-        raise ValueError(f"training.group_size must be at least 1, got {config.training.group_size}")
+    for name in ("group_size", "checkpoint_every"):
+        if config.training[name] < 1:
+            raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
+    if config.training.select_every and not config.tasks.holdout:
+        raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
     for method in config.methods:
         if method in NETWORKS:
             make_recipe(config, method)
 
 
-def make_tasks(config: ml_collections.ConfigDict, dataset: data.Dataset) -> list[data.Task]:
-    """Make the tasks named in the configuration, or all of its kind."""
+def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
+    check(config)
+    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     everything = data.tasks(
         dataset,
         config.tasks.kind,
@@ -117,10 +151,18 @@ def make_tasks(config: ml_collections.ConfigDict, dataset: data.Dataset) -> list
     unknown = [name for name in config.tasks.names if name not in known]
     if unknown:
         raise ValueError(f"tasks.names must be some of {', '.join(known)}, got {', '.join(unknown)}")
-    return [known[name] for name in config.tasks.names] or everything
+    most_images = max(len(task.train_index) for task in everything)
+    return Experiment(
+        config,
+        dataset,
+        jnp.asarray(dataset.train_images),
+        [known[name] for name in config.tasks.names] or everything,
+        _make_model(config, dataset, everything[0].num_classes),
+        -(-most_images // config.training.batch_size),
+    )
 
 
-def make_model(config: ml_collections.ConfigDict, dataset: data.Dataset, num_classes: int) -> nn.Module:
+def _make_model(config, dataset, num_classes) -> nn.Module:
     """Make the network, having tried it on the shape of one image."""
     model = models.create(config.model.name, num_classes, **config.model.options.to_dict())
     image = one_image(dataset)

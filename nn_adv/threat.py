@@ -41,7 +41,7 @@ class Threat:
     def __post_init__(self) -> None:
         check_norm(self.norm)
         # Inside jit and tree transformations epsilon is a tracer or a placeholder: only real numbers are checked.
-        if isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(self.epsilon >= 0):
+        if isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(np.asarray(self.epsilon) >= 0):
             raise ValueError(f"epsilon must be a radius >= 0, got {self.epsilon}")
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lowest, highest) or None, got {self.bounds}")

@@ -114,15 +114,10 @@ def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
 
 def test_more_seeds_train_more_networks_but_no_second_1nn():
     config = tiny_config(seeds=(0, 1))
-    names = [unit.name for group in plan.make_groups(config, plan.make_tasks(config, _digits())) for unit in group]
+    groups = plan.make_groups(config, plan.make_experiment(config).tasks)
+    names = [unit.name for group in groups for unit in group]
     assert len(names) == len(set(names)) == 6
     assert sum("1nn" in name for name in names) == 2
-
-
-def _digits():
-    from nn_adv import data
-
-    return data.load("digits")
 
 
 def test_evaluated_images_are_balanced_over_classes():
