@@ -36,6 +36,7 @@ $(VENV)/.test-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("PYTHON must be 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 clean:

@@ -18,7 +18,7 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
     python_requires=">=3.11",
-    # Lower bounds are what the pins of requirements/ were tested near; the pins themselves are in that folder.
+    # Lower bounds are generous; the versions tested together are the pins in requirements/.
     install_requires=[
         "jax>=0.10",
         "jaxlib>=0.10",
@@ -29,13 +29,13 @@ setuptools.setup(
         "numpy>=2.0",
         "scipy>=1.14",
         "scikit-learn>=1.5",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow-datasets>=4.9.10",
         "array_record>=0.8; platform_system != 'Windows'",  # the file format read without TensorFlow
         "importlib_resources>=6.0",  # tensorflow-datasets 4.9 imports it and does not ask for it
         "pillow>=10.0",
         "ml-collections>=1.0",
         "absl-py>=2.1",
-        "matplotlib>=3.9",
+        "matplotlib>=3.10",
         "tqdm>=4.66",
     ],
     extras_require={
@@ -45,7 +45,6 @@ setuptools.setup(
         "bench": ["faiss-cpu>=1.9", "torch>=2.5"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
