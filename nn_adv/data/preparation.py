@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import pathlib
@@ -30,6 +31,8 @@ _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": [
 
 def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Returns where the prepared data set is looked for, whether or not it is there."""
+    if name not in _VERSIONS:
+        raise ValueError(f"name must be one of {', '.join(_VERSIONS)}, got {name!r}")
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return pathlib.Path(root).expanduser().absolute() / name / _VERSIONS[name]
 
@@ -47,7 +50,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathli
         <data_dir>/<name>/<version>, which `tfds.data_source(name, data_dir=...)` reads too.
 
     Raises:
-        ValueError: If the originals cannot be downloaded or are not the known files, or there is no room for them.
+        ValueError: For another name, or if the originals cannot be downloaded, are not the known files or find no room.
     """
     folder = folder_of(name, data_dir)
     if (folder / "dataset_info.json").exists():
@@ -59,7 +62,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathli
             files = _download(name, pathlib.Path(scratch))
             splits = _read_cifar(files) if name == "cifar10" else _read_mnist(files)
             _write(name, root, splits, scratch)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         if (folder / "dataset_info.json").exists():  # another process on a shared disk was faster
             return folder
         raise ValueError(

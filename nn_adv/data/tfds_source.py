@@ -67,7 +67,7 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"cannot read {split} images from {folder} ({reason}): it must be a tensorflow-datasets folder in "
-            "array_record format; if it is damaged, remove it to have it made anew"
+            "array_record format; name another data_dir to have one made there"
         ) from error
     shape = source.dataset_info.features["image"].shape
     images = np.empty((len(records), *shape), np.uint8)

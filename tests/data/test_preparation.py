@@ -9,6 +9,7 @@ import pathlib
 import struct
 import tarfile
 import types
+import urllib.request
 
 import numpy as np
 import PIL.Image
@@ -137,13 +138,28 @@ def test_missing_data_set_offline_names_the_folder_and_the_remedy(mirror, tmp_pa
     assert "\n" not in message
 
 
-def test_damaged_folder_is_named(tmp_path):
+def test_folder_of_another_format_is_named(mirror, tmp_path):
+    mirror("mnist")
+    info = data.prepare("mnist", tmp_path) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="cannot read train images from .*3.0.1.*name another data_dir") as error:
+        data.load("mnist", data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["{}", "{", ""])
+def test_damaged_folder_is_named(tmp_path, content):
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text("{}")
+    (folder / "dataset_info.json").write_text(content)
     with pytest.raises(ValueError, match="cannot read train images from .*3.0.1") as error:
         data.load("mnist", data_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_only_known_names_are_prepared(tmp_path):
+    with pytest.raises(ValueError, match="cifar10, fashion_mnist, mnist, got 'digits'"):
+        data.prepare("digits", tmp_path)
 
 
 def test_jpeg_images_are_announced(mirror, tmp_path, monkeypatch):
@@ -153,3 +169,16 @@ def test_jpeg_images_are_announced(mirror, tmp_path, monkeypatch):
     dataset = data.load("mnist", data_dir=pathlib.Path(tmp_path / "prepared"))
     assert dataset.title == "MNIST (JPEG copy)"
     assert dataset.note == "JPEG copy: re-encoded, not the original pixels"
+
+
+def test_folder_made_meanwhile_by_another_process_is_used(mirror, tmp_path, monkeypatch):
+    mirror("mnist")
+    download = urllib.request.urlopen
+
+    def overtaken(*args, **kwargs):
+        monkeypatch.setattr(urllib.request, "urlopen", download)
+        data.prepare("mnist", tmp_path / "prepared")
+        raise OSError("the other process was faster")
+
+    monkeypatch.setattr(urllib.request, "urlopen", overtaken)
+    assert data.prepare("mnist", tmp_path / "prepared") == tmp_path / "prepared" / "mnist" / "3.0.1"
