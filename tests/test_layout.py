@@ -77,6 +77,9 @@ def test_public_definitions_have_docstrings(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "the module has no docstring"
     definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    for node in list(definitions):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            definitions += [member for member in node.body if isinstance(member, ast.FunctionDef)]
     bare = [node.name for node in definitions if not node.name.startswith("_") and not ast.get_docstring(node)]
     assert not bare
 
