@@ -105,7 +105,7 @@ def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
         "training": made,
         "seconds": {"train": round(train_seconds, 3), "evaluate": round(time.perf_counter() - start, 3)},
         "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

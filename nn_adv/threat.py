@@ -70,6 +70,13 @@ def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
     return jnp.max(jnp.abs(flat), axis=1)
 
 
+def per_image(values: chex.Numeric, images: chex.Array) -> chex.Array:
+    """Shape a scalar, or one value per image ``[B]``, so that it broadcasts against ``images [B, ...]``."""
+    values = jnp.asarray(values, images.dtype)
+    chex.assert_rank(values, {0, 1})
+    return values.reshape(values.shape + (1,) * (images.ndim - 1)) if values.ndim else values
+
+
 def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Array:
     """Move each image to the nearest point (Euclidean) allowed by ``threat`` around ``center``.
 
@@ -93,7 +100,7 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
       Points ``[B, ...]``.
     """
     chex.assert_equal_shape([images, center])
-    epsilon = _per_image(threat.epsilon, images)
+    epsilon = per_image(threat.epsilon, images)
     offset = images - center
     lower, upper = _room(threat, center)
     if threat.norm == "linf":
@@ -115,7 +122,7 @@ def random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex
       Starting points ``[B, ...]``.
     """
     draw = jax.vmap(lambda key: _draw_in_unit_ball(threat.norm, key, images.shape[1:], images.dtype))
-    return _within_bounds(threat, images + _per_image(threat.epsilon, images) * draw(keys))
+    return _within_bounds(threat, images + per_image(threat.epsilon, images) * draw(keys))
 
 
 def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> chex.Array:
@@ -140,21 +147,14 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
     if threat.norm == "linf":
         return jnp.sign(gradient)
     if threat.norm == "l2":
-        size = _per_image(perturbation_size("l2", gradient), gradient)
+        size = per_image(perturbation_size("l2", gradient), gradient)
         return gradient / jnp.where(size > 0, size, 1)
     flat = jnp.abs(gradient.reshape(gradient.shape[0], -1))
     count = max(1, round(_L1_SHARE_OF_PIXELS * flat.shape[1]))
-    threshold = _per_image(jax.lax.top_k(flat, count)[0][:, -1], gradient)
+    threshold = per_image(jax.lax.top_k(flat, count)[0][:, -1], gradient)
     direction = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
-    size = _per_image(perturbation_size("l1", direction), gradient)
+    size = per_image(perturbation_size("l1", direction), gradient)
     return direction / jnp.maximum(size, 1)
-
-
-def _per_image(values: chex.Numeric, images: chex.Array) -> chex.Array:
-    """Shape a scalar or ``[B]`` so that it broadcasts against ``images``."""
-    values = jnp.asarray(values, images.dtype)
-    chex.assert_rank(values, {0, 1})
-    return values.reshape(values.shape + (1,) * (images.ndim - 1)) if values.ndim else values
 
 
 def _room(threat: Threat, center: chex.Array) -> tuple[chex.Numeric, chex.Numeric]:
@@ -170,7 +170,7 @@ def _within_bounds(threat: Threat, images: chex.Array) -> chex.Array:
 
 def _project_scaled(norm, offset, epsilon, lower, upper):
     """Bisect the scale ``s`` of `project` for l1 and l2."""
-    largest = _per_image(perturbation_size("linf", offset), offset)
+    largest = per_image(perturbation_size("linf", offset), offset)
 
     def at(scale):
         if norm == "l2":
@@ -180,7 +180,7 @@ def _project_scaled(norm, offset, epsilon, lower, upper):
         return jnp.clip(shrunk, lower, upper)
 
     def fits(scale):
-        return _per_image(perturbation_size(norm, at(scale)), offset) <= epsilon
+        return per_image(perturbation_size(norm, at(scale)), offset) <= epsilon
 
     def halve(_, bracket):
         low, high = bracket
@@ -191,7 +191,7 @@ def _project_scaled(norm, offset, epsilon, lower, upper):
     one = jnp.ones_like(largest)
     low = jnp.where(fits(one), one, 0)
     if norm == "l2":  # without the box the answer is known; with it, this is a lower end: clipping only shortens
-        size = _per_image(perturbation_size("l2", offset), offset)
+        size = per_image(perturbation_size("l2", offset), offset)
         low = jnp.maximum(low, jnp.minimum(epsilon / jnp.where(size > 0, size, 1), 1))
     num_halvings = jnp.finfo(offset.dtype).nmant + 4
     low, _ = jax.lax.fori_loop(0, num_halvings, halve, (low, one))
@@ -204,6 +204,6 @@ def _draw_in_unit_ball(norm, key, shape, dtype):
     key_direction, key_radius = jax.random.split(key)
     sample = jax.random.normal if norm == "l2" else jax.random.laplace
     direction = sample(key_direction, shape, dtype)[None]
-    direction = (direction / _per_image(perturbation_size(norm, direction), direction))[0]
+    direction = (direction / per_image(perturbation_size(norm, direction), direction))[0]
     # The volume within radius r grows as r^d.
     return direction * jax.random.uniform(key_radius, (), dtype) ** (1 / direction.size)

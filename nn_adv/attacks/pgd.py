@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nn_adv.attacks.losses import cross_entropy
-from nn_adv.threat import Threat, perturbation_size, project, random_start, steepest_step
+from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start, steepest_step
 
 
 class AttackResult(NamedTuple):
@@ -76,7 +76,7 @@ def pgd(
       key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
       threat: the perturbations allowed.
       num_steps: gradient steps per restart; 0 only tries the random starts.
-      step_size: length of a step in the threat's norm, pixel units.
+      step_size: length of a step in the threat's norm, pixel units; a scalar or one per image ``[B]``.
       num_restarts: independent random starts, at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`.
       predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``
@@ -109,7 +109,7 @@ def pgd(
             points, best = carry
             (_, (loss, success)), gradient = jax.value_and_grad(score, has_aux=True)(points)
             best = _better(best, _Best(points, success, loss))
-            moved = points + step_size * steepest_step(threat, gradient, points)
+            moved = points + per_image(step_size, images) * steepest_step(threat, gradient, points)
             return project(threat, moved, images), best
 
         nothing = _Best(points, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -172,3 +173,21 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path):
     assert done.returncode != 0
     assert message in done.stderr.splitlines()[-1], done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_processes_of_a_cluster_share_the_work(finished, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    cluster = ["--distributed", f"--coordinator_address={address}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            _command(tmp_path, *cluster, f"--process_id={number}"), cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "Report: " in output
+    assert counted(tmp_path) == counted(finished[0])
+    assert len(list(tmp_path.glob("rows-*-of-00002.jsonl"))) == 2
