@@ -118,7 +118,7 @@ def _cifar10(config) -> None:
 
 
 def _shrink_for_cpu(config) -> None:
-    half_width = {"conv_features": (16, 16, 32, 32), "dense_features": (100, 100)}
+    half_width = {"conv_features": (16, 16, 32, 32), "dense_features": 100}
     config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": half_width})
     config.tasks.train_per_class = 1000
     config.evaluation.images_per_split = 200
