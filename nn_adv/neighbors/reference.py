@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 # Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
-GROUP_SIZE = 16
+GROUP_SIZE = 8
 # The original index of a padding row: above every real one, so it loses every tie.
 NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
@@ -73,7 +73,7 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
       points: ``[n, ...]``, uint8 or float, of any trailing shape.
       labels: ``[n]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
       num_classes: number of classes C.
-      block_size: points per block, rounded up to a multiple of 16; memory of a search grows with it.
+      block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
 
     Raises:
@@ -105,10 +105,9 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
     is_point = index != NO_POINT
     centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
+    sq_norms: np.ndarray = centered
     if points.dtype == np.uint8:
         sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
-    else:
-        sq_norms = centered
 
     per_block = (int(class_start[-1]), size)
     return Reference(
@@ -149,7 +148,7 @@ def _check(points: np.ndarray, labels: np.ndarray, num_classes: int, block_size:
 
 
 def _choose_block_size(counts: np.ndarray) -> int:
-    """Return the block size, 16 to 1024, that wastes the fewest rows; the larger one where two are equal."""
+    """Return the block size, 8 to 1024, that wastes the fewest rows; the larger one where two are equal."""
     candidates = [GROUP_SIZE * 2**i for i in range(int(math.log2(_MAX_BLOCK_SIZE // GROUP_SIZE)) + 1)]
 
     def cost(size: int) -> int:

@@ -1,7 +1,7 @@
 """Exact k-nearest search in l1, l2 and linf: a fast screen over blocks, then a decision in full precision.
 
 Queries and reference points go through in blocks, so no array grows with queries times points. Every block's scores
-are reduced to the minima of groups of 16 points and a query keeps its best few groups. Between uint8 images scores are
+are reduced to the minima of groups of 8 points and a query keeps its best few groups. Between uint8 images scores are
 exact integers and the k nearest points lie in the k best groups. For floats the points of the best groups are measured
 again in float64, and a bound on the error of the screen proves that no other group holds a nearer point; queries whose
 proof fails are searched in float64 from end to end.
@@ -21,6 +21,7 @@ from jax import lax
 
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
+from nn_adv.neighbors.screens import Screen, largest, make_screen
 from nn_adv.threat import check_norm
 
 _QUERY_BLOCK = 1024
@@ -50,14 +51,6 @@ class _Candidates(NamedTuple):
     scores: chex.Array
     keys: chex.Array
     groups: chex.Array
-
-
-class _Screen(NamedTuple):
-    """How to score blocks for one batch of queries: ``tile(block number)`` gives scores ``[Q, b]``."""
-
-    queries: chex.Array
-    tile: Callable[[chex.Array], chex.Array]
-    ceiling: Callable[[chex.Array], chex.Array] | None  # None: scores are exact integers
 
 
 def nearest(reference: Reference, queries: chex.Array, k: int = 1, *, norm: str = "l2") -> Neighbors:
@@ -133,7 +126,7 @@ def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
 def _nearest(reference: Reference, queries: chex.Array, *, k: int, norm: str) -> Neighbors:
     def search(block):
         first, last = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
-        return _search(reference, _make_screen(reference, block, norm), first, last, k=k, norm=norm)
+        return _search(reference, make_screen(reference, block, norm), first, last, k=k, norm=norm)
 
     return Neighbors(*_map_query_blocks(search, queries))
 
@@ -141,7 +134,7 @@ def _nearest(reference: Reference, queries: chex.Array, *, k: int, norm: str) ->
 @functools.partial(jax.jit, static_argnames="norm")
 def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) -> jax.Array:
     def search(block):
-        screen = _make_screen(reference, block, norm)
+        screen = make_screen(reference, block, norm)
 
         def search_class(limits):
             return _search(reference, screen, *limits, k=1, norm=norm, squared=norm == "l2")[0][:, 0]
@@ -163,16 +156,16 @@ def _map_query_blocks(search: Callable, queries: chex.Array):
     return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
 
 
-def _search(reference: Reference, screen: _Screen, first, last, *, k: int, norm: str, squared: bool = False):
+def _search(reference: Reference, screen: Screen, first, last, *, k: int, norm: str, squared: bool = False):
     """Return float32 distances and indices ``[Q, k]`` of the nearest points in blocks ``first`` to ``last``."""
-    is_integer = screen.ceiling is None
-    num_groups = k if is_integer else k + _SPARE_GROUPS + 1  # the last one bounds what was left out
-    found = _screen_blocks(reference, screen, first, last, num_groups)
-    if is_integer and k == 1:
-        return _finish_integers(found.scores, norm, squared), found.keys
-    if is_integer:
-        values, indices = _measure_again(reference, screen.queries, found.groups, k, norm)
+    if screen.ceiling is None:
+        found = _screen_blocks(reference, screen, first, last, k)
+        values, indices = found.scores, found.keys
+        if k > 1:  # the k nearest are in the k best groups, but two of them may share one
+            values, indices = _measure_again(reference, screen.queries, found.groups, k, norm)
         return _finish_integers(values, norm, squared), indices
+    # The last group is not measured: its score bounds all that was left out.
+    found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
     farthest = jnp.sqrt(values[:, -1]) if squared else values[:, -1]
     # Written so that NaN counts as unproven.
@@ -180,75 +173,13 @@ def _search(reference: Reference, screen: _Screen, first, last, *, k: int, norm:
     return _search_unproven(reference, screen.queries, ~proven, values, indices, (first, last), norm, squared)
 
 
-def _make_screen(reference: Reference, queries: chex.Array, norm: str) -> _Screen:
-    points_are_integers = reference.blocks.dtype == jnp.uint8
-    if queries.dtype == jnp.uint8 and not points_are_integers:
-        queries = distances.pixel_values(queries)
-    is_integer = queries.dtype == jnp.uint8
-    if norm == "l2" and is_integer:
-        return _integer_l2_screen(reference, queries)
-    if norm == "l2":
-        return (_pixel_l2_screen if points_are_integers else _float_l2_screen)(reference, queries)
-
-    def tile(number):
-        points = reference.blocks[number]
-        if is_integer:
-            return distances.elementwise_tile(norm, queries.astype(jnp.int16), points.astype(jnp.int16))
-        points = distances.pixel_values(points) if points_are_integers else points
-        return distances.elementwise_tile(norm, queries, points)
-
-    def masked_tile(number):
-        scores = tile(number)
-        return jnp.where(reference.index[number][None] == NO_POINT, _largest(scores.dtype), scores)
-
-    return _Screen(queries, masked_tile, None if is_integer else distances.elementwise_ceiling(norm, queries.shape[-1]))
-
-
-def _integer_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
-    centered = distances.centered_pixels(queries)
-    norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1)
-
-    def tile(number):
-        return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number])
-
-    return _Screen(queries, tile, None)
-
-
-def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
-    """Screen float queries against uint8 points in bfloat16: the points are exact, the queries are moved a little."""
-    exact = queries * 255 - 128
-    centered, moved = distances.round_to_bfloat16(exact)
-    size = queries.shape[-1]
-    # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
-    slack = 6e-5 * np.sqrt(size) * jnp.maximum(1, jnp.max(jnp.abs(queries), axis=-1))
-    rounding = distances.float64_norms(exact - moved) * 1.001 + slack
-    norms = distances.float64_norms(moved)
-
-    def tile(number):
-        return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number])
-
-    bound = distances.l2_ceiling(norms, rounding, size)
-    return _Screen(queries, tile, lambda distance: bound(distance * 255))
-
-
-def _float_l2_screen(reference: Reference, queries: chex.Array) -> _Screen:
-    centered = queries - reference.center
-    norms = distances.float64_norms(centered)
-
-    def tile(number):
-        points = reference.blocks[number] - reference.center
-        return distances.float_sq_l2(centered, norms**2, points, reference.sq_norms[number])
-
-    return _Screen(queries, tile, distances.l2_ceiling(norms, norms * 2.0**-22, queries.shape[-1]))
-
-
-def _screen_blocks(reference: Reference, screen: _Screen, first, last, num_groups: int) -> _Candidates:
+def _screen_blocks(reference: Reference, screen: Screen, first, last, num_groups: int) -> _Candidates:
     """Return the best groups of every query over a range of blocks."""
     is_integer = screen.ceiling is None
     groups_per_block = reference.blocks.shape[1] // GROUP_SIZE
     shape = (len(screen.queries), num_groups)
     start = _Candidates(
-        scores=jnp.full(shape, _largest(jnp.int32 if is_integer else jnp.float32)),
+        scores=jnp.full(shape, largest(jnp.int32 if is_integer else jnp.float32)),
         keys=jnp.full(shape, NO_POINT, jnp.int32),
         groups=jnp.full(shape, _NO_GROUP, jnp.int32),
     )
@@ -281,7 +212,7 @@ def _smallest(candidates: _Candidates, count: int) -> _Candidates:
         key = jnp.where(left.scores == score, left.keys, NO_POINT).min(axis=-1, keepdims=True)
         chosen = (left.scores == score) & (left.keys == key)
         group = jnp.where(chosen, left.groups, NO_POINT).min(axis=-1, keepdims=True)
-        scores = jnp.where(chosen, _largest(left.scores.dtype), left.scores)
+        scores = jnp.where(chosen, largest(left.scores.dtype), left.scores)
         left = _Candidates(scores, jnp.where(chosen, NO_POINT, left.keys), left.groups)
         return left, _Candidates(score[..., 0], key[..., 0], group[..., 0])
 
@@ -317,7 +248,7 @@ def _exact_nearest(query, points, index, k: int, norm: str, squared: bool):
 
 
 def _nearest_of(values, index, k: int) -> _Candidates:
-    values = jnp.where(index == NO_POINT, _largest(values.dtype), values)
+    values = jnp.where(index == NO_POINT, largest(values.dtype), values)
     return _smallest(_Candidates(values, index, index), k)
 
 
@@ -356,7 +287,3 @@ def _finish_integers(values: chex.Array, norm: str, squared: bool) -> jax.Array:
 def _finish_float64(values: chex.Array, norm: str, squared: bool) -> jax.Array:
     root = norm == "l2" and not squared
     return (jnp.sqrt(values) if root else values).astype(jnp.float32)
-
-
-def _largest(dtype) -> chex.Array:
-    return jnp.asarray(jnp.inf, dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.asarray(NO_POINT, dtype)

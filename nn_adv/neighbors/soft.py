@@ -38,8 +38,9 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     As T goes to 0, ``-T l_c`` tends to the squared distance to class c and the argmax to the 1NN prediction.
     The gradient with respect to queries, ``(2 / T) (E_c[z] - q)`` with softmax weights, and to the temperature,
     ``E_c[D] / T^2``, is exact up to float32 rounding; it keeps ``[C, Q, d]`` floats for the backward pass, whatever
-    the number of points. The reference is a constant, and there is no second derivative. Distances are expanded
-    around the mean of the points in float32: their absolute error, about 1e-7 of the squared norms, is divided by T.
+    the number of points. The reference is a constant. A second derivative is right, but its memory grows with the
+    points. Distances are expanded around the mean of the points in float32: their absolute error, about 1e-7 of the
+    squared norms, is divided by T.
 
     Args:
       reference: points from `fit`.

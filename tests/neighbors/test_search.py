@@ -53,35 +53,35 @@ def test_equals_brute_force(norm, point_dtype, query_dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, queries, norm=norm), expected.argmin(axis=1))
 
 
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
-def test_k_nearest_in_order(norm, dtype, k):
-    _check(_random(0, 90, 20, dtype), _labels(90, 2), _random(2, 10, 20, dtype), 2, k, norm)
+def test_k_nearest_in_order(dtype, k):
+    _check(_random(0, 300, 6, dtype), _labels(300, 2), _random(2, 8, 6, dtype), 2, k, "l2", block_size=256)
 
 
+# The next tests share shapes, and so their compilations.
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ties_go_to_the_lowest_index(norm, dtype):
-    # Two levels in three pixels: eight distinct images, each many times and in both classes.
-    points, queries = _random(0, 300, 3, dtype, levels=2), _random(2, 8, 3, dtype, levels=2)
-    _check(points, _labels(300, 2), queries, 2, 4, norm)
+    # Two levels in six pixels: 64 distinct images, each several times and in both classes.
+    points, queries = _random(0, 300, 6, dtype, levels=2), _random(2, 8, 6, dtype, levels=2)
+    _check(points, _labels(300, 2), queries, 2, 4, norm, block_size=256)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_duplicates_than_candidates(norm, dtype):
     # All points equal: no screen can choose, so floats take the path of the failed proof.
-    points = np.full((400, 5), 3, dtype)
-    _check(points, _labels(400, 2), points[:3] + np.asarray(1, dtype), 2, 5, norm)
+    points = np.full((400, 6), 3, dtype)
+    _check(points, _labels(400, 2), points[:8] + np.asarray(1, dtype), 2, 4, norm, block_size=256)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_failed_proofs_are_searched_again(norm):
     # Points 1e-7 apart, far from the query: float32 scores cannot order them, float64 must.
     rng = np.random.default_rng(0)
-    points = (0.5 + rng.integers(0, 8, (600, 8)) * 2.0**-24).astype(np.float32)
-    _check(points, _labels(600, 2), np.ones((2, 8), np.float32), 2, 3, norm)
+    points = (0.5 + rng.integers(0, 8, (400, 6)) * 2.0**-24).astype(np.float32)
+    _check(points, _labels(400, 2), np.ones((8, 6), np.float32), 2, 4, norm, block_size=256)
 
 
 def test_float_queries_between_pixels():
@@ -120,7 +120,7 @@ def test_one_pixel_one_class_one_point(dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, np.array([[3]], dtype)), [0])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_class_without_points_is_infinitely_far(norm, dtype):
     points, labels = _random(0, 40, 6, dtype), np.full(40, 1)
@@ -130,12 +130,11 @@ def test_class_without_points_is_infinitely_far(norm, dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, points[:2], norm=norm), [1, 1])
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_query_blocks_change_nothing(norm, monkeypatch):
+def test_query_blocks_change_nothing(monkeypatch):
     points, labels = _random(0, 100, 12, "float32"), _labels(100, 2)
     monkeypatch.setattr(search, "_QUERY_BLOCK", 8)
     jax.clear_caches()
-    _check(points, labels, _random(2, 21, 12, "float32"), 2, 2, norm)
+    _check(points, labels, _random(2, 21, 12, "float32"), 2, 2, "l2")
     jax.clear_caches()
 
 
@@ -144,7 +143,9 @@ def test_under_jit_and_vmap_and_without():
     queries = _random(2, 6, 9, "float32").reshape(6, 3, 3)
     reference = neighbors.fit(points, labels, 2)
     expected = truths.nearest(points, queries, 2, "l2")[1]
-    np.testing.assert_array_equal(jax.jit(functools.partial(neighbors.nearest, k=2))(reference, queries).indices, expected)
+    np.testing.assert_array_equal(
+        jax.jit(functools.partial(neighbors.nearest, k=2))(reference, queries).indices, expected
+    )
     with jax.disable_jit():
         np.testing.assert_array_equal(neighbors.nearest(reference, queries[:1], 2).indices, expected[:1])
     each = jax.vmap(lambda query: neighbors.nearest(reference, query[None], 2).indices[0])(queries)
@@ -170,8 +171,7 @@ def test_nothing_flows_back():
     assert (np.asarray(gradient) == 0).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("query_dtype", DTYPES)
+@pytest.mark.parametrize(("norm", "query_dtype"), [("l2", "uint8"), ("l2", "float32"), ("l1", "float32")])
 def test_memory_does_not_grow_with_the_points(norm, query_dtype):
     queries = _random(2, 64, 256, query_dtype)
 
