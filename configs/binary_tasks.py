@@ -98,7 +98,7 @@ def _digits(config) -> None:
         num_epochs=60, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
     )
     config.training.update(select_every=5, group_size=45, checkpoint_every=20)
-    config.evaluation.num_steps = 20
+    config.evaluation.update(num_steps=20, batch_size=360)  # both splits of a pair at once
 
 
 def _own_data(config) -> None:

@@ -87,9 +87,9 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
       l2:   v = clip(s w, lo, hi),                            the largest s in [0, 1] with ||v||_2 <= epsilon
       l1:   v = clip(sign(w) max(|w| - (1 - s) max|w|, 0), lo, hi),   likewise with ||v||_1 <= epsilon
 
-    ``s`` is found by bisection from the feasible side, so the result never leaves the ball (up to the rounding
-    of ``center + v``). Clipping after scaling into the ball would also be allowed, but not nearest; in l1 it
-    wastes most of the radius (Croce & Hein 2021, "Mind the Box", section 2).
+    ``s`` is approached from the feasible side, so the result never leaves the ball (up to the rounding of
+    ``center + v``). Clipping after scaling into the ball would also be allowed, but not nearest; in l1 it wastes
+    most of the radius (Croce & Hein 2021, "Mind the Box", section 2).
 
     Args:
       threat: the allowed set; ``epsilon`` 0 gives ``center`` itself.
@@ -106,7 +106,7 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
     if threat.norm == "linf":
         offset = jnp.clip(offset, jnp.maximum(lower, -epsilon), jnp.minimum(upper, epsilon))
     else:
-        offset = _project_scaled(threat.norm, offset, epsilon, lower, upper)
+        offset = (_project_l2 if threat.norm == "l2" else _project_l1)(offset, epsilon, lower, upper)
     return _within_bounds(threat, center + offset)
 
 
@@ -168,19 +168,40 @@ def _within_bounds(threat: Threat, images: chex.Array) -> chex.Array:
     return images if threat.bounds is None else jnp.clip(images, *threat.bounds)
 
 
-def _project_scaled(norm, offset, epsilon, lower, upper):
-    """Bisect the scale ``s`` of `project` for l1 and l2."""
+def _project_l2(offset, epsilon, lower, upper):
+    """Find the scale of `project` by Newton's steps on the squared size.
+
+    A component clipped at one scale stays clipped at every larger one, and the others grow at most as ``s``. So the
+    scale at which the squared size would reach ``epsilon^2`` if no further component were clipped is never too large:
+    the steps rise to the root from below and end there once no further component is clipped.
+    """
+    axes = tuple(range(1, offset.ndim))
+
+    def rise(state):
+        scale, _, count = state
+        clipped = jnp.clip(scale * offset, lower, upper)
+        is_free = clipped == scale * offset
+        fixed = jnp.sum(jnp.where(is_free, 0, jnp.square(clipped)), axes, keepdims=True)
+        free = jnp.sum(jnp.where(is_free, jnp.square(offset), 0), axes, keepdims=True)
+        left = jnp.maximum(jnp.square(epsilon) - fixed, 0)
+        risen = jnp.where(left < free, jnp.sqrt(left / jnp.where(free > 0, free, 1)), 1)
+        return risen, jnp.any(risen > scale), count + 1
+
+    start = jnp.zeros((offset.shape[0],) + (1,) * len(axes), offset.dtype)
+    # A handful of steps is usual; any number of them ends inside the ball.
+    scale, *_ = jax.lax.while_loop(lambda state: state[1] & (state[2] < 50), rise, (start, True, 0))
+    return jnp.clip(scale * offset, lower, upper)
+
+
+def _project_l1(offset, epsilon, lower, upper):
+    """Bisect the scale of `project`: here the size is neither convex nor concave in it."""
     largest = per_image(perturbation_size("linf", offset), offset)
 
     def at(scale):
-        if norm == "l2":
-            shrunk = scale * offset
-        else:
-            shrunk = jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - (1 - scale) * largest, 0)
-        return jnp.clip(shrunk, lower, upper)
+        return jnp.clip(jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - (1 - scale) * largest, 0), lower, upper)
 
     def fits(scale):
-        return per_image(perturbation_size(norm, at(scale)), offset) <= epsilon
+        return per_image(perturbation_size("l1", at(scale)), offset) <= epsilon
 
     def halve(_, bracket):
         low, high = bracket
@@ -189,12 +210,8 @@ def _project_scaled(norm, offset, epsilon, lower, upper):
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     one = jnp.ones_like(largest)
-    low = jnp.where(fits(one), one, 0)
-    if norm == "l2":  # without the box the answer is known; with it, this is a lower end: clipping only shortens
-        size = per_image(perturbation_size("l2", offset), offset)
-        low = jnp.maximum(low, jnp.minimum(epsilon / jnp.where(size > 0, size, 1), 1))
-    num_halvings = jnp.finfo(offset.dtype).nmant + 4
-    low, _ = jax.lax.fori_loop(0, num_halvings, halve, (low, one))
+    bracket = (jnp.where(fits(one), one, 0), one)
+    low, _ = jax.lax.fori_loop(0, jnp.finfo(offset.dtype).nmant + 4, halve, bracket)
     return at(low)
 
 
