@@ -34,7 +34,7 @@ class Reference:
     With ``N`` blocks of ``b`` rows, ``d`` pixels and ``C`` classes:
 
     Attributes:
-      blocks: points ``[N, b, d]``, uint8 (pixels of 1/255) or float32; zeros in the padding.
+      blocks: points ``[N, b, d]``, uint8 (pixels of 1/255) or float32.
       index: original index of every row ``[N, b]``; `NO_POINT` in the padding. Ascending within a class.
       labels: class of every point by its original index ``[N * b]``; the tail is unused.
       class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
@@ -87,7 +87,7 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     if points.dtype == np.uint8 and points.shape[1] > _MAX_INTEGER_PIXELS:
         points = points.astype(np.float32) / np.float32(255)
     elif points.dtype != np.uint8:
-        points = points.astype(np.float32)
+        points = points.astype(np.float32, copy=False)
     counts = np.bincount(labels, minlength=num_classes)
     size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
     blocks_per_class = -(-counts // size)
@@ -95,7 +95,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     rows = int(class_start[-1]) * size
     row_of_point = _rows(labels, counts, class_start * size)
 
-    stored = np.zeros((rows, points.shape[1]), points.dtype)
+    # 128 is the centre of the integer screen: products with padding vanish, and its norm alone keeps it away.
+    stored = np.full((rows, points.shape[1]), 128 if points.dtype == np.uint8 else 0, points.dtype)
     stored[row_of_point] = points
     index = np.full(rows, NO_POINT, np.int32)
     index[row_of_point] = np.arange(len(points))
@@ -104,7 +105,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
     center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
     is_point = index != NO_POINT
-    centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
+    with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
+        centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
     sq_norms: np.ndarray = centered
     if points.dtype == np.uint8:
         sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
@@ -142,9 +144,10 @@ def _check(points: np.ndarray, labels: np.ndarray, num_classes: int, block_size:
         return
     if not jnp.issubdtype(points.dtype, jnp.floating):
         raise ValueError(f"points must be uint8 or float, got dtype {points.dtype}")
-    finite = np.isfinite(points.reshape(len(points), -1).astype(np.float32)).all(axis=1)
+    rows = points.reshape(len(points), -1)
+    finite = np.concatenate([np.isfinite(part.astype(np.float32)).all(axis=1) for part in _slices(rows)])
     if not finite.all():
-        raise ValueError(f"points must be finite, got NaN or infinity at index {int(np.argmin(finite))}")
+        raise ValueError(f"points must be finite float32, got NaN or infinity at index {int(np.argmin(finite))}")
 
 
 def _choose_block_size(counts: np.ndarray) -> int:

@@ -168,8 +168,9 @@ def _search(reference: Reference, screen: Screen, first, last, *, k: int, norm: 
     found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
     farthest = jnp.sqrt(values[:, -1]) if squared else values[:, -1]
-    # Written so that NaN counts as unproven.
-    proven = (found.scores[:, -1] > screen.ceiling(farthest)) | jnp.isinf(found.scores[:, -1])
+    bound = found.scores[:, -1]
+    # Either the list has room left, or what it left out is farther. Overflow and NaN count as unproven.
+    proven = (bound > screen.ceiling(farthest)) | (jnp.isinf(bound) & (found.keys[:, -1] == NO_POINT))
     return _search_unproven(reference, screen.queries, ~proven, values, indices, (first, last), norm, squared)
 
 

@@ -43,13 +43,25 @@ def test_large_images_become_floats():
     np.testing.assert_allclose(found.distances, [[0, np.sqrt(20_000)]], rtol=1e-7)
 
 
+def test_padding_never_comes_near():
+    # The largest integers that fit: the only point is farther than padding of zeros would be.
+    reference = neighbors.fit(np.full((1, 16_000), 255, np.uint8), [0], 2)
+    found = neighbors.nearest(reference, np.zeros((1, 16_000), np.uint8))
+    np.testing.assert_array_equal(found.indices, [[0]])
+    np.testing.assert_allclose(found.distances, [[np.sqrt(16_000)]], rtol=1e-7)
+    assert np.isinf(neighbors.class_distances(reference, np.zeros((1, 16_000), np.uint8))[0, 1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"points": POINTS[:0], "labels": LABELS[:0]}, "points must be .* at least one point"),
         ({"points": POINTS[:, 0, 0]}, r"points must be \[n, ...\]"),
         ({"points": POINTS.astype(np.int32)}, "points must be uint8 or float, got dtype int32"),
-        ({"points": np.where(POINTS == 21, np.nan, 0.0)}, "points must be finite, got NaN or infinity at index 5"),
+        (
+            {"points": np.where(POINTS == 21, np.nan, 0.0)},
+            "points must be finite float32, got NaN or infinity at index 5",
+        ),
         ({"points": np.full((10, 1), 1e300)}, "points must be finite"),
         ({"labels": LABELS[:9]}, "labels must be .* n = 10"),
         ({"labels": LABELS + 0.5}, "labels must be integers"),

@@ -84,6 +84,14 @@ def test_failed_proofs_are_searched_again(norm):
     _check(points, _labels(400, 2), np.ones((8, 6), np.float32), 2, 4, norm, block_size=256)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_scores_that_leave_float32(scale):
+    # Squares under- or overflow float32: every proof fails, and float64 decides.
+    points = (_random(0, 400, 6, "float32") * scale).astype(np.float32)
+    queries = (_random(2, 8, 6, "float32") * scale).astype(np.float32)
+    _check(points, _labels(400, 2), queries, 2, 4, "l2", block_size=256)
+
+
 def test_float_queries_between_pixels():
     # Queries half way between integers suffer most from the bfloat16 screen.
     points = _random(0, 500, 30, "uint8")
