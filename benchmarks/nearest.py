@@ -1,8 +1,8 @@
 """How fast is exact nearest-neighbour search, beside faiss, scikit-learn, PyTorch and SciPy?
 
 Every case has one shape and one norm. All answers are first checked against exact distances; then the peers take
-turns, and medians over the turns are reported. Peers that would take minutes get fewer queries: every figure is per
-1,000 queries. Memory is the high-water mark of a fresh process beyond the arrays it searches.
+turns, and medians over the turns are reported, of wall and of processor time (which other programs on the machine
+disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the high-water mark of a fresh process beyond the arrays it searches.
 
   python benchmarks/nearest.py --data_dir=../shared/tfds
 """
@@ -14,9 +14,9 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -164,6 +164,17 @@ def _check(case: Case, points: np.ndarray, queries: np.ndarray, answers: dict[st
     return wrong
 
 
+def _take_turns(contestants: dict[str, tuple[int, Callable]], repeats: int) -> dict[str, np.ndarray]:
+    """Return wall and processor seconds per 1,000 queries, [repeats, 2], for each contestant."""
+    seconds: dict[str, list] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, (count, answer) in contestants.items():
+            started = np.array([time.perf_counter(), time.process_time()])
+            answer()
+            seconds[name].append((np.array([time.perf_counter(), time.process_time()]) - started) * 1000 / count)
+    return {name: np.stack(turns) for name, turns in seconds.items()}
+
+
 def run_case(case: Case, images: Images, repeats: int) -> dict:
     """Check, then time a case."""
     uint8_queries = case.query_kind == "uint8"
@@ -176,36 +187,37 @@ def run_case(case: Case, images: Images, repeats: int) -> dict:
     def ours() -> np.ndarray:
         return np.asarray(neighbors.nearest(reference, on_device, norm=case.norm).indices[:, 0])
 
-    float_queries = _pixels(queries) if uint8_queries else queries
-    contestants = {"nn_adv": (case.ours, ours)} | _make_peers(case, floats, float_queries)
-    answers = {name: answer() for name, (_, answer) in contestants.items()}  # also the warm-up
-    wrong = _check(case, points, queries, answers)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, (count, answer) in contestants.items():
-            started = time.perf_counter()
-            answer()
-            seconds[name].append((time.perf_counter() - started) * 1000 / count)
+    contestants = {"nn_adv": (case.ours, ours)}
+    contestants |= _make_peers(case, floats, _pixels(queries) if uint8_queries else queries)
+    wrong = _check(case, points, queries, {name: answer() for name, (_, answer) in contestants.items()})
+    seconds = _take_turns(contestants, repeats)  # the check was the warm-up
+    medians = {name: np.median(turns, axis=0) for name, turns in seconds.items()}
     operations = _OPERATIONS[case.norm] * 1000 * points.size
-    result: dict = {
+    rows = []
+    for name, (wall, processor) in medians.items():
+        ratio, processor_ratio = medians[name] / medians["nn_adv"]
+        rows.append(
+            {
+                "name": name,
+                "queries": contestants[name][0],
+                "seconds_per_1000": round(wall, 3),
+                "spread": [round(x, 3) for x in (seconds[name][:, 0].min(), seconds[name][:, 0].max())],
+                "processor_seconds_per_1000": round(processor, 3),
+                "ratio": round(ratio, 2),
+                "processor_ratio": round(processor_ratio, 2),
+                "giga_operations_per_second": round(operations / wall / 1e9),
+                "wrong": wrong[name],
+            }
+        )
+        numbers = f"{wall:8.3f} s/1000 x{ratio:6.2f}  {processor:8.3f} s of processor x{processor_ratio:6.2f}"
+        print(f"{case.name:34s} {name:20s} {numbers}  wrong {wrong[name]}", flush=True)
+    return {
         "case": case.name,
-        "norm": case.norm,
         "points": [*points.shape, str(points.dtype)],
         "queries": str(queries.dtype),
         "giga_operations_per_1000": round(operations / 1e9),
-        "rows": [],
+        "rows": rows,
     }
-    base = statistics.median(seconds["nn_adv"])
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        result["rows"].append({
-            "name": name, "queries": contestants[name][0], "seconds_per_1000": round(median, 3),
-            "spread": [round(min(times), 3), round(max(times), 3)], "ratio": round(median / base, 2),
-            "giga_operations_per_second": round(operations / median / 1e9), "wrong": wrong[name],
-        })  # fmt: skip
-        ratio = f"x{median / base:6.2f}"
-        print(f"{case.name:34s} {name:20s} {median:8.3f} s/1000 {ratio}  wrong {wrong[name]}", flush=True)
-    return result
 
 
 def _status_mib(field: str) -> float:
@@ -247,7 +259,8 @@ def _environment() -> dict:
     installed = {name for name in _PEERS if importlib.util.find_spec(_MODULES.get(name, name))}
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", *sorted(installed))}
     return {"device": str(jax.devices()[0]), "cpu": cpu[0], "cores": len(cpu), "python": platform.python_version(),
-            "versions": versions, "commit": commit,
+            "load_average": round(os.getloadavg()[0], 1),
+        "versions": versions, "commit": commit,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}  # fmt: skip
 
 
