@@ -6,6 +6,8 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nn_adv.models.convolution import conv_general_dilated
+
 # The share of a running statistic that one training forward keeps. PyTorch writes the same as momentum = 0.1.
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
@@ -26,6 +28,7 @@ def conv(features: int, kernel: int, *, stride: int = 1, bias: bool = False, pad
         padding=((margin, margin), (margin, margin)),
         use_bias=bias,
         kernel_init=_HE_NORMAL,
+        conv_general_dilated=conv_general_dilated,
         dtype=dtype,
         name=name,
     )
@@ -77,6 +80,6 @@ def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[flo
 
 
 def logits_head(features: chex.Array, num_classes: int, *, dtype=None) -> chex.Array:
-    """Map features ``[B, F]`` to logits ``[B, num_classes]``, in float32 even where the network computes in bfloat16."""
+    """Map features ``[B, F]`` to logits ``[B, num_classes]``, at least in float32."""
     logits = nn.Dense(num_classes, dtype=dtype, name="head")(features)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

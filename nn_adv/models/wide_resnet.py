@@ -6,7 +6,7 @@ from nn_adv.models.preact_resnet import PreActResNet
 
 
 def wide_resnet(num_classes: int, *, depth: int = 28, widen_factor: int = 10, **options) -> PreActResNet:
-    """Build WRN-``depth``-``widen_factor``: three pre-activation stages of 16, 32 and 64 times ``widen_factor`` channels.
+    """Build WRN-``depth``-``widen_factor``: pre-activation stages of 16, 32 and 64 ``widen_factor`` channels.
 
     Args:
       num_classes: number of logits.

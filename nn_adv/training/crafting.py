@@ -73,7 +73,8 @@ def craft(
     l2: move by ``step_size`` along the normalised gradient (one without length is replaced by noise), clip to the
     bounds, and then scale what is longer than epsilon back to epsilon; shrinking towards x cannot leave the bounds.
 
-    Give a ``logits_fn`` that predicts (running statistics, no dropout), and the target from the same one. The start itself is not projected, so with ``num_steps=0`` the result may lie outside a tiny ball.
+    Give a ``logits_fn`` that predicts (running statistics, no dropout), and the target from the same one. The start
+    itself is not projected, so with ``num_steps=0`` the result may lie outside a tiny ball.
 
     Args:
       logits_fn: images to logits ``[B, C]``, differentiable.
@@ -106,13 +107,8 @@ def craft(
         return move(threat, adversarial, gradient, images, noise.replacement, step_size), value
 
     start = images + _START_SCALE * noise.start
-    adversarial, divergences = jax.lax.scan(step, start, length=num_steps, unroll=_unroll(num_steps))
+    adversarial, divergences = jax.lax.scan(step, start, length=num_steps)
     return jax.lax.stop_gradient(Crafted(_within_bounds(threat, adversarial), divergences))
-
-
-def _unroll(num_steps):
-    """On CPUs XLA's convolutions run several times slower inside a loop; elsewhere a loop compiles faster."""
-    return max(num_steps, 1) if jax.default_backend() == "cpu" else 1
 
 
 def _step_linf(threat, adversarial, gradient, images, replacement, step_size):
