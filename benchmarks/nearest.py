@@ -2,7 +2,8 @@
 
 Every case has one shape and one norm. All answers are first checked against exact distances; then the peers take
 turns, and medians over the turns are reported, of wall and of processor time (which other programs on the machine
-disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the high-water mark of a fresh process beyond the arrays it searches.
+disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the
+high-water mark of a fresh process beyond the arrays it searches.
 
   python benchmarks/nearest.py --data_dir=../shared/tfds
 """
@@ -140,7 +141,7 @@ def _exact_distances(points: np.ndarray, queries: np.ndarray, norm: str) -> np.n
     rows = np.array_split(queries, slices) if queries.ndim > 1 else [queries] * slices
     for part, query in zip(np.array_split(points, slices), rows, strict=True):
         if is_integer:
-            difference = part.astype(np.int32) - query.astype(np.int32)
+            difference: np.ndarray = part.astype(np.int32) - query.astype(np.int32)
         else:
             values = _pixels(part) if part.dtype == np.uint8 else part
             difference = values.astype(np.float64) - query.astype(np.float64)
@@ -277,7 +278,12 @@ def main() -> None:
         probe_memory(arguments, arguments.probe_memory)
         return
     images = load_images(arguments.data_dir, arguments.points, arguments.queries)
-    report = {"environment": _environment(), "data": images.source, "memory": _measure_memory(arguments), "cases": []}
+    report: dict = {
+        "environment": _environment(),
+        "data": images.source,
+        "memory": _measure_memory(arguments),
+        "cases": [],
+    }
     for case in (_limit(case, arguments.queries) for case in CASES):
         report["cases"].append(run_case(case, images, arguments.repeats))
         if arguments.output:
