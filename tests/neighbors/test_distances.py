@@ -1,0 +1,71 @@
+"""Kernels against float64, and the bounds that the proofs of the search stand on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import neighbors
+from nn_adv.neighbors import distances
+from nn_adv.neighbors.screens import make_screen
+from tests.neighbors import truths
+
+
+def _images(seed: int, count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size)).astype(np.uint8)
+
+
+def test_pixel_values_equal_numpy():
+    every = np.arange(256).astype(np.uint8)
+    np.testing.assert_array_equal(jax.jit(distances.pixel_values)(every), every.astype(np.float32) / np.float32(255))
+
+
+def test_rounding_to_bfloat16_is_seen():
+    values = np.float32([100.24, -0.3, 127.0])
+    low, kept = jax.jit(distances.round_to_bfloat16)(values)
+    np.testing.assert_array_equal(low.astype(jnp.float32), kept)
+    np.testing.assert_allclose(kept, [100.0, -0.30078125, 127.0])
+
+
+@pytest.mark.parametrize("size", [1, 1024, 1025])
+def test_integer_products_are_exact(size):
+    points, queries = _images(0, 16, size), _images(1, 5, size)
+    points[0], queries[0], queries[1] = 0, 0, 255  # the longest sums
+    norms = [np.square(x.astype(np.int32) - 128).sum(axis=1) for x in (queries, points)]
+    found = jax.jit(distances.integer_sq_l2)(distances.centered_pixels(queries), norms[0], points, norms[1])
+    np.testing.assert_array_equal(found, np.round(truths.pairwise(points, queries, "l2") * 255**2))
+
+
+def test_products_are_not_computed_in_low_precision():
+    a, b = (np.random.default_rng(i).standard_normal((8, 1024)).astype(np.float32) for i in range(2))
+    with jax.default_matmul_precision("bfloat16"):
+        assert "HIGHEST" in jax.jit(distances.matmul_t).lower(a, b).as_text()
+        found = distances.matmul_t(a, b)
+    bound = 1024 * 2.0**-24 * np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    assert (np.abs(found - a.astype(np.float64) @ b.astype(np.float64).T) <= bound).all()
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("kind", ["pixels", "floats", "far from the origin"])
+def test_no_score_exceeds_the_ceiling_of_its_distance(norm, kind):
+    points = _images(0, 64, 700)
+    queries = np.clip(truths.as_pixels(points[:9]) + np.linspace(0, 0.2, 9)[:, None], 0, 1).astype(np.float32)
+    if kind != "pixels":
+        points = truths.as_pixels(points).astype(np.float32)
+    if kind == "far from the origin":
+        points, queries = points + np.float32(1000), queries + np.float32(1000)
+    reference = neighbors.fit(points, np.zeros(64, int), 1)
+    table = truths.pairwise(points, queries, norm)[:, np.asarray(reference.index[0])]
+    exact = np.sqrt(table) if norm == "l2" else table
+
+    @jax.jit
+    def scores_and_ceilings(reference, queries, exact):
+        screen = make_screen(reference, queries, norm)
+        return screen.tile(0), jax.vmap(screen.ceiling, in_axes=1, out_axes=1)(exact)
+
+    scores, ceilings = map(np.asarray, scores_and_ceilings(reference, queries, exact.astype(np.float32)))
+    assert (scores <= ceilings).all()
+    # A bound is of use only if it is near: within 2 % of the typical score.
+    assert np.median(ceilings - scores) < 0.02 * np.median(scores) or kind == "far from the origin"
