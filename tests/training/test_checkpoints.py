@@ -1,0 +1,125 @@
+"""A training stopped at any moment continues to the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from nn_adv import models, training
+from nn_adv.threat import Threat
+
+_MODEL = models.create("mlp", 2, hidden_sizes=(8,))
+_GENERATOR = np.random.default_rng(0)
+_LABELS = np.arange(40, dtype=np.int32) % 2
+_IMAGES = (_GENERATOR.integers(0, 200, (40, 4, 4, 1)) + 40 * _LABELS[:, None, None, None]).astype(np.uint8)
+_MEMBERS = [
+    training.Member(np.arange(s, s + 25), _LABELS[s : s + 25], np.arange(30, 40), _LABELS[30:]) for s in (0, 5)
+]
+_RECIPE = training.Recipe(
+    threats=(Threat("linf", 0.05),),
+    num_steps=2,
+    num_epochs=6,
+    batch_size=8,
+    ema_decay=0.9,
+    select_every=2,
+    select_steps=2,
+)
+
+
+class _Stop(Exception):
+    pass
+
+
+def _train(folder=None, stop_after=None, members=_MEMBERS, recipe=_RECIPE, seeds=(3, 4), **options):
+    epochs = []
+
+    def on_epoch(epoch, history):
+        epochs.append(epoch)
+        if epoch == stop_after:
+            raise _Stop
+
+    trained = training.train(
+        _MODEL, _IMAGES, members, recipe, seeds=seeds, checkpoint_dir=folder, on_epoch=on_epoch, **options
+    )
+    return trained, epochs
+
+
+def _assert_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return _train()[0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_resumed_training_is_identical(tmp_path, uninterrupted, count):
+    options = {"members": _MEMBERS[:count], "seeds": (3, 4)[:count], "checkpoint_every": 2}
+    with pytest.raises(_Stop):
+        _train(tmp_path, stop_after=3, **options)
+    trained, epochs = _train(tmp_path, **options)
+    assert epochs == [4, 5]
+    _assert_identical(trained, uninterrupted if count == 2 else _train(members=_MEMBERS[:1], seeds=(3,))[0])
+
+
+def test_finished_training_is_only_loaded(tmp_path, uninterrupted):
+    first, _ = _train(tmp_path)
+    again, epochs = _train(tmp_path)
+    assert epochs == []
+    _assert_identical(first, uninterrupted)
+    _assert_identical(again, uninterrupted)
+
+
+def test_killed_while_saving(tmp_path, uninterrupted):
+    """A process is killed in the middle of its third save, after the data is written and before it is published."""
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_checkpoints
+import orbax.checkpoint._src.path.atomicity as atomicity
+
+saves = []
+for name in ("AtomicRenameTemporaryPath", "ReadOnlyTemporaryPath", "CommitFileTemporaryPath"):
+    kind = getattr(atomicity, name, None)
+    if kind is not None:
+        def finalize(self, *args, _original=kind.finalize, **kwargs):
+            saves.append(1)
+            if len(saves) > 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return _original(self, *args, **kwargs)
+        kind.finalize = finalize
+test_checkpoints._train({str(tmp_path)!r})
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert any("tmp" in path.name for path in tmp_path.rglob("*"))  # the half save lies there
+    trained, epochs = _train(tmp_path)
+    assert 0 < len(epochs) < 6
+    _assert_identical(trained, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "topics"),
+    [
+        ({"recipe": dataclasses.replace(_RECIPE, beta=1.0)}, "recipe"),
+        ({"members": _MEMBERS[::-1]}, "members"),
+        ({"seeds": (3, 5)}, "seeds"),
+        ({"steps_per_epoch": 9}, "steps_per_epoch"),
+    ],
+)
+def test_another_training_is_refused(tmp_path, changes, topics):
+    with pytest.raises(_Stop):
+        _train(tmp_path, stop_after=0)
+    with pytest.raises(ValueError, match=f"holds another training \\(different {topics}\\)"):
+        _train(tmp_path, **changes)

@@ -1,0 +1,147 @@
+"""Objectives: number of evaluations, random numbers, limits, and adversarial training."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import models, training
+from nn_adv.threat import Threat, perturbation_size
+
+_MODEL = models.create("mlp", 3, hidden_sizes=(16,))
+_IMAGES = jax.random.uniform(jax.random.key(0), (6, 4, 4, 1))
+_BATCH = training.Batch(_IMAGES, jnp.array([0, 1, 2, 0, 1, 2]))
+_VARIABLES = _MODEL.init(jax.random.key(1), _IMAGES)
+_LINF, _L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+
+
+def _trades(key=0, apply_fn=_MODEL.apply, **options):
+    options = {"threats": (_LINF, _L2), "beta": 6.0, "num_steps": 3} | options
+    return training.trades(apply_fn, _VARIABLES, _BATCH, key=jax.random.key(key), **options)
+
+
+@pytest.mark.parametrize(("threats", "budget"), [((_LINF,), 27), ((_L2,), 27), ((_LINF, _L2), 50)])
+def test_forward_equivalents_of_a_step(threats, budget):
+    """One matrix of 16 M operations per forward dwarfs everything else; a pass back to the images costs the same."""
+    size, batch = 256, 128
+    images = jnp.full((batch, 16, 16, 1), 0.5)
+
+    def apply_fn(variables, images, train, mutable=(), rngs=None):
+        logits = jnp.tanh(images.reshape(batch, -1) @ variables["params"])[:, :4]
+        return (logits, {}) if train else logits
+
+    def cost(function, *args):
+        return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+    # Unrolled, because the compiler counts the body of a loop once.
+    scan = jax.lax.scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "scan", lambda f, init, length: scan(f, init, length=length, unroll=length))
+
+        def step(weights):
+            def loss(weights):
+                return training.trades(
+                    apply_fn, {"params": weights}, training.Batch(images, jnp.zeros(batch, jnp.int32)),
+                    key=jax.random.key(0), threats=threats, beta=6.0, num_steps=10,
+                    noise=[training.Noise(images, images)] * len(threats),
+                )[0]  # fmt: skip
+
+            return jax.grad(loss)(weights)
+
+        flops = cost(step, jnp.ones((size, size)))
+    forward = 2 * batch * size * size
+    # The gradient to the images is not needed in the loss: each of its backward passes counts 1 there, not 2.
+    trained = 1 + len(threats)
+    assert flops / forward == pytest.approx(budget - trained, rel=0.05)
+
+
+def test_clean_images_are_predicted_once_and_trained_once():
+    calls = []
+
+    def apply_fn(variables, images, **options):
+        calls.append((options["train"], images is _BATCH.images))
+        return _MODEL.apply(variables, images, **options)
+
+    _trades(apply_fn=apply_fn)
+    assert calls.count((False, True)) == 1 and calls.count((True, True)) == 1
+    assert len([train for train, _ in calls if train]) == 3
+
+
+def test_same_key_same_result_and_other_key_another():
+    first, second, other = _trades(0)[1].adversarial, _trades(0)[1].adversarial, _trades(1)[1].adversarial
+    np.testing.assert_array_equal(first, second)
+    assert np.any(first != other)
+
+
+def test_crafted_images_stay_in_ball_and_bounds_and_raise_the_divergence():
+    loss, aux = jax.jit(_trades)()
+    for threat, images in zip((_LINF, _L2), aux.adversarial, strict=True):
+        assert perturbation_size(threat.norm, images - _IMAGES).max() <= threat.epsilon * (1 + 1e-5)
+        assert images.min() >= 0 and images.max() <= 1
+    assert np.all(aux.divergences[:, -1] > 2 * aux.divergences[:, 0])
+    np.testing.assert_allclose(loss, aux.natural_loss + 6 * aux.robust_losses.sum(), rtol=1e-6)
+
+
+def test_radius_zero_and_beta_zero():
+    none = (Threat("linf", 0.0), Threat("l2", 0.0))
+    _, aux = _trades(threats=none)
+    np.testing.assert_allclose(aux.adversarial, jnp.stack([_IMAGES] * 2), atol=1e-6)
+    np.testing.assert_allclose(aux.robust_losses, 0, atol=1e-6)
+    loss, _ = _trades(beta=0.0)
+    plain, _ = training.standard(_MODEL.apply, _VARIABLES, _BATCH, key=jax.random.key(0))
+    np.testing.assert_allclose(loss, plain, rtol=1e-6)
+
+
+def test_zero_gradient_in_l2_takes_the_replacement():
+    def constant(images):
+        return jnp.zeros((images.shape[0], 3)) + 0 * images.sum()
+
+    noise = training.draw_noise(jax.random.key(4), _IMAGES)
+    crafted = training.craft(
+        constant, _IMAGES, log_target=jnp.log(jnp.full((6, 3), 1 / 3)), noise=noise, threat=Threat("l2", 0.5, None),
+        num_steps=1, step_size=0.25,
+    )  # fmt: skip
+    offset = 0.001 * noise.start - 0.25 * noise.replacement
+    length = jnp.sqrt(jnp.sum(offset**2, axis=(1, 2, 3), keepdims=True))
+    assert np.all(length > 0.5)
+    np.testing.assert_allclose(crafted.images, _IMAGES + offset * 0.5 / length, rtol=1e-5, atol=1e-6)
+
+
+def test_radius_is_traced():
+    traces = []
+
+    @jax.jit
+    def loss(threats):
+        traces.append(1)
+        return _trades(threats=threats)[0]
+
+    small, large = loss((Threat("l2", 0.1),)), loss((Threat("l2", 0.8),))
+    assert len(traces) == 1 and small < large
+
+
+def test_adversarial_training_is_cross_entropy_on_pgd_images():
+    loss, aux = training.adversarial(
+        _MODEL.apply, _VARIABLES, _BATCH, key=jax.random.key(0), threats=(_LINF, Threat("l1", 1.0)), num_steps=4
+    )
+    clean, _ = training.standard(_MODEL.apply, _VARIABLES, _BATCH, key=jax.random.key(0))
+    assert np.all(aux.robust_losses > clean)
+    np.testing.assert_allclose(loss, aux.robust_losses.mean(), rtol=1e-6)
+    log_probabilities = jax.nn.log_softmax(_MODEL.apply(_VARIABLES, aux.adversarial[1]))
+    expected = -np.mean([row[label] for row, label in zip(log_probabilities, _BATCH.labels, strict=True)])
+    np.testing.assert_allclose(aux.robust_losses[1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threats": ()}, "threats must hold at least one Threat, got none"),
+        ({"threats": (Threat("l1", 1.0),)}, "TRADES takes threats in l2 or linf, got 'l1'"),
+        ({"step_sizes": (0.1,)}, "step_sizes must be one per threat \\(2\\), got 1"),
+        ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        _trades(**options)
