@@ -67,7 +67,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
     uint8 points mean pixels ``v / 255`` rounded to float32 (as NumPy's ``points.astype(float32) / 255``), so every
-    distance is in [0, 1] units. Other dtypes are taken as they are and stored as float32.
+    distance is in [0, 1] units. Other dtypes are taken as they are and stored as float32. Pass the result to jitted
+    functions as an argument: one that closes over it compiles the points in as a constant.
 
     Args:
       points: ``[n, ...]``, uint8 or float, of any trailing shape.
