@@ -48,9 +48,7 @@ def _in_fast_layout(images, kernel, strides, padding, precision):
     extra = not any(map(any, padding)) and kernel.shape[0] > 1 and strides == (1, 1)
     if extra:
         padding = ((0, 1), (0, 0))
-    result = lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision
-    )
+    result = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision)
     return result[:, :-1] if extra else result
 
 

@@ -233,9 +233,7 @@ def _prediction_fn(apply_fn, variables):
 def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):
     """Logits of the network as it trains, and its running statistics afterwards."""
     variables = {**variables, "batch_stats": batch_stats} if batch_stats else variables
-    logits, updated = apply_fn(
-        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
-    )
+    logits, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
     return logits, jax.lax.stop_gradient(updated.get("batch_stats", {}))
 
 

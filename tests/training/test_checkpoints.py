@@ -20,9 +20,7 @@ _MODEL = models.create("mlp", 2, hidden_sizes=(8,))
 _GENERATOR = np.random.default_rng(0)
 _LABELS = np.arange(40, dtype=np.int32) % 2
 _IMAGES = (_GENERATOR.integers(0, 200, (40, 4, 4, 1)) + 40 * _LABELS[:, None, None, None]).astype(np.uint8)
-_MEMBERS = [
-    training.Member(np.arange(s, s + 25), _LABELS[s : s + 25], np.arange(30, 40), _LABELS[30:]) for s in (0, 5)
-]
+_MEMBERS = [training.Member(np.arange(s, s + 25), _LABELS[s : s + 25], np.arange(30, 40), _LABELS[30:]) for s in (0, 5)]
 _RECIPE = training.Recipe(
     threats=(Threat("linf", 0.05),),
     num_steps=2,

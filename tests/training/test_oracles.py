@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ import pytest
 from nn_adv import models, training
 from nn_adv.threat import Threat
 
-_FOLDER = Path(os.environ.get("NN_ADV_SHARED", Path(__file__).parents[2].parent / "shared")) / "reference" / "trades"
 _CASES = (
     [f"cnn{c}_{kind}" for c in (2, 10) for kind in ("both", "l2_05", "l2_174", "linf031", "linf3")]
     + [f"resbn2_{kind}" for kind in ("both", "l2_05", "l2_174", "linf031", "linf3")]
@@ -28,8 +25,8 @@ _DENSE = {"fc1": "dense1", "fc2": "dense2", "fc3": "head", "fc": "head"}
 class Case:
     """One file: settings, weights in Flax's layout, and the expected results."""
 
-    def __init__(self, name):
-        path = _FOLDER / f"{name}.npz"
+    def __init__(self, shared_dir, name):
+        path = shared_dir / "reference" / "trades" / f"{name}.npz"
         if not path.exists():
             pytest.skip(f"no reference values at {path}")
         self.data = np.load(path)
@@ -129,8 +126,8 @@ def _assert_trees_close(got, want, tolerance):
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_float64_step_equals_published_loss(name):
-    case = Case(name)
+def test_float64_step_equals_published_loss(shared_dir, name):
+    case = Case(shared_dir, name)
     with jax.enable_x64(True):
         variables, batch = case.variables(jnp.float64), case.batch(jnp.float64)
 
@@ -163,41 +160,44 @@ def test_float64_step_equals_published_loss(name):
     np.testing.assert_allclose(loss, want["f64/loss"], rtol=1e-9)
     _assert_trees_close(gradient, case.parameters("f64/grad"), 1e-9)
     if not case.convolutional:
-        _assert_trees_close(
-            aux.batch_stats, case.official_statistics("f64", 1 + 2 * len(case.threats)), 1e-9
-        )
+        _assert_trees_close(aux.batch_stats, case.official_statistics("f64", 1 + 2 * len(case.threats)), 1e-9)
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_float64_first_crafting_step(name):
-    case = Case(name)
+def test_float64_first_crafting_step(shared_dir, name):
+    case = Case(shared_dir, name)
     with jax.enable_x64(True):
         variables, batch = case.variables(jnp.float64), case.batch(jnp.float64)
 
         def logits_fn(images):
             return case.model.apply(variables, images)
 
-        log_target = jax.nn.log_softmax(logits_fn(batch.images))
-        for i, (threat, noise, suffix) in enumerate(
-            zip(case.threats, case.noise(jnp.float64), case.suffixes, strict=True)
-        ):
-            step_size = case.step_sizes[i] or 2 * threat.epsilon / case.num_steps
-            crafted = training.craft(
-                logits_fn,
-                batch.images,
-                log_target=log_target,
-                noise=noise,
-                threat=threat,
-                num_steps=1,
-                step_size=step_size,
-            )
-            np.testing.assert_allclose(crafted.images, case.images(f"f64/x_first{suffix}"), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(logits_fn(batch.images), case.data["f64/logits_clean_eval"], rtol=1e-9, atol=1e-10)
+        @jax.jit
+        def first_steps():
+            logits = logits_fn(batch.images)
+            crafted = [
+                training.craft(
+                    logits_fn,
+                    batch.images,
+                    log_target=jax.nn.log_softmax(logits),
+                    noise=noise,
+                    threat=threat,
+                    num_steps=1,
+                    step_size=step_size or 2 * threat.epsilon / case.num_steps,
+                )
+                for threat, noise, step_size in zip(case.threats, case.noise(jnp.float64), case.step_sizes, strict=True)
+            ]
+            return logits, crafted
+
+        logits, crafted = jax.device_get(first_steps())
+    for suffix, one in zip(case.suffixes, crafted, strict=True):
+        np.testing.assert_allclose(one.images, case.images(f"f64/x_first{suffix}"), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(logits, case.data["f64/logits_clean_eval"], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_float32_loss_on_the_published_adversarial_images(name):
-    case = Case(name)
+def test_float32_loss_on_the_published_adversarial_images(shared_dir, name):
+    case = Case(shared_dir, name)
     variables, batch = case.variables(jnp.float32), case.batch(jnp.float32)
     adversarial = jnp.stack([jnp.asarray(case.images(f"f32/x_adv{suffix}")) for suffix in case.suffixes])
 
