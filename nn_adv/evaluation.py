@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import chex
+import jax
 import numpy as np
 
 from nn_adv.attacks import example_keys
+from nn_adv.pixels import as_float
 from nn_adv.threat import Threat
 
 AttackFn = Callable[[chex.Array, chex.Array, chex.PRNGKey, Threat], chex.Array]
-
-
-def as_float(images: chex.Array) -> chex.Array:
-    """Return images as floating point in [0, 1]: uint8 is divided by 255, floats are passed on."""
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: int) -> np.ndarray:
@@ -101,17 +98,18 @@ def unbroken_curve(
     radii = [float(threat.epsilon) for threat in threats]
     if len({threat.norm for threat in threats}) > 1 or radii != sorted(radii):
         raise ValueError(f"threats must share one norm and have growing radii, got {list(threats)}")
-    keys = example_keys(key, np.arange(len(images)))
+    # As plain numbers on the host: indexing keys on the device would compile for each number of survivors.
+    key_data = np.asarray(jax.random.key_data(example_keys(key, np.arange(len(images)))))
     alive = np.array(start_from, bool)
     curve = []
     for threat in threats:
         rows = np.flatnonzero(alive)
         if rows.size:
             broken = map_batches(
-                lambda x, y, batch_keys, threat=threat: attack_fn(as_float(x), y, batch_keys, threat),
+                lambda x, y, k, threat=threat: attack_fn(as_float(x), y, jax.random.wrap_key_data(k), threat),
                 images[rows],
                 labels[rows],
-                keys[rows],
+                key_data[rows],
                 batch_size=batch_size,
             )
             alive[rows[broken]] = False

@@ -31,7 +31,7 @@ class Threat:
       bounds: lowest and highest pixel value, or None for no box.
 
     Raises:
-      ValueError: unknown norm, negative or NaN epsilon (where its value is known), or bounds out of order.
+      ValueError: unknown norm, bounds out of order, or a negative or NaN epsilon given as a Python or NumPy number.
     """
 
     norm: str = struct.field(pytree_node=False)

@@ -16,12 +16,6 @@ def _bright(images):
     return (jnp.mean(images, axis=(1, 2, 3)) > 0.5).astype(np.int32)
 
 
-def test_uint8_images_become_fractions_of_255_and_floats_stay():
-    np.testing.assert_array_equal(evaluation.as_float(np.array([0, 51, 255], np.uint8)), np.float32([0, 0.2, 1]))
-    floats = np.array([0.1, 0.9])
-    assert evaluation.as_float(floats) is floats
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 64])
 def test_last_batch_counts_and_filling_does_not(batch_size):
     flags = evaluation.correct(_bright, IMAGES, LABELS, batch_size=batch_size)

@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "attacks": {"threat"},
     "certify": {"attacks", "neighbors", "threat"},
     "data": set(),
-    "evaluation": {"attacks", "certify", "neighbors", "threat"},
+    "evaluation": {"attacks", "certify", "neighbors", "pixels", "threat"},
     "models": set(),
-    "neighbors": {"threat"},
+    "neighbors": {"pixels", "threat"},
+    "pixels": set(),
     "threat": set(),
-    "training": {"attacks", "threat"},
+    "training": {"attacks", "pixels", "threat"},
     "zoo": {"models"},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             return {key: file[key] for key in (*required, "class_names") if key in file}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"cannot load {path} ({reason}): it must be an npz file, without pickled objects, of the arrays "

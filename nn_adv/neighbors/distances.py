@@ -15,27 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nn_adv import pixels
+
 # Products of two values in -128..127 are at most 2^14, so sums of 1024 of them fit the 24 bits of a float32.
 _EXACT_TERMS = 1024
 # Columns added per pass over an elementwise tile: more are slower, and 128 * 255 no longer fits int16.
 _UNROLL = 16
 _UNIT_ROUNDOFF = 2.0**-24
-
-
-def pixel_values(images: chex.Array) -> jax.Array:
-    """Convert uint8 images to float32 pixels, correctly rounded."""
-    with jax.enable_x64(True):
-        return _float64_pixels(images).astype(jnp.float32)
-
-
-def _float64_pixels(images: chex.Array) -> jax.Array:
-    """Return ``v / 255`` rounded to float32, as float64; equals NumPy's ``images.astype(float32) / 255``.
-
-    Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, one ulp off for half of the values: the
-    float64 product, rounded once, is not. reduce_precision because XLA may drop a cast to float32 and back.
-    """
-    exact = images.astype(jnp.float64) * (1 / 255)
-    return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
 
 
 def round_to_bfloat16(values: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,7 +111,7 @@ def integer_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.A
 
 def float64_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
     """Return float64 distances (squared for l2) of one query ``[d]`` to points ``[m, d]``; call under enable_x64."""
-    points = _float64_pixels(points) if points.dtype == jnp.uint8 else points.astype(jnp.float64)
+    points = pixels.float64_pixels(points) if points.dtype == jnp.uint8 else points.astype(jnp.float64)
     return _reduce(norm, points - query.astype(jnp.float64))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.reference import NO_POINT, Reference
+from nn_adv.pixels import as_float
 
 
 class Screen(NamedTuple):
@@ -36,7 +37,7 @@ def make_screen(reference: Reference, queries: chex.Array, norm: str) -> Screen:
     """Return the fastest screen for queries ``[Q, d]``: exact integers if both sides are uint8, else bounded floats."""
     points_are_integers = reference.blocks.dtype == jnp.uint8
     if queries.dtype == jnp.uint8 and not points_are_integers:
-        queries = distances.pixel_values(queries)
+        queries = as_float(queries)
     is_integer = queries.dtype == jnp.uint8
     if norm == "l2" and is_integer:
         return _integer_l2_screen(reference, queries)
@@ -47,7 +48,7 @@ def make_screen(reference: Reference, queries: chex.Array, norm: str) -> Screen:
         points = reference.blocks[number]
         if is_integer:
             return distances.elementwise_tile(norm, queries.astype(jnp.int16), points.astype(jnp.int16))
-        points = distances.pixel_values(points) if points_are_integers else points
+        points = as_float(points)
         return distances.elementwise_tile(norm, queries, points)
 
     def masked_tile(number):

@@ -17,6 +17,7 @@ from jax import lax
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.search import flatten_queries
+from nn_adv.pixels import as_float
 
 
 class _Moments(NamedTuple):
@@ -55,7 +56,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     """
     queries = flatten_queries(reference, queries)
     if queries.dtype == jnp.uint8:
-        queries = distances.pixel_values(queries)
+        queries = as_float(queries)
     return _soft_logits(reference, queries - reference.center, jnp.asarray(temperature, jnp.float32))
 
 

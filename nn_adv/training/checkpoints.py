@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 _IDENTITY_FILE = "training.json"
@@ -32,7 +33,16 @@ class Checkpoints:
         self._folder = Path(folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._check_identity(identity)
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        process = jax.process_index()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            create=False,
+            # In a cluster each process trains its own networks: it must not wait for the others when it saves.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+            ),
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -44,7 +54,10 @@ class Checkpoints:
     def _check_identity(self, identity):
         path = self._folder / _IDENTITY_FILE
         if path.exists():
-            saved = json.loads(path.read_text())
+            try:
+                saved = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}): delete the folder {self._folder}") from error
             different = [topic for topic, text in identity.items() if saved.get(topic) != text]
             if different:
                 raise ValueError(
@@ -53,12 +66,15 @@ class Checkpoints:
                 )
             return
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(identity, indent=1))
+        with temporary.open("w") as file:
+            json.dump(identity, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
 
     def save(self, num_epochs: int, state: Any) -> None:
         """Save ``state``, a pytree of arrays, as it is after ``num_epochs`` epochs."""
-        self._manager.save(num_epochs, args=ocp.args.StandardSave(state))
+        self._manager.save(num_epochs, args=ocp.args.StandardSave(jax.device_get(state)))
 
     def restore(self, like: Any) -> tuple[int, Any]:
         """Give the number of epochs of the newest state and the state, or 0 and ``like`` if there is none.
@@ -69,4 +85,4 @@ class Checkpoints:
         newest = self._manager.latest_step()
         if newest is None:
             return 0, like
-        return newest, self._manager.restore(newest, args=ocp.args.StandardRestore(like))
+        return newest, self._manager.restore(newest, args=ocp.args.StandardRestore(jax.device_get(like)))

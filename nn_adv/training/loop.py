@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import operator
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,11 +43,13 @@ class History(NamedTuple):
       loss: ``[M, E]`` mean training loss of an epoch.
       clean: ``[M, E]`` share of the held-out images classified correctly after it.
       robust: ``[M, E]`` share still correct under PGD in every threat of the recipe; an upper bound of robustness.
+      seconds: ``[M, E]`` time of an epoch and its measurement, shared equally between the members.
     """
 
     loss: np.ndarray
     clean: np.ndarray
     robust: np.ndarray
+    seconds: np.ndarray
 
 
 class Trained(NamedTuple):
@@ -90,7 +93,8 @@ def train(
 
     Args:
       model: from `nn_adv.models`, or any Linen module with ``__call__(images, train)``.
-      images: uint8 ``[N, H, W, C]``, the dataset the members' indices point into. A `jax.Array` is used where it is.
+      images: ``[N, H, W, C]``, uint8 or float32 in [0, 1], the dataset the members' indices point into. A `jax.Array`
+        is used where it is.
       members: one or more.
       recipe: how to train.
       seeds: one integer >= 0 per member.
@@ -120,6 +124,7 @@ def train(
             saved = stack.enter_context(Checkpoints(checkpoint_dir, identity))
             first_epoch, (state, history) = saved.restore((state, history))
         for epoch in range(first_epoch, recipe.num_epochs):
+            start = time.perf_counter()
             order = [
                 _order(member, seed, epoch, steps_per_epoch, recipe.batch_size)
                 for member, seed in zip(members, seeds, strict=True)
@@ -131,6 +136,7 @@ def train(
                 clean, robust = _measure(model, recipe, state, images, members, select_keys, grouped)
                 history.clean[:, epoch], history.robust[:, epoch] = clean, robust
                 state = steps.keep_best(state, _stack(list(robust), grouped), epoch, grouped=grouped)
+            history.seconds[:, epoch] = (time.perf_counter() - start) / len(members)
             if saved and (last or (epoch + 1) % checkpoint_every == 0):
                 saved.save(epoch + 1, (state, history))
             if on_epoch is not None:
@@ -221,8 +227,8 @@ def _check(images, members, recipe, seeds, steps_per_epoch, checkpoint_every):
         raise ValueError(f"seeds must be one per member ({len(members)}), got {len(seeds)}")
     if min(seeds) < 0:
         raise ValueError(f"seeds must be integers >= 0, got {min(seeds)}")
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"images must be uint8 or float32 [N, H, W, C], got {images.dtype} {list(images.shape)}")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     for number, member in enumerate(members):

@@ -37,7 +37,7 @@ class Recipe:
       ema_decay: evaluate and return an exponential moving average of weights and running statistics; 0 for none.
       augment: "crop_flip" (pad 4, random crop, random horizontal flip) or "none".
       select_every: every so many epochs, and after the last, measure accuracy on the held-out training images and keep
-        the best variables (the earliest among equals); 0 keeps the last without measuring.
+        the best variables (the latest among equals); 0 keeps the last without measuring.
       select_steps: steps of the PGD that measures.
 
     Raises:

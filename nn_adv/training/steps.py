@@ -18,6 +18,7 @@ import optax
 from flax import struct
 
 from nn_adv import attacks
+from nn_adv.pixels import as_float
 from nn_adv.training import augment, objectives
 from nn_adv.training.recipe import Recipe
 
@@ -47,11 +48,6 @@ class State:
     def evaluated(self) -> Any:
         """Give the variables to evaluate: the moving average where there is one."""
         return self.variables if self.average is None else self.average
-
-
-def to_pixels(images: chex.Array) -> chex.Array:
-    """Turn uint8 pixels into float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
 
 
 @functools.partial(jax.jit, static_argnames=("model", "recipe", "image_shape", "grouped"))
@@ -92,7 +88,7 @@ def advance(
       model: the network.
       recipe: how it is trained.
       state: of the member, or of all.
-      images: the whole dataset ``[N, H, W, C]`` uint8, shared by all members.
+      images: the whole dataset ``[N, H, W, C]``, uint8 or float, shared by all members.
       indices: ``[S, B]`` (``[M, S, B]`` grouped) the images of each step.
       labels: likewise, their classes.
       key: the member's key; step numbers are folded in.
@@ -118,7 +114,7 @@ def advance(
 
 def _step(model, recipe, optimizer, state, images, indices, labels, key):
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-    batch = objectives.Batch(to_pixels(images[indices]), labels)
+    batch = objectives.Batch(as_float(images[indices]), labels)
     if recipe.augment == "crop_flip":
         batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
     objective = _objective(recipe)
@@ -168,7 +164,7 @@ def count_correct(
       model: the network.
       recipe: gives the threats and the number of PGD steps.
       state: of the member, or of all.
-      images: the whole dataset, uint8.
+      images: the whole dataset, uint8 or float.
       indices: ``[B]`` (``[M, B]`` grouped) images to look at; -1 for a place to leave out.
       labels: likewise, their classes.
       key: the member's key; image indices are folded in.
@@ -179,7 +175,7 @@ def count_correct(
     """
 
     def one(variables, indices, labels, key):
-        batch = to_pixels(images[indices])
+        batch = as_float(images[indices])
 
         def logits_fn(batch):
             return model.apply(variables, batch)
@@ -200,10 +196,13 @@ def count_correct(
 
 @functools.partial(jax.jit, static_argnames="grouped")
 def keep_best(state: State, score: chex.Array, epoch: chex.Numeric, *, grouped: bool) -> State:
-    """Remember the evaluated variables where ``score`` (a scalar, ``[M]`` grouped) beats the best so far."""
+    """Remember the evaluated variables where ``score`` (a scalar, ``[M]`` grouped) is not below the best so far.
+
+    The latest among equals stays: on a few held-out images many epochs tie, and longer training tends to be better.
+    """
 
     def one(state, score):
-        better = score > state.best_score
+        better = score >= state.best_score
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.evaluated(), state.best)
         best_epoch = jnp.where(better, epoch, state.best_epoch).astype(jnp.int32)
         return state.replace(best=best, best_score=jnp.maximum(score, state.best_score), best_epoch=best_epoch)

@@ -17,11 +17,6 @@ def _images(seed: int, count: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size)).astype(np.uint8)
 
 
-def test_pixel_values_equal_numpy():
-    every = np.arange(256).astype(np.uint8)
-    np.testing.assert_array_equal(jax.jit(distances.pixel_values)(every), every.astype(np.float32) / np.float32(255))
-
-
 def test_rounding_to_bfloat16_is_seen():
     values = np.float32([100.24, -0.3, 127.0])
     low, kept = jax.jit(distances.round_to_bfloat16)(values)

@@ -1,0 +1,27 @@
+"""The unit of images: uint8 pixels v stand for v / 255, floats are in [0, 1] already."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def as_float(images: chex.Array) -> chex.Array:
+    """Return images ``[...]`` as floats in [0, 1]: uint8 pixels correctly rounded to float32, floats as they are.
+
+    Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, one ulp off for half of the values. The
+    float64 product, rounded once, is not: the result equals NumPy's ``images.astype(float32) / 255`` everywhere.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    with jax.enable_x64(True):
+        return float64_pixels(images).astype(jnp.float32)
+
+
+def float64_pixels(images: chex.Array) -> jax.Array:
+    """Return `as_float` of uint8 images as float64 numbers; call under ``jax.enable_x64(True)``."""
+    exact = images.astype(jnp.float64) * (1 / 255)
+    # XLA may drop a cast to float32 and back.
+    return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
