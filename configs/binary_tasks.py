@@ -20,13 +20,15 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
         raise ValueError(f"config argument must start with {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
     if scale not in ("", "cpu"):
         raise ValueError(f"config argument may end with ',cpu' or with nothing, got {arg!r}")
+    if arg == "digits,cpu":
+        raise ValueError("config argument 'digits' is the CPU's scale already: leave ',cpu' out")
 
     config = ml_collections.ConfigDict()
     config.dataset = dataset
     config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
     config.methods = METHODS
     config.seeds = (0,)
-    config.radii = _radii(dataset)  # the main radius of each norm: trained for, and asked for
+    config.radii = _radii(dataset)  # the main radius of each norm, trained for and asked for; 0: not this norm
     config.curve = (0.25, 0.5, 0.75, 1.5, 2.0)  # further radii, in multiples of the main one
 
     config.tasks = ml_collections.ConfigDict()
@@ -44,8 +46,15 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.evaluation.batch_size = 128
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "mlp"
-    config.model.options = ml_collections.ConfigDict({"hidden_sizes": (128, 128)})
+    config.model.name = "mlp"  # only the options of the network named here are read
+    config.model.dtype = "float32"  # of the computation; accelerators are faster in bfloat16
+    config.model.mlp = ml_collections.ConfigDict({"hidden_sizes": (128, 128)})
+    config.model.small_cnn = ml_collections.ConfigDict(
+        {"conv_features": (32, 32, 64, 64), "dense_features": 200, "dropout": 0.5}
+    )
+    config.model.resnet18 = ml_collections.ConfigDict({"width": 64})
+    config.model.preact_resnet18 = ml_collections.ConfigDict({"width": 64})
+    config.model.wide_resnet = ml_collections.ConfigDict({"depth": 28, "widen_factor": 10})
 
     config.training = _training()
     {"digits": _digits, "mnist": _mnist, "fashion_mnist": _mnist, "cifar10": _cifar10}.get(dataset, _own_data)(config)
@@ -67,7 +76,7 @@ def _radii(dataset: str) -> ml_collections.ConfigDict:
         "fashion_mnist": (0.1, 2.8),
         "cifar10": (8 / 255, 1.74),
     }.get(dataset, (0.1, 0.8))
-    return ml_collections.ConfigDict({"linf": linf, "l2": l2})
+    return ml_collections.ConfigDict({"linf": linf, "l2": l2, "l1": 0.0})
 
 
 def _training() -> ml_collections.ConfigDict:
@@ -106,20 +115,20 @@ def _own_data(config) -> None:
 
 
 def _mnist(config) -> None:
-    config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": {}})
+    config.model.name = "small_cnn"
     config.training.update(num_epochs=100, schedule="step", drop_epochs=(55, 75, 90), learning_rate=0.01)
     config.training.update(weight_decay=0.0, beta=1.0, num_steps=40)
 
 
 def _cifar10(config) -> None:
-    config.model = ml_collections.ConfigDict({"name": "preact_resnet18", "options": {}})
+    config.model.name = "preact_resnet18"
     config.training.update(augment="crop_flip", weight_decay=5e-4)
     config.evaluation.temperature = 0.5
 
 
 def _shrink_for_cpu(config) -> None:
-    half_width = {"conv_features": (16, 16, 32, 32), "dense_features": 100}
-    config.model = ml_collections.ConfigDict({"name": "small_cnn", "options": half_width})
+    config.model.name = "small_cnn"
+    config.model.small_cnn.update(conv_features=(16, 16, 32, 32), dense_features=100)
     config.tasks.train_per_class = 1000
     config.evaluation.images_per_split = 200
     config.curve = (0.5,)

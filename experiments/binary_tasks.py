@@ -6,10 +6,12 @@ in one program; then each unit of the group is evaluated and its row is stored b
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import platform
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from nn_adv import evaluation, training
 from nn_adv.threat import Threat
 
 _ROW_BYTES = 20_000
+_BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path:
+def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path | None:
     """Run what is missing of an experiment, then write its report.
 
     Args:
@@ -36,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       shard: (index, count): run every ``count``-th group of units, from the ``index``-th on.
 
     Returns:
-      The path of the report's page.
+      The path of the report's page; None if there is no row yet, which a shard without work may find.
 
     Raises:
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts.
@@ -46,43 +49,57 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
     groups = plan.make_groups(config, experiment.tasks)
     mine = groups[shard[0] :: shard[1]]
 
-    with results.open_store(workdir, plan.row_identity(config), shard=shard) as store:
+    with results.open_store(workdir, plan.row_identity(config, experiment.dataset), shard=shard) as store:
         for problem in store.problems:
             tqdm.tqdm.write(problem)
-        missing = [unit for group in mine for unit in group if unit.name not in store.done()]
-        results.check_space(workdir, len(missing) * (_ROW_BYTES + _checkpoint_bytes(experiment)))
-        num_units = sum(map(len, mine))
-        with tqdm.tqdm(total=num_units, initial=num_units - len(missing), unit="unit", dynamic_ncols=True) as bar:
+        mine = [group for group in mine if {unit.name for unit in group} - store.done()]
+        results.check_space(workdir, _needed_bytes(experiment, mine))
+        with tqdm.tqdm(total=sum(map(_effort, mine)), dynamic_ncols=True, bar_format=_BAR) as bar:
             for group in mine:
-                names = {unit.name for unit in group} - store.done()
-                for row in _rows(experiment, group, names, workdir, bar) if names else ():
+                for row in _rows(experiment, group, store.done(), workdir, bar):
                     store.append(row | {"config_hash": store.config_hash})
-                    bar.update()
+    return _report(experiment, workdir, store.problems, {unit.name for group in groups for unit in group})
+
+
+def _report(experiment, workdir, problems, expected) -> Path | None:
     rows, still_there = results.read_rows(workdir)
-    problems = [*store.problems, *(line for line in still_there if line not in store.problems)]
-    title = f"1NN and adversarially trained networks on {experiment.dataset.title}"
-    return report.write_report(workdir, rows, problems, title=title, expected_units=sum(map(len, groups))).html
+    if not rows:
+        return None
+    return report.write_report(
+        workdir,
+        rows,
+        [*problems, *(line for line in still_there if line not in problems)],
+        title=f"1NN and adversarially trained networks on {experiment.dataset.title}",
+        num_missing=len(expected - {row["unit"] for row in rows}),
+    ).html
 
 
-def _checkpoint_bytes(experiment) -> int:
-    """Room for a network's parameters, momentum, average and best, twice: one checkpoint replaces another."""
-    image = plan.one_image(experiment.dataset)
-    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
-    return 8 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+def _effort(group) -> int:
+    """Steps of the progress bar: one to evaluate a unit, one more to train a network."""
+    return len(group) * (1 if group[0].method == "1nn" else 2)
 
 
-def _rows(experiment, group, names, workdir, bar) -> Iterator[dict[str, Any]]:
-    """Fit the classifiers of a group, then evaluate the units in ``names``, one by one."""
-    start = time.perf_counter()
+def _needed_bytes(experiment, groups) -> int:
+    """Room for rows, and for the checkpoints of networks: parameters, momentum, average and best."""
+    num_units = sum(map(len, groups))
+    if experiment.model is None:
+        return num_units * _ROW_BYTES
+    num_networks = sum(len(group) for group in groups if group[0].method != "1nn")
+    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), plan.one_image(experiment.dataset))
+    return num_units * _ROW_BYTES + num_networks * 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+
+
+def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:
+    """Fit the classifiers of a group, then evaluate those whose rows are missing, one by one."""
     if group[0].method == "1nn":
-        fitted = [(_neighbors(experiment, unit.task), None) for unit in group]
+        fitted = [_neighbors(experiment, unit.task) for unit in group]
     else:
         fitted = _networks(experiment, group, workdir, bar)
-    train_seconds = (time.perf_counter() - start) / len(group)
-    for unit, (classifier, made) in zip(group, fitted, strict=True):
-        if unit.name in names:
+    for unit, (classifier, made, train_seconds) in zip(group, fitted, strict=True):
+        if unit.name not in done:
             bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}")
             yield _row(experiment, unit, classifier, made, train_seconds)
+        bar.update()
 
 
 def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
@@ -92,16 +109,16 @@ def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
     return {
         "schema": 1,
         "unit": unit.name,
-        "dataset": unit.dataset,
+        "dataset": dataset.title,
         "dataset_note": dataset.note,
         "task": unit.task.name,
         "classes": list(unit.task.class_names),
         "method": unit.method,
         "seed": unit.seed,
         "num_train": len(unit.task.train_index) + len(unit.task.holdout_index),
-        "main_radii": config.radii.to_dict(),
+        "main_radii": plan.main_radii(config),
         "evaluations": found,
-        "attack": {"name": "pgd", **config.evaluation.to_dict()},
+        "attack": _attack_settings(config, unit.method),
         "training": made,
         "seconds": {"train": round(train_seconds, 3), "evaluate": round(time.perf_counter() - start, 3)},
         "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
@@ -110,17 +127,25 @@ def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
     }
 
 
+def _attack_settings(config, method) -> dict[str, Any]:
+    names = ["images_per_split", "num_restarts", "num_steps", "step_share"] + ["temperature"] * (method == "1nn")
+    judge = "hard 1NN" if method == "1nn" else "the network"
+    return {"name": "pgd", "loss": "margin", "judge": judge} | {name: config.evaluation[name] for name in names}
+
+
 def _neighbors(experiment, task):
     """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
     index = np.concatenate([task.train_index, task.holdout_index])
     labels = np.concatenate([task.train_labels, task.holdout_labels])
     order = np.argsort(index)  # ties between neighbours go to the first in the dataset
-    return classifiers.nearest_neighbor(
+    start = time.perf_counter()
+    classifier = classifiers.nearest_neighbor(
         experiment.dataset.train_images[index[order]],
         labels[order],
         task.num_classes,
         experiment.config.evaluation.temperature,
     )
+    return classifier, None, time.perf_counter() - start
 
 
 def _networks(experiment, group, workdir, bar):
@@ -128,11 +153,15 @@ def _networks(experiment, group, workdir, bar):
     config, method, seed = experiment.config, group[0].method, group[0].seed
     recipe = plan.make_recipe(config, method)
     tasks = [unit.task for unit in group]
-    names = tasks[0].name if len(tasks) == 1 else f"{tasks[0].name}-to-{tasks[-1].name}"
+    shown = tasks[0].name + f" and {len(tasks) - 1} more" * (len(tasks) > 1)
+    before = bar.n
 
     def show(epoch, _):
-        bar.set_postfix_str(f"training {method} on {names}, epoch {epoch + 1}/{recipe.num_epochs}")
+        bar.set_postfix_str(f"training {method} on {shown}, epoch {epoch + 1}/{recipe.num_epochs}", refresh=False)
+        bar.update(before + len(group) * (epoch + 1) / recipe.num_epochs - bar.n)
 
+    names = "-".join(task.name for task in tasks)
+    folder = f"{method}-seed{seed}-{tasks[0].name}-{zlib.crc32(names.encode()):08x}"
     trained = training.train(
         experiment.model,
         experiment.train_images,
@@ -141,17 +170,32 @@ def _networks(experiment, group, workdir, bar):
             for task in tasks
         ],
         recipe,
-        seeds=[unit.seed for unit in group],
+        # Each task has its own weights and order, so that means over tasks average over them too.
+        seeds=[zlib.crc32(f"{seed}/{task.name}".encode()) >> 1 for task in tasks],  # 31 bits: an int32
         steps_per_epoch=experiment.steps_per_epoch,
         checkpoint_every=config.training.checkpoint_every,
-        checkpoint_dir=workdir / "checkpoints" / f"{method}-{names}-seed{seed}",
+        checkpoint_dir=workdir / "checkpoints" / folder,
         on_epoch=show,
     )
-    settings = {"model": config.model.to_dict(), **config.training.to_dict()}
+    bar.update(before + len(group) - bar.n)  # a finished training is loaded without a call for its epochs
     return [
-        (classifiers.network(experiment.model, variables), settings | {"selected_epoch": int(epoch)})
-        for variables, epoch in zip(trained.variables, trained.selected_epoch, strict=True)
+        (
+            classifiers.network(experiment.model, variables),
+            {"model": plan.model_settings(config), **_recipe_settings(recipe), "selected_epoch": int(epoch) + 1},
+            float(np.nansum(seconds)),
+        )
+        for variables, epoch, seconds in zip(
+            trained.variables, trained.selected_epoch, trained.history.seconds, strict=True
+        )
     ]
+
+
+def _recipe_settings(recipe) -> dict[str, Any]:
+    """Return the settings of a recipe without its threats, which the method names, and without what it ignores."""
+    settings = dataclasses.asdict(recipe)
+    ignored = ["threats", "step_sizes", *(["num_steps"] * (not recipe.threats))]
+    ignored += ["beta"] * (recipe.objective != "trades") + ["drop_epochs"] * (recipe.schedule != "step")
+    return {name: value for name, value in settings.items() if name not in ignored}
 
 
 def _evaluate(config, dataset, unit, classifier) -> list[dict[str, Any]]:
@@ -174,7 +218,7 @@ def _evaluate(config, dataset, unit, classifier) -> list[dict[str, Any]]:
     clean = evaluation.correct(predict, images, labels, batch_size=settings.batch_size)
     found = [_counts(splits, None, 0.0, "clean", clean)]
     at_main_radius = []
-    for norm, radius in config.radii.items():
+    for norm, radius in plan.main_radii(config).items():
         radii = sorted({radius, *(multiple * radius for multiple in config.curve)})
         unbroken = evaluation.unbroken_curve(
             attack,

@@ -13,7 +13,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import binary_tasks, report, results
+from experiments import binary_tasks, plan, report, results
+
+# Seconds that a process of a cluster waits at its end for the others: shards may end days apart.
+_LONGEST_WAIT = 30 * 24 * 3600
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: FILE.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string(
@@ -82,9 +85,14 @@ def _stop(error: Exception) -> NoReturn:
 
 def _run(workdir: Path) -> None:
     logging.set_verbosity(logging.WARNING)  # the checkpoint library tells of every file at INFO
+    for one, other in (("merge", "sweep"), ("distributed", "shard"), ("distributed", "merge")):
+        if flags.FLAGS[one].present and flags.FLAGS[other].present:
+            raise ValueError(f"--{one} and --{other} do not go together: leave one out")
     shard = parse_shard(_SHARD.value)
     if _DISTRIBUTED.value:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, shutdown_timeout_seconds=_LONGEST_WAIT
+        )
         shard = (jax.process_index(), jax.process_count())
     if _MERGE.value:
         added, problems = results.merge(workdir, _MERGE.value)
@@ -94,8 +102,13 @@ def _run(workdir: Path) -> None:
         flag = flags.FLAGS["config"]
         items = sweep_items(config_flags.get_config_filename(flag), config_flags.get_override_values(flag))
         runs = [(workdir / name, config) for name, config in items]
+        for _, config in runs:  # a mistake in the last item should not show after days
+            plan.make_experiment(config)
     for folder, config in runs:
         page = binary_tasks.run(config, folder, shard=shard)
+        if page is None:
+            print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
+            continue
         rows, _ = results.read_rows(folder)
         print(f"{report.terminal_table(rows)}\nReport: {page}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,10 @@ _NOT_IN_A_ROW = (
 )
 
 
+# Settings of the training that are not its recipe.
+_NOT_IN_A_RECIPE = ("checkpoint_every", "group_size")
+
+
 class Unit(NamedTuple):
     """One method on one task with one seed."""
 
@@ -61,7 +66,7 @@ class Experiment(NamedTuple):
       dataset: resident on the host.
       train_images: those of the dataset, resident on the device.
       tasks: those to be run.
-      model: the network, untrained.
+      model: the network, untrained; None if only 1NN is run.
       steps_per_epoch: enough for the largest task of its kind, so that one program trains every task.
     """
 
@@ -69,7 +74,7 @@ class Experiment(NamedTuple):
     dataset: data.Dataset
     train_images: jax.Array
     tasks: list[data.Task]
-    model: nn.Module
+    model: nn.Module | None
     steps_per_epoch: int
 
 
@@ -88,20 +93,34 @@ def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -
     return groups
 
 
-def row_identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the part of a configuration that decides what a row says; rows of one workdir share it."""
+def row_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
+    """Return what decides what a row says, the pixels included; rows of one workdir share it."""
     identity = config.to_dict()
     for name in _NOT_IN_A_ROW:
         *path, last = name.split(".")
         functools.reduce(dict.__getitem__, path, identity).pop(last)
-    return identity
+    identity["model"] = model_settings(config)
+    return identity | {"data": _fingerprint(dataset), "note": dataset.note}
+
+
+def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the name and the options of the network that is used, without those of the others."""
+    model = config.model
+    if model.name not in models.NAMES:
+        raise ValueError(f"model.name must be one of {', '.join(models.NAMES)}, got {model.name!r}")
+    return {"name": model.name, "dtype": model.dtype, **model[model.name].to_dict()}
+
+
+def main_radii(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Return the main radius of each norm that is asked for."""
+    return {norm: float(radius) for norm, radius in config.radii.items() if radius != 0}
 
 
 def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Recipe:
     """Translate a method's name and the training settings into a recipe."""
     objective, norms = NETWORKS[method]
-    threats = tuple(Threat(norm, float(config.radii[norm])) for norm in norms)
-    settings = {key: value for key, value in config.training.items() if f"training.{key}" not in _NOT_IN_A_ROW}
+    threats = tuple(Threat(norm, main_radii(config)[norm]) for norm in norms)
+    settings = {key: value for key, value in config.training.items() if key not in _NOT_IN_A_RECIPE}
     return training.Recipe(objective=objective, threats=threats, **settings)
 
 
@@ -110,31 +129,48 @@ def check(config: ml_collections.ConfigDict) -> None:
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown or not config.methods:
         raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if not config.seeds:
-        raise ValueError("seeds must hold at least one integer, got none")
-    if not config.radii:
-        raise ValueError("radii must give the radius of at least one norm, such as linf")
-    for norm, radius in config.radii.items():
-        Threat(norm, radius)
-    for method in config.methods:
-        for norm in NETWORKS.get(method, ("", ()))[1]:
-            if norm not in config.radii:
-                raise ValueError(f"method {method} needs radii.{norm}; radii has only {', '.join(config.radii)}")
-    if any(multiple < 0 for multiple in config.curve):
-        raise ValueError(f"curve must hold multiples >= 0 of the main radius, got {config.curve}")
+    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
+        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+    for name, values in (("methods", config.methods), ("seeds", config.seeds), ("tasks.names", config.tasks.names)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} must not hold anything twice, got {values}")
+    _check_radii(config)
     for name, least in (("num_steps", 0), ("num_restarts", 1), ("batch_size", 1), ("images_per_split", 0)):
         if config.evaluation[name] < least:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
-    if not config.evaluation.temperature > 0:
-        raise ValueError(f"evaluation.temperature must be positive, got {config.evaluation.temperature}")
-    for name in ("group_size", "checkpoint_every"):
+    for name in ("temperature", "step_share"):
+        if not config.evaluation[name] > 0:
+            raise ValueError(f"evaluation.{name} must be positive, got {config.evaluation[name]}")
+    for name in _NOT_IN_A_RECIPE:
         if config.training[name] < 1:
             raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
-    if config.training.select_every and not config.tasks.holdout:
+    networks = [method for method in config.methods if method in NETWORKS]
+    if networks and config.training.select_every and not config.tasks.holdout:
         raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
+    for method in networks:
+        make_recipe(config, method)
+
+
+def _check_radii(config):
+    radii = main_radii(config)
+    if not radii:
+        raise ValueError("radii must give the radius of at least one norm, such as linf")
+    for norm, radius in radii.items():
+        Threat(norm, radius)
     for method in config.methods:
-        if method in NETWORKS:
-            make_recipe(config, method)
+        for norm in NETWORKS.get(method, ("", ()))[1]:
+            if norm not in radii:
+                raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(radii)}")
+    if not all(multiple >= 0 for multiple in config.curve):
+        raise ValueError(f"curve must hold multiples >= 0 of the main radius, got {config.curve}")
+
+
+def _fingerprint(dataset: data.Dataset) -> str:
+    """Hash all images and labels: the same name can stand for other pixels."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -157,14 +193,15 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         dataset,
         jnp.asarray(dataset.train_images),
         [known[name] for name in config.tasks.names] or everything,
-        _make_model(config, dataset, everything[0].num_classes),
+        _make_model(config, dataset, everything[0].num_classes) if set(config.methods) & set(NETWORKS) else None,
         -(-most_images // config.training.batch_size),
     )
 
 
 def _make_model(config, dataset, num_classes) -> nn.Module:
     """Make the network, having tried it on the shape of one image."""
-    model = models.create(config.model.name, num_classes, **config.model.options.to_dict())
+    settings = model_settings(config)
+    model = models.create(settings.pop("name"), num_classes, **settings)
     image = one_image(dataset)
     try:
         jax.eval_shape(model.init, jax.random.key(0), image)

@@ -34,7 +34,7 @@ def write_report(
     problems: Sequence[str] = (),
     *,
     title: str = "1-nearest-neighbour beside adversarially trained networks",
-    expected_units: int | None = None,
+    num_missing: int = 0,
 ) -> ReportPaths:
     """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, pairs.csv.
 
@@ -45,14 +45,14 @@ def write_report(
       rows: what `results.read_rows` returned, of one dataset or several.
       problems: likewise; repeated in the report.
       title: heading of the page.
-      expected_units: how many units the whole run has; with fewer rows the report says that it is not complete.
+      num_missing: how many units the run still lacks; the report says so.
 
     Raises:
       ValueError: there are no rows.
     """
     if not rows:
         raise ValueError(f"{workdir} has no finished units yet: there is nothing to report")
-    blocks = report_blocks(rows, problems, title=title, expected_units=expected_units)
+    blocks = report_blocks(rows, problems, title=title, num_missing=num_missing)
     folder = Path(workdir) / "report"
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)

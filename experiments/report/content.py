@@ -29,12 +29,10 @@ _COMPARING = (
 _MAX_LISTED = 50
 
 
-def report_blocks(
-    rows: Sequence[Row], problems: Sequence[str], *, title: str, expected_units: int | None = None
-) -> list[Block]:
+def report_blocks(rows: Sequence[Row], problems: Sequence[str], *, title: str, num_missing: int = 0) -> list[Block]:
     """Assemble the report of `rows`; the problems come from reading them."""
     indexed = index_rows(rows)
-    blocks: list[Block] = [Heading(title, 1), _completeness(len(rows), expected_units)]
+    blocks: list[Block] = [Heading(title, 1), _completeness(len(rows), num_missing)]
     violations = order_violations(rows)
     if violations:
         blocks.append(
@@ -148,11 +146,15 @@ def _heat_map_blocks(results: Results) -> list[Block]:
     return [Heading("Pair by pair"), *blocks] if blocks else []
 
 
-def _completeness(found: int, expected: int | None) -> Text:
+def _completeness(num_rows: int, num_missing: int) -> Text:
     units = "units (method × task × seed)"
-    if expected is None or found == expected:
-        return Text(f"{found} {units}.", "note")
-    return Text(f"Not complete: {found} of {expected} {units}. Everything below is over the finished ones.", "alert")
+    if not num_missing:
+        return Text(f"{num_rows} {units}.", "note")
+    return Text(
+        f"Not complete: {num_missing} of {num_rows + num_missing} {units} are missing. "
+        "Everything below is over the rest.",
+        "alert",
+    )
 
 
 def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:

@@ -1,19 +1,35 @@
 """Every configuration and every sweep item builds, and the unknown is refused."""
 
+import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
 from experiments import main, plan
-from nn_adv import data
+from nn_adv import data, models
 
-ARGUMENTS = [f"{dataset}{scale}" for dataset in config_file.DATASETS for scale in ("", ",cpu")]
+ARGUMENTS = [*config_file.DATASETS, "mnist,cpu", "fashion_mnist,cpu", "cifar10,cpu"]
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def _dataset(shape):
+    images, labels = np.zeros((2, *shape), np.uint8), np.arange(2)
+    return data.Dataset("tiny", images, labels, images, labels, ("a", "b"))
 
 
 @pytest.mark.parametrize("argument", [*ARGUMENTS, "npz:/some/where.npz"])
 def test_every_configuration_passes_the_checks(argument):
     config = config_file.get_config(argument)
     plan.check(config)
-    assert plan.row_identity(config)["dataset"] == config.dataset
+    shape = SHAPES.get(config.dataset, (32, 32, 3))
+    assert plan.row_identity(config, _dataset(shape))["model"]["name"] == config.model.name
+    plan._make_model(config, _dataset(shape), 2)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_network_can_be_chosen_by_its_name_alone(name):
+    config = config_file.get_config("cifar10")
+    config.model.name = name
+    plan._make_model(config, _dataset((32, 32, 3)), 2)
 
 
 def test_datasets_and_methods_are_those_of_the_library():
@@ -29,7 +45,7 @@ def test_every_sweep_item_passes_the_checks():
         assert config.training.num_epochs == 3 and config.seeds == (0, 1, 2)
 
 
-@pytest.mark.parametrize("argument", ["imagenet", "", "mnist,gpu"])
+@pytest.mark.parametrize("argument", ["imagenet", "", "mnist,gpu", "digits,cpu"])
 def test_unknown_arguments_are_refused(argument):
     with pytest.raises(ValueError, match="config argument"):
         config_file.get_config(argument)
@@ -44,7 +60,14 @@ def test_unknown_arguments_are_refused(argument):
         ({"radii": {"l3": 1.0}}, "norm must be one of"),
         ({"radii": {"linf": -0.1}}, "epsilon must be a radius"),
         ({"radii": {"linf": 0.1}}, "method trades-l2 needs radii.l2"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": (0, 0)}, "seeds must not hold anything twice"),
+        ({"tasks": {"names": ("0v1", "0v1")}}, "tasks.names must not hold anything twice"),
+        ({"tasks": {"holdout": 0.0}}, "tasks.holdout"),
+        ({"model": {"name": "vit"}}, "model.name must be one of"),
         ({"curve": (-1.0,)}, "curve"),
+        ({"curve": (float("nan"),)}, "curve"),
+        ({"evaluation": {"step_share": 0.0}}, "evaluation.step_share"),
         ({"evaluation": {"num_restarts": 0}}, "evaluation.num_restarts"),
         ({"evaluation": {"batch_size": 0}}, "evaluation.batch_size"),
         ({"evaluation": {"temperature": 0.0}}, "evaluation.temperature"),
@@ -61,11 +84,18 @@ def test_wrong_values_are_refused_by_name(changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         plan.check(config)
+        plan.model_settings(config)
 
 
 def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = config_file.get_config("digits"), config_file.get_config("digits")
     other.update({"methods": ("1nn",), "seeds": (3,), "data_dir": "/x", "tasks": {"names": ("0v1",)}})
-    assert plan.row_identity(config) == plan.row_identity(other)
+    dataset = _dataset((8, 8, 1))
+    identity = plan.row_identity(config, dataset)
+    assert identity == plan.row_identity(other, dataset)
+    other.model.wide_resnet.depth = 10  # not the network that is used
+    assert identity == plan.row_identity(other, dataset)
     other.radii.linf = 0.2
-    assert plan.row_identity(config) != plan.row_identity(other)
+    assert identity != plan.row_identity(other, dataset)
+    dataset.train_images[0] = 1
+    assert identity != plan.row_identity(config, dataset)

@@ -1,5 +1,6 @@
 """The experiment end to end on a few digits: rows, resuming, shards, refusals, through the command line."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from configs import binary_tasks as config_file
 from experiments import binary_tasks, plan, results
+from nn_adv import data
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,13 +24,13 @@ TINY = {
     "curve": (0.5,),
     "tasks": {"names": ("3v8", "1v7"), "train_per_class": 20},
     "evaluation": {"num_steps": 3, "images_per_split": 20, "batch_size": 16},
-    "training": {"num_epochs": 2, "group_size": 2, "num_steps": 2, "select_every": 1},
+    "training": {"num_epochs": 2, "group_size": 2, "num_steps": 2, "select_every": 1, "checkpoint_every": 1},
 }
 
 
 def tiny_config(**changes):
     config = config_file.get_config("digits")
-    config.model.options.hidden_sizes = (8,)
+    config.model.mlp.hidden_sizes = (8,)
     config.update(TINY)
     config.update(changes)
     return config
@@ -63,6 +65,9 @@ def test_each_unit_has_one_row_with_what_is_needed_to_trust_it(finished):
         assert asked == {(s, norm, e) for s in ("train", "test") for norm, es in radii.items() for e in es}
         assert all(found["count"] == 20 for found in row["evaluations"])
         assert (row["training"] is None) == (row["method"] == "1nn")
+        assert ("temperature" in row["attack"]) == (row["method"] == "1nn")
+        assert row["dataset"] == "digits (scikit-learn 8x8)"
+        assert row["seconds"]["evaluate"] > 0
 
 
 def test_curves_fall_and_worst_is_below_each_norm(finished):
@@ -130,7 +135,7 @@ def test_evaluated_images_are_balanced_over_classes():
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_anything_starts():
     config = tiny_config()
-    config.model = {"name": "small_cnn", "options": {}}  # its four convolutions need more than 8 x 8 pixels
+    config.model.name = "small_cnn"  # its four convolutions need more than 8 x 8 pixels
     with pytest.raises(ValueError, match=r"model.name small_cnn does not take images of shape \(8, 8, 1\)"):
         plan.make_experiment(config)
 
@@ -140,7 +145,7 @@ def _command(workdir, *flags):
     small += [f"--config.evaluation.{key}={value!r}" for key, value in TINY["evaluation"].items()]
     small += [f"--config.training.{key}={value!r}" for key, value in TINY["training"].items()]
     small += [f"--config.methods={TINY['methods']!r}", f"--config.curve={TINY['curve']!r}"]
-    small += ["--config.model.options.hidden_sizes=(8,)", f"--workdir={workdir}"]
+    small += ["--config.model.mlp.hidden_sizes=(8,)", f"--workdir={workdir}"]
     return [sys.executable, "-m", "experiments.main", "--config=configs/binary_tasks.py:digits", *small, *flags]
 
 
@@ -148,18 +153,78 @@ def _run(command):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
-    for seconds in (4, 8, 12, 16):  # somewhere in start-up, training, attacking; or after the end
-        process = subprocess.Popen(
-            _command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(seconds)
+def _kill_when(command, happened):
+    """Start a run and kill it with SIGKILL as soon as ``happened()``; tell whether it was still running."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while process.poll() is None and not happened():
+        time.sleep(0.02)
+    was_running = process.poll() is None
+    if was_running:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
+    return was_running
+
+
+def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
+    def lines():
+        return sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("rows-*.jsonl"))
+
+    moments = [
+        lambda: lines() >= 1,  # between rows
+        lambda: list(tmp_path.glob("checkpoints/*/[12]")),  # after an epoch of a training
+    ]
+    killed = [_kill_when(_command(tmp_path), moment) for moment in moments]
+    assert all(killed), killed
+    assert 0 < lines() < 4
     done = _run(_command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Report: " in done.stdout
     assert counted(tmp_path) == counted(finished[0])
+
+
+def test_own_float_arrays_run_end_to_end(tmp_path):
+    digits = data.load("digits")
+    arrays = {}
+    for split, images, labels in (
+        ("train", digits.train_images, digits.train_labels),
+        ("test", digits.test_images, digits.test_labels),
+    ):
+        kept = labels < 2
+        arrays |= {f"{split}_images": images[kept] / np.float32(255), f"{split}_labels": labels[kept]}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}")
+    config.tasks.names = ()
+    binary_tasks.run(config, tmp_path / "run")
+    found = counted(tmp_path / "run")
+    assert len(found) == 2
+    clean = [e["robust"] for e in found[f"{config.dataset}/0v1/1nn/0"] if e["norm"] is None]
+    assert clean == [20, 20]
+
+
+def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
+    config = tiny_config(methods=("1nn",))
+    binary_tasks.run(config, tmp_path)
+    digits = data.load("digits")
+    changed = dataclasses.replace(digits, train_images=digits.train_images // 2)
+    monkeypatch.setattr(data, "load", lambda *_, **__: changed)
+    with pytest.raises(results.ResultsError, match="data: .* -> "):
+        binary_tasks.run(config, tmp_path)
+
+
+def test_another_choice_of_pairs_trains_anew_beside_the_old(tmp_path):
+    config = tiny_config(methods=("standard",))
+    config.tasks.names = ("0v1", "8v9")
+    binary_tasks.run(config, tmp_path)
+    config.tasks.names = ("0v1", "3v8", "8v9")
+    binary_tasks.run(config, tmp_path)
+    assert len(counted(tmp_path)) == 3
+
+
+def test_a_shard_without_work_makes_no_report(tmp_path):
+    config = tiny_config(methods=("1nn",))
+    assert binary_tasks.run(config, tmp_path, shard=(5, 6)) is None
 
 
 @pytest.mark.parametrize(
@@ -170,12 +235,14 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
         (["--config.methods=('magic',)"], "methods must be some of"),
         (["--config.tasks.names=('3v3',)"], "tasks.names must be some of"),
         (["--shard=2/2"], "--shard must be i/n"),
+        (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path):
     done = _run(_command(tmp_path / "new", *flags))
-    assert done.returncode != 0
-    assert message in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
 
 
