@@ -104,10 +104,10 @@ def _training() -> ml_collections.ConfigDict:
 
 def _digits(config) -> None:
     config.training.update(
-        num_epochs=60, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
+        num_epochs=150, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
     )
-    config.training.update(select_every=5, group_size=45, checkpoint_every=20)
-    config.evaluation.update(num_steps=20, batch_size=360)  # both splits of a pair at once
+    config.training.update(select_every=5, group_size=45, checkpoint_every=50)
+    config.evaluation.update(batch_size=360)  # both splits of a pair at once
 
 
 def _own_data(config) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import platform
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
             tqdm.tqdm.write(problem)
         mine = [group for group in mine if {unit.name for unit in group} - store.done()]
         results.check_space(workdir, _needed_bytes(experiment, mine))
-        with tqdm.tqdm(total=sum(map(_effort, mine)), dynamic_ncols=True, bar_format=_BAR) as bar:
+        pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
+        with tqdm.tqdm(total=sum(map(_effort, mine)), mininterval=pause, dynamic_ncols=True, bar_format=_BAR) as bar:
             for group in mine:
                 for row in _rows(experiment, group, store.done(), workdir, bar):
                     store.append(row | {"config_hash": store.config_hash})
@@ -97,7 +99,7 @@ def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:
         fitted = _networks(experiment, group, workdir, bar)
     for unit, (classifier, made, train_seconds) in zip(group, fitted, strict=True):
         if unit.name not in done:
-            bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}")
+            bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}", refresh=False)
             yield _row(experiment, unit, classifier, made, train_seconds)
         bar.update()
 
