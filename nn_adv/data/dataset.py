@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Holds the images of one data set, undivided; tasks refer to them by index.
+    """Hold the images of one data set, undivided; tasks refer to them by index.
 
     Attributes:
         name: What `load` was asked for, e.g. "cifar10".

@@ -15,7 +15,7 @@ _SPLITS = ("train", "test")
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
-    """Loads train_images, train_labels, test_images, test_labels and, if there, class_names from an npz file.
+    """Load train_images, train_labels, test_images, test_labels and, if there, class_names from an npz file.
 
     Images are [N, H, W, C]: uint8, where v means v / 255, or floats in [0, 1], kept as float32. Labels are whole
     numbers 0..C-1, [N], where C is the number of class_names or one more than the largest label; each class needs a
@@ -55,7 +55,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all known arrays of the file, class_names only if it is there."""
+    """Read all known arrays of the file, class_names only if it is there."""
     required = [f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")]
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -76,7 +76,7 @@ def _describe(array: np.ndarray) -> str:
 
 
 def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
-    """Returns the images as uint8 or float32, or raises ValueError for the first unfit one."""
+    """Return the images as uint8 or float32, or raises ValueError for the first unfit one."""
     if images.ndim != 4 or not images.size:
         remedy = " (add the channel axis: images[..., None])" if images.ndim == 3 else ""
         raise ValueError(f"{name} must be [N, H, W, C], none of them 0, got {list(images.shape)}{remedy}")
@@ -94,7 +94,7 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _checked_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
-    """Returns the labels as int32, or raises ValueError for the first unfit one."""
+    """Return the labels as int32, or raises ValueError for the first unfit one."""
     if labels.shape != (count,):
         raise ValueError(f"{name} must be [{count}], one label per image, got {list(labels.shape)}")
     if not np.issubdtype(labels.dtype, np.integer):
@@ -106,7 +106,7 @@ def _checked_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[str, ...]:
-    """Returns the names in the file, or numbers up to the largest training label."""
+    """Return the names in the file, or numbers up to the largest training label."""
     if names is None:
         # No more classes than images: a label that is plainly a mistake must not ask for that many names.
         names = np.arange(min(int(train_labels.max()) + 1, len(train_labels)))
@@ -116,7 +116,7 @@ def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[st
 
 
 def _check_classes(labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
-    """Raises ValueError for a label of no class and for a class without a training image."""
+    """Raise ValueError for a label of no class and for a class without a training image."""
     for split, values in labels.items():
         unfit = np.flatnonzero(values >= len(class_names))
         if unfit.size:

@@ -1,4 +1,4 @@
-"""Downloads the original files and writes them as tensorflow-datasets would, without TensorFlow.
+"""Download the original files and writes them as tensorflow-datasets would, without TensorFlow.
 
 tensorflow-datasets needs TensorFlow to parse these files and to encode arrays as PNG. Parsed here and handed over as
 PNG bytes, they end in the same folder, in the same order, as if it had done all the work.
@@ -30,7 +30,7 @@ _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": [
 
 
 def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Returns where the prepared data set is looked for, whether or not it is there."""
+    """Return where the prepared data set is looked for, whether or not it is there."""
     if name not in _VERSIONS:
         raise ValueError(f"name must be one of {', '.join(_VERSIONS)}, got {name!r}")
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -38,7 +38,7 @@ def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> path
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Makes the prepared folder of a data set unless it is there, and returns it.
+    """Make the prepared folder of a data set unless it is there, and returns it.
 
     The folder appears only when it is complete: an interrupted call leaves none.
 
@@ -74,7 +74,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathli
 
 
 def _download(name: str, scratch: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Downloads the original files of a data set; returns them by file name, with checksums verified."""
+    """Download the original files of a data set; returns them by file name, with checksums verified."""
     files = {}
     for url, known in tfds.builder_cls(name).url_infos.items():
         target = scratch / url.rpartition("/")[2]
@@ -119,7 +119,7 @@ def _read_cifar(files: dict[str, pathlib.Path]) -> dict[str, tuple[np.ndarray, n
 
 
 def _write(name: str, root: pathlib.Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], scratch: str) -> None:
-    """Writes the splits through the official builder, its own parsing replaced."""
+    """Write the splits through the official builder, its own parsing replaced."""
     official = tfds.builder_cls(name)
 
     class PreparedBuilder(official, skip_registration=True):  # type: ignore[call-arg, misc, valid-type]

@@ -15,7 +15,7 @@ _NPZ_PREFIX = "npz:"
 
 
 def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Loads a data set into memory, downloading it where it is not yet on this machine.
+    """Load a data set into memory, downloading it where it is not yet on this machine.
 
     Args:
         name: One of `DATASETS`, or "npz:PATH" for your own arrays (see `load_npz`).
@@ -37,7 +37,7 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
 
 
 def _load_digits() -> Dataset:
-    """Loads scikit-learn's 1,797 digits: 1,198 to train on, 599 to test on.
+    """Load scikit-learn's 1,797 digits: 1,198 to train on, 599 to test on.
 
     The first two thirds of each class, in file order, are the training images, so that no seed is involved. Writers
     come one after another in the file: most test images are by writers not seen in training, but this is not certain.

@@ -15,7 +15,7 @@ _HOLDOUT_SEED = 20240406  # fixed: the same images are held out in every run, an
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Names the images of one task by their index in the data set; holds no image.
+    """Name the images of one task by their index in the data set; holds no image.
 
     Attributes:
         name: "3v8" for a pair (3 is class 0, 8 is class 1), "3vrest" (3 is class 1, the rest class 0) or "all".
@@ -46,7 +46,7 @@ class Task:
 def tasks(
     dataset: Dataset, kind: str = "pairs", *, train_per_class: int | None = None, holdout: float = 0.0
 ) -> list[Task]:
-    """Cuts a data set into tasks.
+    """Cut a data set into tasks.
 
     Args:
         dataset: The data set; its images are neither copied nor read.
@@ -79,7 +79,7 @@ def tasks(
 def _members(
     dataset: Dataset, label: int, train_per_class: int | None, holdout: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the training, holdout and test indices of one class, each ascending."""
+    """Return the training, holdout and test indices of one class, each ascending."""
     train = np.flatnonzero(dataset.train_labels == label)[:train_per_class]
     test = np.flatnonzero(dataset.test_labels == label)
     num_holdout = max(1, round(holdout * len(train))) if holdout else 0
@@ -93,7 +93,7 @@ def _members(
 
 
 def _mappings(class_names: tuple[str, ...], kind: str) -> list[tuple[str, tuple[str, ...], dict[int, int]]]:
-    """Returns name, class names and {class of the data set: class of the task} of every task."""
+    """Return name, class names and {class of the data set: class of the task} of every task."""
     classes = range(len(class_names))
     if kind == "pairs":
         return [
@@ -105,7 +105,7 @@ def _mappings(class_names: tuple[str, ...], kind: str) -> list[tuple[str, tuple[
 
 
 def _task(name: str, class_names: tuple[str, ...], members: list, mapping: dict[int, int]) -> Task:
-    """Joins the members of the task's classes, relabelled."""
+    """Join the members of the task's classes, relabelled."""
     index_and_labels = []
     for part in range(3):  # training, holdout, test
         index = np.concatenate([members[label][part] for label in mapping])

@@ -24,7 +24,7 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 def load_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Reads a prepared data set, preparing it first where its folder is missing.
+    """Read a prepared data set, preparing it first where its folder is missing.
 
     The originals are lossless. A folder that holds JPEG images was re-encoded by whoever made it: its title and note
     say so, since figures from it are not figures for the data set of that name.
@@ -56,7 +56,7 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> D
 
 
 def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Returns images [N, H, W, C] uint8, labels [N] int32 and whether any image is stored as JPEG."""
+    """Return images [N, H, W, C] uint8, labels [N] int32 and whether any image is stored as JPEG."""
     try:
         # Records come still encoded and in bulk: decoding them here takes half the time of decoding one by one there.
         source = tfds.builder_from_directory(folder).as_data_source(

@@ -73,8 +73,19 @@ class Checkpoints:
         temporary.replace(path)
 
     def save(self, num_epochs: int, state: Any) -> None:
-        """Save ``state``, a pytree of arrays, as it is after ``num_epochs`` epochs."""
-        self._manager.save(num_epochs, args=ocp.args.StandardSave(jax.device_get(state)))
+        """Save ``state``, a pytree of arrays, as it is after ``num_epochs`` epochs.
+
+        Raises:
+          OSError: it could not be written; the save before it is intact.
+        """
+        try:
+            self._manager.save(num_epochs, args=ocp.args.StandardSave(jax.device_get(state)))
+        except (OSError, ValueError) as error:  # a full disk is a ValueError that names many files
+            reason = "no space left" if "No space left" in str(error) else str(error).partition("\n")[0]
+            raise OSError(
+                f"cannot save a checkpoint in {self._folder} ({reason}): mend that and run the same again, "
+                "it continues from the checkpoint before"
+            ) from error
 
     def restore(self, like: Any) -> tuple[int, Any]:
         """Give the number of epochs of the newest state and the state, or 0 and ``like`` if there is none.

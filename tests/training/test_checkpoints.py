@@ -15,6 +15,7 @@ import pytest
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
+from nn_adv.training.checkpoints import Checkpoints
 
 _MODEL = models.create("mlp", 2, hidden_sizes=(8,))
 _GENERATOR = np.random.default_rng(0)
@@ -123,3 +124,24 @@ def test_another_training_is_refused(tmp_path, changes, topics):
         _train(tmp_path, stop_after=0)
     with pytest.raises(ValueError, match=f"holds another training \\(different {topics}\\)"):
         _train(tmp_path, **changes)
+
+
+def test_a_full_disk_is_one_line_and_the_save_before_stays(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing "a"\n: No space left on device')
+
+    with Checkpoints(tmp_path, {"what": "test"}) as saved:
+        saved.save(1, {"a": np.arange(3)})
+        monkeypatch.setattr(saved._manager, "save", full)
+        with pytest.raises(OSError, match=r"^cannot save a checkpoint in .* \(no space left\): .*$"):
+            saved.save(2, {"a": np.arange(3) + 1})
+    with Checkpoints(tmp_path, {"what": "test"}) as saved:
+        epochs, state = saved.restore({"a": np.zeros(3, int)})
+    assert epochs == 1
+    np.testing.assert_array_equal(state["a"], np.arange(3))
+
+
+def test_a_damaged_identity_names_its_file_and_the_remedy(tmp_path):
+    (tmp_path / "training.json").write_text("")
+    with pytest.raises(ValueError, match=r"training\.json is damaged .*: delete the folder"):
+        Checkpoints(tmp_path, {"what": "test"})
