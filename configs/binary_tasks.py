@@ -133,4 +133,4 @@ def _shrink_for_cpu(config) -> None:
     config.evaluation.images_per_split = 200
     config.curve = (0.5,)
     config.training.update(num_epochs=10, batch_size=32, schedule="cosine", drop_epochs=(), learning_rate=0.02)
-    config.training.update(weight_decay=5e-4, augment="none", beta=6.0, num_steps=10)
+    config.training.update(weight_decay=5e-4, augment="none", num_steps=10)
