@@ -204,7 +204,9 @@ def _make_model(config, dataset, num_classes) -> nn.Module:
     model = models.create(settings.pop("name"), num_classes, **settings)
     image = one_image(dataset)
     try:
-        jax.eval_shape(model.init, jax.random.key(0), image)
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        if not all(leaf.size for leaf in jax.tree.leaves(variables)):
+            raise ValueError("nothing is left of them after the convolutions")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
