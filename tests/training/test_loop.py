@@ -169,6 +169,13 @@ def test_crop_flip_moves_each_image_by_itself():
     assert len(set(found)) > 30
 
 
+def test_an_epoch_in_one_program_equals_its_steps(monkeypatch):
+    steps_apart = training.train(_MODEL, _IMAGES, [_member(0, 40)], _recipe(num_epochs=2), seeds=[0])
+    monkeypatch.setattr(jax, "default_backend", lambda: "accelerator")
+    one_program = training.train(_MODEL, _IMAGES, [_member(0, 40)], _recipe(num_epochs=2), seeds=[0])
+    _assert_same(one_program.variables, steps_apart.variables, rtol=1e-4, atol=1e-6)
+
+
 def test_float_images_train_as_their_uint8_ones():
     runs = [
         training.train(_MODEL, images, [_member(0, 40)], _recipe(num_epochs=2), seeds=[0])
