@@ -1,4 +1,4 @@
-"""Accuracy of a classifier over many images, clean and under attack, batch by batch.
+"""Accuracy of a classifier over many images: clean, under attack batch by batch, and from radii of robustness.
 
 Only batches of the size asked for reach the device (the last is filled up, the filling ignored), so each function
 compiles once however many images there are. Host code: arrays in, NumPy arrays out.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import chex
 import jax
 import numpy as np
+from scipy import stats
 
 from nn_adv.attacks import example_keys
 from nn_adv.pixels import as_float
@@ -115,3 +116,50 @@ def unbroken_curve(
             alive[rows[broken]] = False
         curve.append(alive.copy())
     return np.stack(curve)
+
+
+def robust_curve(radii: np.ndarray, correct: np.ndarray, epsilons: Sequence[float]) -> np.ndarray:
+    """Tell at each epsilon which images are robust, given the radius within which nothing changes their prediction.
+
+    A radius is an infimum over changes of the prediction, so an image is robust at its own radius; at epsilon 0 the
+    robust images are the correct ones. Lower bounds of the radii give certified flags, upper bounds give flags that
+    no robust classification exceeds, exact radii the truth. The epsilons need no order: one set of radii answers all.
+
+    Args:
+      radii: ``[N]``, at least 0, in pixel units; inf where no change of the prediction exists.
+      correct: ``[N]``, True where the clean image is classified correctly; the others are robust nowhere.
+      epsilons: ``[E]``, at least 0.
+
+    Returns:
+      Booleans ``[E, N]``.
+
+    Raises:
+      ValueError: radii and correct of different lengths, or a radius or an epsilon that is negative or NaN.
+    """
+    radii, correct, at = np.asarray(radii), np.asarray(correct, bool), np.asarray(epsilons, float)
+    if radii.ndim != 1 or radii.shape != correct.shape:
+        raise ValueError(f"radii and correct must be [N] both, got shapes {radii.shape} and {correct.shape}")
+    for name, values in (("radii", radii), ("epsilons", at)):
+        if not np.all(values >= 0):
+            raise ValueError(f"{name} must be at least 0, got {values[~(values >= 0)][0]}")
+    return correct & (radii >= at[:, None])
+
+
+def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of a share (Wilson 1927), that of the images an evaluation drew at random.
+
+    Args:
+      successes: how many of ``count`` images.
+      count: at least 1.
+      level: probability that such an interval covers the true share, roughly.
+
+    Returns:
+      The lower and the upper end, in [0, 1].
+
+    Raises:
+      ValueError: a count below 1, or successes that are not between 0 and count.
+    """
+    if count < 1 or not 0 <= successes <= count:
+        raise ValueError(f"successes must be 0..count with count at least 1, got {successes} of {count}")
+    interval = stats.binomtest(int(successes), int(count)).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -163,24 +163,31 @@ def test_a_violated_order_of_bounds_is_found(kinds, expected):
         assert part in text and "digits/0v1/1nn/0" in text
 
 
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ([(0.2, "exact", 51), (0.1, "exact", 50)], ["linf 0.2: exact 51 > exact 50 at 0.1 of 100"]),
+        ([(0.1, "attacked", 50), (0.2, "certified", 51)], ["linf 0.2: certified 51 > attacked 50 at 0.1 of 100"]),
+        ([(0.1, "exact", 50), (0.15, "attacked", 60), (0.2, "exact", 51)], ["exact 51 > exact 50 at 0.1"]),
+        ([(0.1, "attacked", 50), (0.2, "attacked", 51)], []),  # a better attack at the smaller radius
+        ([(0.1, "certified", 50), (0.2, "exact", 51)], []),
+        ([(0.1, "exact", 50), (0.2, "exact", 50), (0.3, "certified", 40), (0.3, "attacked", 45)], []),
+    ],
+)
+def test_what_is_proven_may_not_exceed_what_broke_at_a_smaller_radius(measured, expected):
+    evaluations = [evaluation("test", "linf", epsilon, kind, 100, robust) for epsilon, kind, robust in measured]
+    found = units.order_violations([row("0v1", "1nn", evaluations)])
+    assert len(found) == len(expected)
+    for text, part in zip(found, expected, strict=True):
+        assert part in text
+
+
 def test_bounds_over_different_images_are_not_compared():
     evaluations = [
         evaluation("test", "linf", 0.1, kind, count, robust)
         for kind, count, robust in (("exact", 100, 50), ("attacked", 10, 6))
     ]
     assert units.order_violations([row("0v1", "1nn", evaluations)]) == []
-
-
-@pytest.mark.parametrize(
-    ("successes", "count", "low", "high"),
-    [(0, 10, 0.0, 0.27754), (10, 10, 0.72246, 1.0), (5, 10, 0.23659, 0.76341), (81, 263, 0.25530, 0.36619)],
-)
-def test_wilson_interval_matches_published_values(successes, count, low, high):
-    found = units.wilson_interval(successes, count)
-    assert found == pytest.approx((low, high), abs=5e-5)
-    share, z = successes / count, 1.959963984540054
-    for bound in found:  # By definition: where the score test is just rejected.
-        assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / count, abs=1e-12)
 
 
 def test_pairs_are_parsed_and_other_tasks_are_not():
