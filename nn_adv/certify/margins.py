@@ -1,0 +1,145 @@
+"""What distances alone say about robustness: bounds for any distance and threat norms, and the theorem's d0 / 2.
+
+A point moved by v is at most ``||v||`` nearer or farther, so a perturbation must be half as large as the margin
+between the classes to change the nearest one. This needs one search and no reference to the shape of the cells;
+`nn_adv.certify.radius` computes how far the bound is from the truth where the distance is Euclidean.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from nn_adv import neighbors
+from nn_adv.pixels import as_float
+from nn_adv.threat import check_norm
+
+# Distances are rounded to float32 once (half of this, relative), and below this size they may be flushed to zero.
+_RELATIVE_ROUNDING = 2.0**-23
+_UNDERFLOW = 1e-18
+_EXPONENT = {"l1": 1.0, "l2": 0.5, "linf": 0.0}  # 1 / p
+
+
+class Separation(NamedTuple):
+    """How far the classes of a data set are apart.
+
+    Attributes:
+      distance: d0, the smallest distance between two points of different classes; inf if there is one class only.
+      guaranteed_radius: d0 / 2: closer than that to any of the points, 1NN predicts the label of that point.
+      pair: positions of two points at that distance, the one of the lower class first; (-1, -1) if there are none.
+    """
+
+    distance: float
+    guaranteed_radius: float
+    pair: tuple[int, int]
+
+
+def norm_ratio(norm: str, other: str, size: int) -> float:
+    """Return the smallest c with ``||v||_norm <= c ||v||_other`` for all v of ``size`` pixels: ``d^(1/p - 1/q)`` or 1.
+
+    Raises:
+      ValueError: unknown norm.
+    """
+    check_norm(norm)
+    check_norm(other)
+    exponent = _EXPONENT[norm] - _EXPONENT[other]
+    return 1.0 if exponent <= 0 else math.sqrt(size) if exponent == 0.5 else float(size)
+
+
+def margin_bound(
+    reference: neighbors.Reference, images: chex.Array, labels: chex.Array, *, distance_norm: str, threat_norm: str
+) -> np.ndarray:
+    """Bound the radius of 1NN from below by half the margin between the nearest points, in any two norms.
+
+    Let 1NN measure distances in ``distance_norm`` and the attacker be bounded in ``threat_norm``. With c from
+    `norm_ratio`, no perturbation smaller than ``(d_other - d_own) / (2 c)`` changes the prediction
+    (Hagai & Weiss 2024, for one norm). Pixel bounds are not used: the result holds with them and without. A training
+    image is its own neighbour at distance 0. Rounding is subtracted, so the bound holds for exact arithmetic.
+
+    Args:
+      reference: points from `neighbors.fit`.
+      images: ``[B, ...]`` with as many pixels as a point; uint8, or floats in the units of the points.
+      labels: ``[B]`` the classes that the images should get.
+      distance_norm: "l1", "l2" or "linf", how 1NN measures.
+      threat_norm: "l1", "l2" or "linf", how perturbations are measured.
+
+    Returns:
+      ``[B]`` float64; 0 where the image is misclassified or a tie, inf where no other class has points.
+
+    Raises:
+      ValueError: unknown norm, labels of another length or outside the classes, or images as refused by `neighbors`.
+    """
+    labels = np.asarray(labels)
+    num_classes = reference.num_classes
+    if labels.shape != (len(images),) or (labels.size and not 0 <= labels.min() <= labels.max() < num_classes):
+        raise ValueError(f"labels must be [{len(images)}] in 0..{num_classes - 1}, got {labels.shape}: {labels}")
+    size = reference.blocks.shape[-1]
+    ratio = norm_ratio(distance_norm, threat_norm, size)
+    table = np.asarray(neighbors.class_distances(reference, images, norm=distance_norm), np.float64)
+    has_points = np.diff(np.asarray(reference.class_start)) > 0
+    # A distance above the largest float32 reads as infinite.
+    table = np.where(has_points, np.minimum(table, np.finfo(np.float32).max), np.inf)
+    table = np.sqrt(table) if distance_norm == "l2" else table
+    rows = np.arange(len(labels))
+    own = table[rows, labels]
+    table[rows, labels] = np.inf
+    other = table.min(axis=1, initial=np.inf)
+    allowance = _absolute_rounding(reference.blocks.dtype, distance_norm, size)
+    with np.errstate(invalid="ignore"):  # inf - inf: neither class has points
+        margin = other * (1 - _RELATIVE_ROUNDING) - own * (1 + _RELATIVE_ROUNDING) - 2 * allowance
+    return np.where(margin > 0, margin / (2 * ratio) * (1 - 1e-12), 0.0)
+
+
+def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> Separation:
+    """Find the smallest distance d0 between points of different classes, exactly.
+
+    If every two points of different classes are at least d0 apart, 1NN in that norm classifies every perturbation of
+    a point by less than d0 / 2 as the point itself (Hagai & Weiss 2024). Each class is searched among the classes
+    above it, in blocks; no table of all pairs is built.
+
+    Args:
+      points: ``[n, ...]``, uint8 (pixels ``v / 255`` rounded to float32) or float.
+      labels: ``[n]`` integers from 0.
+      norm: "l1", "l2" or "linf", of the distance and of the threat.
+
+    Raises:
+      ValueError: unknown norm, or points and labels as refused by `neighbors.fit`.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    if labels.shape != points.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be [{len(points)}] integers, got {labels.dtype} of shape {labels.shape}")
+    check_norm(norm)
+    best = (math.inf, (-1, -1))
+    for label in np.unique(labels)[:-1]:
+        best = min(best, _closest_pair(points, np.flatnonzero(labels == label), np.flatnonzero(labels > label), norm))
+    distance, pair = best
+    allowance = _absolute_rounding(points.dtype, norm, points[0].size)
+    return Separation(distance, max(0.0, distance * (1 - 1e-12) - allowance) / 2, pair)
+
+
+def _closest_pair(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, norm: str) -> tuple[float, tuple[int, int]]:
+    """Return distance and positions of the closest pair between two sets of points, given by their positions."""
+    reference = neighbors.fit(points[upper], np.zeros(len(upper), np.int32), 1)
+    found = neighbors.nearest(reference, points[lower], norm=norm)
+    distances, indices = np.asarray(found.distances)[:, 0], np.asarray(found.indices)[:, 0]
+    allowance = _absolute_rounding(points.dtype, norm, points[0].size)
+    # Rounded distances leave a few candidates to measure again.
+    rows = np.flatnonzero(distances <= distances.min() * (1 + 2 * _RELATIVE_ROUNDING) + 2 * allowance)
+    pairs = [(int(lower[row]), int(upper[indices[row]])) for row in rows]
+    return min((_distance(points[i], points[j], norm), (i, j)) for i, j in pairs)
+
+
+def _distance(one: np.ndarray, other: np.ndarray, norm: str) -> float:
+    difference = np.subtract(*(np.asarray(as_float(x), np.float32).astype(np.float64).ravel() for x in (one, other)))
+    return float(np.linalg.norm(difference, {"l1": 1, "l2": 2, "linf": np.inf}[norm]))
+
+
+def _absolute_rounding(dtype, norm: str, size: int) -> float:
+    """How far a distance may be off beside its own rounding.
+
+    Between uint8 images it is one of integers, and each of the two pixels ``v / 255`` is rounded by up to 2^-25.
+    """
+    return _UNDERFLOW + (norm_ratio(norm, "linf", size) * 2.0**-24 if dtype == np.uint8 else 0.0)
