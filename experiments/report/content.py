@@ -10,8 +10,9 @@ from experiments.report.findings import FOCUS, findings
 from experiments.report.labels import SPLIT_TITLES, counted, method_label, norm_label, percent, threat_label
 from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text
 from experiments.report.provenance import provenance_blocks
-from experiments.report.tables import CLEAN, Line, Results, Row, Threat, index_rows, main_table
+from experiments.report.tables import CLEAN, Line, Mean, Results, Row, Threat, index_rows, main_table, method_key
 from experiments.report.units import order_violations
+from nn_adv import evaluation
 
 _READING = (
     "Accuracy in percent: mean over tasks ± its standard error over tasks, every task weighing the same. "
@@ -19,12 +20,14 @@ _READING = (
     "stronger attack can lower. = exact: the robust accuracy itself. ≥ certified: proven, a lower bound. "
     "Worst: an image counts only if it holds in every norm, each at its radius. "
     "Bold: the highest of a column, bounds compared as they stand. "
-    "Pairs share classes, so tasks are not independent and the standard errors may be too small."
+    "Pairs share classes, so tasks are not independent and the standard errors may be too small. "
+    "pairs.csv has each task's 95 % interval over images."
 )
 _COMPARING = (
     "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
     "mean over {tasks} ± standard error of the task-by-task difference; level means less than two standard errors. "
-    "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower."
+    "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
+    "= marks exact accuracy."
 )
 _MAX_LISTED = 50
 
@@ -47,7 +50,9 @@ def report_blocks(rows: Sequence[Row], problems: Sequence[str], *, title: str, n
     for results in indexed:
         if len(indexed) > 1:
             blocks.append(Heading(f"Dataset {results.dataset}"))
-        blocks += [*_table_blocks(results), *_curve_blocks(results), *_heat_map_blocks(results)]
+        own = [row for row in rows if row["dataset"] == results.dataset]
+        blocks += [*_table_blocks(results), *_interval_blocks(results, own)]
+        blocks += [*_curve_blocks(results), *_heat_map_blocks(results)]
     return [*blocks, *provenance_blocks(rows)]
 
 
@@ -108,6 +113,26 @@ def _table_blocks(results: Results) -> list[Block]:
     return blocks
 
 
+def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
+    """Give the intervals over images where one task leaves no standard error over tasks."""
+    if len(results.tasks) > 1:
+        return []
+    lines = []
+    for row in sorted(rows, key=lambda row: (method_key(row["method"]), row["seed"])):
+        for item in row["evaluations"]:
+            threat = Threat(item["norm"], item["epsilon"])
+            if threat in results.main_threats:
+                low, high = evaluation.wilson_interval(item["robust"], item["count"])
+                share = percent(Mean(item["robust"] / item["count"], None, 1, item["kind"]), error=False)
+                interval = f"{100 * low:.1f} to {100 * high:.1f}"
+                what = f"{method_label(row['method'])}, seed {row['seed']}, {item['split']} images"
+                lines.append([what, threat_label(threat), share, str(item["count"]), interval])
+    return [
+        Heading("Intervals over images", 3),
+        Table(["", "threat", "%", "images", "95 % interval (Wilson)"], lines),
+    ]
+
+
 def _curve_blocks(results: Results) -> list[Block]:
     tasks = shown_tasks(results)
     blocks: list[Block] = []
@@ -120,7 +145,8 @@ def _curve_blocks(results: Results) -> list[Block]:
         ]
         caption = (
             f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
-            "Dashed upright line: the main radius. Attacked curves are upper bounds."
+            "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
+            "radius."
         )
         blocks += [Images(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *blocks] if blocks else []

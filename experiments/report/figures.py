@@ -23,7 +23,7 @@ from experiments.report.tables import (
     Mean,
     Results,
     Threat,
-    certified_accuracies,
+    lower_bounds,
     mean_over_tasks,
     parse_pair,
     task_accuracies,
@@ -37,6 +37,9 @@ _STYLES = {
     "trades-both": ("#CC79A7", "D"),
     "standard": ("#6B6B6B", "v"),
 }
+# How a line says what it is: the truth is solid, a bound is broken.
+_LINES = {"exact": "-", "attacked": (0, (5, 1.5)), "certified": (0, (1, 1.5)), "clean": "-"}
+_MOST_MARKERS = 12  # A finer curve is a line without markers.
 _OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
 _DIVERGING = LinearSegmentedColormap.from_list(
     "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"]
@@ -135,7 +138,7 @@ def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> byt
             for certified in (False, True):
                 points = _curve_points(results, method, split, norm, tasks, certified=certified)
                 if points:
-                    _draw_curve(axes, results, method, points, scale=scale, dashed=certified)
+                    _draw_curve(axes, results, method, points, scale=scale)
                     drawn += 1
         if not drawn:
             return None
@@ -168,19 +171,24 @@ def _rivals(results: Results) -> list[str]:
 def _curve_points(
     results: Results, method: str, split: str, norm: str, tasks: Sequence[str], *, certified: bool
 ) -> list[tuple[float, Mean]]:
-    source = certified_accuracies if certified else task_accuracies
+    """Return (radius, mean) of a method's curve; empty for a certified one that the exact one would hide."""
+    source = lower_bounds if certified else task_accuracies
     means = [
         (epsilon, mean_over_tasks(source(results, method, split, Threat(norm, epsilon)), tasks))
         for epsilon in results.radii(norm)
     ]
     points = [(epsilon, mean) for epsilon, mean in means if mean is not None]
+    if certified and all(mean.kind == "exact" for _, mean in points):
+        return []
     clean = mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)
     if points and points[0][0] > 0 and clean is not None:
         points.insert(0, (0.0, clean))
     return points
 
 
-def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[float, Mean]], *, scale: int, dashed: bool):
+def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[float, Mean]], *, scale: int):
+    kinds = [mean.kind for epsilon, mean in points if epsilon > 0] or ["clean"]
+    kind = next((kind for kind in ("attacked", "certified") if kind in kinds), kinds[0])  # a curve is its weakest point
     others = [name for name in results.methods if name not in _STYLES]
     color, marker = _STYLES.get(method) or _OTHER_STYLES[others.index(method) % len(_OTHER_STYLES)]
     radii = [scale * epsilon for epsilon, _ in points]
@@ -190,12 +198,12 @@ def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[floa
         radii,
         values,
         color=color,
-        marker=marker,
+        marker=marker if len(points) <= _MOST_MARKERS else None,
         markersize=4,
         linewidth=1.6,
         clip_on=False,
-        linestyle="--" if dashed else "-",
-        label=f"{method_label(method)} ({points[-1][1].kind})",
+        linestyle=_LINES[kind],
+        label=f"{method_label(method)} ({kind})",
     )
     axes.fill_between(radii, values - errors, values + errors, color=color, alpha=0.18, linewidth=0)
 

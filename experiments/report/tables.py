@@ -141,11 +141,7 @@ def task_accuracies(results: Results, method: str, split: str, threat: Threat) -
     """
     if split == "both":
         train, test = (task_accuracies(results, method, name, threat) for name in ("train", "test"))
-        return {
-            task: Accuracy((train[task].value + test[task].value) / 2, _weakest([train[task], test[task]]))
-            for task in train
-            if task in test
-        }
+        return _mean_of_both(train, test)
     shown = {}
     for kind in ("attacked", "exact", "clean"):  # A later one replaces an earlier one.
         for task, value in results.accuracies.get((method, split, threat, kind), {}).items():
@@ -153,22 +149,31 @@ def task_accuracies(results: Results, method: str, split: str, threat: Threat) -
     return shown
 
 
-def certified_accuracies(results: Results, method: str, split: str, threat: Threat) -> dict[str, Accuracy]:
-    """Return the lower bound of each task whose exact accuracy is not known."""
+def lower_bounds(results: Results, method: str, split: str, threat: Threat) -> dict[str, Accuracy]:
+    """Return the lower bound known for each task: certified, or exact where that is known."""
     if split == "both":
-        train, test = (certified_accuracies(results, method, name, threat) for name in ("train", "test"))
-        return {
-            task: Accuracy((train[task].value + test[task].value) / 2, "certified") for task in train if task in test
-        }
-    exact = results.accuracies.get((method, split, threat, "exact"), {})
-    certified = results.accuracies.get((method, split, threat, "certified"), {})
-    return {task: Accuracy(value, "certified") for task, value in certified.items() if task not in exact}
+        train, test = (lower_bounds(results, method, name, threat) for name in ("train", "test"))
+        return _mean_of_both(train, test)
+    found = {}
+    for kind in ("certified", "exact"):  # The later one replaces the earlier one.
+        for task, value in results.accuracies.get((method, split, threat, kind), {}).items():
+            found[task] = Accuracy(value, kind)
+    return found
+
+
+def _mean_of_both(train: Mapping[str, Accuracy], test: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
+    return {
+        task: Accuracy((train[task].value + test[task].value) / 2, _weakest([train[task], test[task]]))
+        for task in train
+        if task in test
+    }
 
 
 def mean_over_tasks(accuracies: Mapping[str, Accuracy], tasks: Iterable[str]) -> Mean | None:
     """Average over those of `tasks` that were evaluated; None if none was.
 
-    A mean of exact and attacked accuracies is an upper bound, hence 'attacked'.
+    A mean of exact and attacked accuracies is an upper bound, hence 'attacked'; one of exact and certified ones is a
+    lower bound, hence 'certified'.
     """
     found = [accuracies[task] for task in tasks if task in accuracies]
     return _mean(found) if found else None
@@ -189,10 +194,10 @@ class Line(NamedTuple):
 
 
 def main_table(results: Results, tasks: Sequence[str]) -> list[Line]:
-    """Average each method over `tasks`: one line per method, and one for its lower bounds where it has any."""
+    """Average each method over `tasks`: one line per method, and one for its lower bounds where not all are exact."""
     lines = []
     for method in results.methods:
-        for certified, source in ((False, task_accuracies), (True, certified_accuracies)):
+        for certified, source in ((False, task_accuracies), (True, lower_bounds)):
             cells = {
                 split: {
                     threat: mean_over_tasks(source(results, method, split, threat), tasks)
@@ -200,7 +205,8 @@ def main_table(results: Results, tasks: Sequence[str]) -> list[Line]:
                 }
                 for split in results.splits
             }
-            if any(mean for by_threat in cells.values() for mean in by_threat.values()):
+            kinds = {mean.kind for by_threat in cells.values() for mean in by_threat.values() if mean}
+            if kinds and (not certified or "certified" in kinds):
                 lines.append(Line(method, certified, cells))
     return lines
 

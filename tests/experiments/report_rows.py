@@ -57,6 +57,7 @@ def realistic_rows(*, dataset="cifar10", methods=METHODS, num_classes=10, splits
     for one, two in itertools.combinations(range(num_classes), 2):
         hardness = generator.normal(0, 0.25)
         for method in methods:
+            kind = "exact" if method == "1nn" else "attacked"
             *clean, halves = shape[method]
             found = []
             for split in splits:
@@ -69,9 +70,9 @@ def realistic_rows(*, dataset="cifar10", methods=METHODS, num_classes=10, splits
                     for epsilon in GRID[norm]:
                         share = base / (1 + np.exp(6 * (epsilon / RADII[norm] - middle)))
                         robust = min(round(base * count), round(share * count))
-                        found.append(evaluation(split, norm, epsilon, "attacked", count, robust))
+                        found.append(evaluation(split, norm, epsilon, kind, count, robust))
                         if epsilon == RADII[norm]:
                             at_main.append(robust)
-                found.append(evaluation(split, "worst", None, "attacked", count, 0.97 * min(at_main)))
+                found.append(evaluation(split, "worst", None, kind, count, 0.97 * min(at_main)))
             rows.append(row(f"{one}v{two}", method, found, dataset=dataset, classes=(CLASSES[one], CLASSES[two])))
     return rows

@@ -41,12 +41,15 @@ def test_the_page_shows_the_means_of_each_split_side_by_side(full):
     assert shown == [round(100 * mean.value, 1) for mean in means]
 
 
-def test_attacked_numbers_are_marked_as_upper_bounds_and_not_called_robust(full):
+def test_attacked_numbers_are_marked_as_upper_bounds_and_exact_ones_are_not(full):
     text = full[1].markdown.read_text()
     line = next(line for line in text.splitlines() if line.startswith("| TRADES-linf |"))
     cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
     assert len(cells) == 12
     assert [cell.startswith("≤") for cell in cells] == [False, True, True, True] * 3
+    line = next(line for line in text.splitlines() if line.startswith("| 1NN |"))
+    cells = [cell.strip(" *") for cell in line.split("|")[2:-1]]
+    assert [cell.startswith("=") for cell in cells] == [False, True, True, True] * 3
     assert "attacked" in text and "upper bound" in text
     assert not re.search(r"is (more |less )?robust", text)
 
@@ -172,6 +175,7 @@ def test_problems_and_violations_are_loud(tmp_path):
     text = paths.html.read_text()
     assert "line 7: &lt;damaged&gt;" in text and "<damaged>" not in text
     assert "exact 61 &gt; attacked 60" in text and text.index('class="alert"') < text.index("<table")
+    assert report.terminal_table(rows).startswith("WRONG: digits/0v1/1nn/0, test images, linf 0.0313725: exact 61 >")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,14 @@ def test_whatever_rows_there_are_give_a_report(tmp_path, rows):
     assert tables.index_rows(rows)[-1].dataset in text
 
 
+def test_a_single_task_has_intervals_over_its_images(tmp_path):
+    evaluations = [evaluation("test", None, 0.0, "clean", 200, 160), evaluation("test", "linf", 0.2, "exact", 200, 3)]
+    evaluations.append(evaluation("test", "linf", 8 / 255, "exact", 263, 81))
+    text = report.write_report(tmp_path, [row("all", "1nn", evaluations)]).markdown.read_text()
+    assert "| 1NN, seed 0, test images | L∞ 8/255 | = 30.8 | 263 | 25.5 to 36.6 |" in text
+    assert "L∞ 0.2" not in text
+
+
 def test_no_rows_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no finished units"):
         report.write_report(tmp_path, [])
@@ -217,7 +229,7 @@ def test_the_terminal_table_fits_and_shows_every_cell():
     (results,) = tables.index_rows(rows)
     for line in tables.main_table(results, results.tasks):
         shown = next(found for found in text.splitlines() if found.startswith(content.line_label(line) + " "))
-        values = [float(value.lstrip("≤")) for value in shown.split()[1:]]
+        values = [float(value.lstrip("≤=")) for value in shown.split()[1:]]
         assert values == [round(100 * mean.value, 1) for cells in line.cells.values() for mean in cells.values()]
 
 
@@ -239,8 +251,8 @@ def _two_methods(first, second, split="test"):
     rows = []
     for number, counts in enumerate(zip(first, second, strict=True), start=1):
         rows += [
-            row(f"0v{number}", method, [evaluation(split, "linf", 8 / 255, "attacked", 100, count)])
-            for method, count in zip(("1nn", "trades-linf"), counts, strict=True)
+            row(f"0v{number}", method, [evaluation(split, "linf", 8 / 255, kind, 100, count)])
+            for method, kind, count in zip(("1nn", "trades-linf"), ("exact", "attacked"), counts, strict=True)
         ]
     return rows
 
@@ -248,9 +260,9 @@ def _two_methods(first, second, split="test"):
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ((90, 80, 70), (50, 41, 29), "ahead of TRADES-linf, +40.0 ± 0.6 points (≤ 80.0 % against ≤ 40.0 %)"),
-        ((50, 41, 29), (90, 80, 70), "behind TRADES-linf, −40.0 ± 0.6 points (≤ 40.0 % against ≤ 80.0 %)"),
-        ((50, 40, 30), (20, 70, 29), "level with TRADES-linf, +0.3 ± 17.3 points (≤ 40.0 % against ≤ 39.7 %)"),
+        ((90, 80, 70), (50, 41, 29), "ahead of TRADES-linf, +40.0 ± 0.6 points (= 80.0 % against ≤ 40.0 %)"),
+        ((50, 41, 29), (90, 80, 70), "behind TRADES-linf, −40.0 ± 0.6 points (= 40.0 % against ≤ 80.0 %)"),
+        ((50, 40, 30), (20, 70, 29), "level with TRADES-linf, +0.3 ± 17.3 points (= 40.0 % against ≤ 39.7 %)"),
         ((50,), (50,), "level with TRADES-linf, +0.0 ± – points"),
     ],
 )

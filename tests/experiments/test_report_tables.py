@@ -90,6 +90,18 @@ def test_a_certificate_beside_an_exact_answer_is_not_repeated():
     assert [line.certified for line in tables.main_table(results, results.tasks)] == [False]
 
 
+def test_exact_tasks_count_among_the_lower_bounds_of_the_others():
+    rows = [_row("0v1", "1nn", 100, 80, kind="exact"), _row("0v2", "1nn", 100, 40, kind="certified")]
+    rows.append(_row("0v2", "1nn", 100, 44, seed=0) | {"unit": "more"})  # attacked
+    results = _results(rows)
+    above, below = tables.main_table(results, results.tasks)
+    assert (above.cells["test"][LINF].kind, below.cells["test"][LINF].kind) == ("attacked", "certified")
+    assert above.cells["test"][LINF].value == pytest.approx(0.62)
+    assert below.cells["test"][LINF].value == pytest.approx(0.6)
+    assert below.cells["both"][LINF].value == pytest.approx(0.8)
+    assert below.cells["test"][LINF].num_tasks == 2
+
+
 def test_paired_difference_uses_only_shared_tasks_and_pairs_them():
     rows = [
         _row("0v1", "1nn", 0, 90),
