@@ -1,0 +1,212 @@
+"""Check radii by other means: NumPy float64, rounding accounted for, no code shared with what computed them.
+
+`recheck` believes nothing. From multipliers it recomputes the lower bound over all opponents (the points of other
+classes), from a witness its size, its box and its nearest neighbour. A wrong certificate costs tightness, never truth.
+`recheck_views` has the distances and the prediction, `recheck_bounds` the bound of one opponent from its multipliers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from nn_adv.certify.recheck_bounds import (
+    box_room,
+    dual_norms,
+    gamma,
+    multiplier_bounds,
+    pixel_values,
+    quotient,
+    sq_lengths,
+)
+from nn_adv.certify.recheck_views import Base, View, is_correct, views, witness_size
+
+_MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
+_FIRST_OPPONENTS = 8
+_ROWS = 512  # opponents compared with the anchors at a time
+
+
+class CertificateLike(Protocol):
+    """What `recheck` reads of a certificate; all point indices are rows of ``points``, negative ones are padding."""
+
+    anchors: np.ndarray  # [B, m] own-class points near each image
+    image: np.ndarray  # [S] the image of each solved opponent
+    opponent: np.ndarray  # [S]
+    rows: np.ndarray  # [S, M] own-class points of its constraints
+    multipliers: np.ndarray  # [S, M]
+
+
+class Recheck(NamedTuple):
+    """What was proved, ``[B]`` each: the radius is in [lower, upper], the prediction of the image is its label."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    correct: np.ndarray
+
+
+def recheck(
+    points: np.ndarray,
+    labels: np.ndarray,
+    images: np.ndarray,
+    image_labels: np.ndarray,
+    certificate: CertificateLike,
+    adversarial: np.ndarray,
+    *,
+    norm: str,
+    bounds: tuple[float, float] | None,
+    index: np.ndarray | None = None,
+    leave_out: np.ndarray | None = None,
+    screened: np.ndarray | None = None,
+) -> Recheck:
+    """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
+
+    The lower bound is the least over all opponents: listed ones by their multipliers (the best where listed twice), the
+    rest by the triangle inequality, or one constraint of an anchor where that is not enough. An opponent that equals an
+    own-class point of lower index never wins. The witness counts if it is inside the bounds and strictly nearer to
+    an opponent than to its own class. uint8 images among uint8 points are classified in integers, as they are stored.
+
+    Args:
+      points: ``[n, d]``, uint8 or float32, in any order.
+      labels: ``[n]``, -1 for rows to ignore.
+      images: ``[B, d]``, uint8 or float32.
+      image_labels: ``[B]``.
+      certificate: see `CertificateLike`; entries that make no sense count for nothing.
+      adversarial: ``[B, d]`` float32 witnesses; the image itself where there is none.
+      norm: "l1", "l2" or "linf".
+      bounds: the box, or None.
+      index: ``[n]`` original index of each row, for ties; its position when None.
+      leave_out: ``[B]`` a row that is neither opponent nor constraint of each image, negative for none.
+      screened: ``[B]`` bounds to take as given for the opponents that are not listed; recomputed when None.
+
+    Raises:
+      ValueError: an unknown norm, or an image outside the bounds.
+    """
+    if norm not in ("l1", "l2", "linf"):
+        raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
+    box_room(pixel_values(images), bounds)
+    index = np.arange(len(points)) if index is None else np.asarray(index)
+    base = Base(points, np.asarray(labels), index, float(np.ptp(pixel_values(np.array([points.min(), points.max()])))))
+    leave_out = np.full(len(images), -1) if leave_out is None else leave_out
+    listed = _listed_bounds(base, images, image_labels, certificate, leave_out, norm, bounds)
+    result = Recheck(*(np.zeros(len(images), dtype) for dtype in (float, float, bool)))
+    step = max(1, _MAX_DISTANCES // (2 * max(1, len(points))))
+    for start in range(0, len(images), step):
+        part = range(start, min(start + step, len(images)))
+        for b, view, witness in views(base, images, adversarial, image_labels, leave_out, part, bounds):
+            result.correct[b] = is_correct(base, view)
+            if not result.correct[b]:
+                continue
+            result.upper[b] = np.inf if witness is None else witness_size(base, view, witness, norm)
+            proved = listed.get(b, {})
+            lower = min(proved.values(), default=np.inf)
+            if screened is None:
+                view.other[list(proved)] = False
+                anchors = _own_rows(view, certificate.anchors[b])
+                lower = min(lower, _screen(base, view, anchors, min(lower, result.upper[b]), norm, bounds))
+            else:
+                lower = min(lower, max(float(np.nan_to_num(screened[b], posinf=np.inf)), 0.0))
+            result.lower[b] = lower
+    return result
+
+
+def _listed_bounds(
+    base: Base, images, image_labels, certificate: CertificateLike, leave_out, norm: str, bounds
+) -> dict[int, dict[int, float]]:
+    """Return {image: {listed opponent: its best bound}}; rows that are no constraints of an image count for nothing."""
+    image, opponent = np.asarray(certificate.image), np.asarray(certificate.opponent)
+    real = (image >= 0) & (image < len(images)) & (opponent >= 0) & (opponent < len(base.points))
+    image, opponent = image[real], opponent[real]
+    rows, multipliers = np.asarray(certificate.rows)[real], np.asarray(certificate.multipliers, float)[real]
+    is_row = (rows >= 0) & (rows < len(base.points)) & (rows != leave_out[image][:, None])
+    rows = np.where(is_row, rows, -1)
+    rows = np.where(base.labels[rows] == image_labels[image][:, None], rows, -1)
+    is_opponent = (base.labels[opponent] >= 0) & (base.labels[opponent] != image_labels[image])
+    is_opponent &= opponent != leave_out[image]
+    found = multiplier_bounds(base.points, images, image, opponent, rows, multipliers, norm=norm, bounds=bounds)
+    image, opponent, found = image[is_opponent], opponent[is_opponent], found[is_opponent]
+    listed: dict[int, dict[int, float]] = {}
+    for b, j, proved in zip(image.tolist(), opponent.tolist(), found.tolist(), strict=True):
+        of_image = listed.setdefault(b, {})
+        of_image[j] = max(of_image.get(j, 0.0), proved)
+    return listed
+
+
+def _own_rows(view: View, anchors: np.ndarray) -> np.ndarray:
+    """Return the anchors that are own-class points, and the nearest of those."""
+    anchors = anchors[(anchors >= 0) & (anchors < len(view.own))]
+    return np.unique(np.append(anchors[view.own[anchors]], np.argmin(np.where(view.own, view.distances, np.inf))))
+
+
+def _screen(base: Base, view: View, anchors: np.ndarray, target: float, norm: str, bounds) -> float:
+    """Return a bound over all opponents of a view; ``target`` where all that lie below it were proved above it."""
+    if target == np.inf:
+        first = np.flatnonzero(view.other)
+        if len(first) > _FIRST_OPPONENTS:
+            first = np.argpartition(np.where(view.other, view.distances, np.inf), _FIRST_OPPONENTS)[:_FIRST_OPPONENTS]
+        # No bound over all is above the one of any: the rest need not be proved farther.
+        target = _single_bounds(base, view, first, anchors, target, norm, bounds).min(initial=np.inf)
+    opponents = _below(base, view, anchors, target, norm)
+    for start in range(0, len(opponents), _ROWS):
+        part = opponents[start : start + _ROWS]
+        target = min(target, _single_bounds(base, view, part, anchors, target, norm, bounds).min(initial=np.inf))
+    return float(target)
+
+
+def _below(base: Base, view: View, anchors: np.ndarray, target: float, norm: str) -> np.ndarray:
+    """Return the opponents that distances alone do not prove to be at least ``target`` away, the nearest first.
+
+    With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality (Cover &
+    Hart's cells; Wang et al. 2019, arXiv 1906.03972), r_linf >= r_2 / sqrt(d) and r_1 >= r_2, and r_1 >=
+    (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread of the pixel values.
+    """
+    size = view.values.size
+    error = gamma(size + 8)
+    nearest = sq_lengths(pixel_values(base.points[anchors]) - view.values).min() * (1 + error)
+    scale = math.sqrt(size) if norm == "linf" else 1.0
+    reach = (2 * target * scale + math.sqrt(nearest)) ** 2
+    if norm == "l1":
+        reach = min(reach, 2 * target * base.spread * (1 + gamma(4)) + nearest)
+    near = np.flatnonzero(view.other & (view.distances - view.error < reach * (1 + gamma(16))))
+    return near[np.argsort(view.distances[near])]
+
+
+def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.ndarray:
+    """Return for each opponent the best bound of one constraint; from ``target`` on it may be weaker than need be.
+
+    The free bound is (D_j - D_i) / 2 over the dual norm of z_j - z_i, and that norm is first bounded by products.
+    """
+    size = view.values.size
+    error = gamma(size + 8)
+    others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[anchors])
+    far, near = sq_lengths(others - view.values)[:, None], sq_lengths(owns - view.values)[None]
+    margins = (far - near) / 2 - error * (far + near)
+    products = (others - view.values) @ (owns - view.values).T
+    lengths = np.sqrt(np.maximum(far + near - 2 * products, 0) + 4 * error * (far + near)) * (1 + gamma(4))
+    if norm == "linf":
+        lengths *= math.sqrt(size) * (1 + gamma(4))
+    elif norm == "l1":
+        lengths = np.minimum(lengths, base.spread * (1 + gamma(4)))
+    found = quotient(margins, lengths).max(axis=1)
+    if norm != "l2":
+        low = np.flatnonzero(found < target)
+        gaps = others[low][:, None] - owns
+        found[low] = np.maximum(found[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)).max(axis=1))
+        if bounds is not None:
+            low = np.flatnonzero(found < target)
+            rows = np.tile(anchors, len(low))[:, None]
+            which = np.repeat(opponents[low], len(anchors))
+            arguments = (np.zeros(len(which), int), which, rows, np.ones(rows.shape))
+            boxed = multiplier_bounds(base.points, view.image[None], *arguments, norm=norm, bounds=bounds)
+            found[low] = np.maximum(found[low], boxed.reshape(len(low), len(anchors)).max(axis=1))
+    for k in np.flatnonzero(found < target):
+        found[k] = np.inf if _never_wins(base, view, opponents[k]) else found[k]
+    return found
+
+
+def _never_wins(base: Base, view: View, opponent: int) -> bool:
+    """Return whether an own-class point of lower index equals the opponent: it loses every tie with that one."""
+    equal = np.abs(view.distances - view.distances[opponent]) <= 2 * view.error
+    twins = np.flatnonzero(view.own & equal & (base.index < base.index[opponent]))
+    return bool((base.points[twins] == base.points[opponent]).all(axis=1).any())
