@@ -21,7 +21,7 @@ from nn_adv.certify.recheck_bounds import (
     quotient,
     sq_lengths,
 )
-from nn_adv.certify.recheck_views import Base, View, is_correct, views, witness_size
+from nn_adv.certify.recheck_views import Base, View, is_correct, own_floors, views, witness_size
 
 _MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
 _FIRST_OPPONENTS = 8
@@ -64,8 +64,8 @@ def recheck(
 
     The lower bound is the least over all opponents: listed ones by their multipliers (the best where listed twice), the
     rest by the triangle inequality, or one constraint of an anchor where that is not enough. An opponent that equals an
-    own-class point of lower index never wins. The witness counts if it is inside the bounds and strictly nearer to
-    an opponent than to its own class. uint8 images among uint8 points are classified in integers, as they are stored.
+    own-class point of lower index never wins. The witness counts if it is inside the bounds and an opponent is nearest
+    to it. Where rounding could matter, exact arithmetic classifies; uint8 images among uint8 points are integers in it.
 
     Args:
       points: ``[n, d]``, uint8 or float32, in any order.
@@ -88,27 +88,46 @@ def recheck(
     box_room(pixel_values(images), bounds)
     index = np.arange(len(points)) if index is None else np.asarray(index)
     base = Base(points, np.asarray(labels), index, float(np.ptp(pixel_values(np.array([points.min(), points.max()])))))
-    leave_out = np.full(len(images), -1) if leave_out is None else leave_out
+    image_labels = np.asarray(image_labels)
+    leave_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
     listed = _listed_bounds(base, images, image_labels, certificate, leave_out, norm, bounds)
-    result = Recheck(*(np.zeros(len(images), dtype) for dtype in (float, float, bool)))
-    step = max(1, _MAX_DISTANCES // (2 * max(1, len(points))))
+    result = Recheck(np.zeros(len(images)), np.full(len(images), np.inf), np.zeros(len(images), bool))
+    step = max(1, _MAX_DISTANCES // len(points))
     for start in range(0, len(images), step):
-        part = range(start, min(start + step, len(images)))
-        for b, view, witness in views(base, images, adversarial, image_labels, leave_out, part, bounds):
+        part = slice(start, start + step)
+        real = _is_possible(images[part], adversarial[part], bounds)
+        floors = np.zeros(len(real))
+        floors[real] = own_floors(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
+        for k, view in enumerate(views(base, images[part], image_labels[part], leave_out[part])):
+            b = start + k
             result.correct[b] = is_correct(base, view)
             if not result.correct[b]:
+                result.upper[b] = 0
                 continue
-            result.upper[b] = np.inf if witness is None else witness_size(base, view, witness, norm)
-            proved = listed.get(b, {})
-            lower = min(proved.values(), default=np.inf)
-            if screened is None:
-                view.other[list(proved)] = False
-                anchors = _own_rows(view, certificate.anchors[b])
-                lower = min(lower, _screen(base, view, anchors, min(lower, result.upper[b]), norm, bounds))
-            else:
-                lower = min(lower, max(float(np.nan_to_num(screened[b], posinf=np.inf)), 0.0))
-            result.lower[b] = lower
+            if real[k]:
+                result.upper[b] = witness_size(base, view, adversarial[b], floors[k], norm)
+            anchors, proved = certificate.anchors[b], listed.get(b, {})
+            given = None if screened is None else screened[b]
+            result.lower[b] = _lower(base, view, anchors, proved, given, result.upper[b], norm, bounds)
     return result
+
+
+def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndarray:
+    """Return which witnesses are finite, inside the bounds and not the image itself, ``[B]``."""
+    moved = pixel_values(adversarial)
+    possible = np.isfinite(moved).all(axis=1) & (moved != pixel_values(images)).any(axis=1)
+    if bounds is not None:
+        possible &= ((moved >= bounds[0]) & (moved <= bounds[1])).all(axis=1)
+    return possible
+
+
+def _lower(base: Base, view: View, anchors, proved: dict[int, float], given, upper: float, norm: str, bounds) -> float:
+    """Return the least bound of the listed opponents and of the others, which are screened unless theirs is given."""
+    lower = min(proved.values(), default=np.inf)
+    if given is not None:
+        return float(min(lower, max(0.0, np.nan_to_num(given, posinf=np.inf))))
+    view.other[list(proved)] = False
+    return min(lower, _screen(base, view, _own_rows(view, anchors), min(lower, upper), norm, bounds))
 
 
 def _listed_bounds(

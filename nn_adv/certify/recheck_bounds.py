@@ -13,7 +13,7 @@ import numpy as np
 _UNIT_ROUNDOFF = 2.0**-53
 # Multipliers outside this range count as 0, so that no product of them and float32 numbers over- or underflows.
 _MULTIPLIER_RANGE = (1e-100, 1e100)
-_LEAST_LENGTH = 1e-300
+_LEAST_LENGTH = 1e-300  # no division by zero
 _MAX_ROOT_STEPS = 60
 # Numbers in one [S, M, d] array: 16 MB.
 _CHUNK = 2**21
@@ -46,8 +46,8 @@ def dual_norms(norm: str, vectors: np.ndarray) -> np.ndarray:
 
 def quotient(target: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Return ``target / length`` rounded down, 0 where the target is not positive or NaN."""
-    safe = np.maximum(length, _LEAST_LENGTH)
-    return np.where(target > 0, target / safe * (1 - gamma(8)), 0)
+    with np.errstate(over="ignore"):
+        return np.where(target > 0, target / np.maximum(length, _LEAST_LENGTH) * (1 - gamma(8)), 0)
 
 
 def multiplier_bounds(

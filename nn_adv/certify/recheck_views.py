@@ -15,7 +15,7 @@ import numpy as np
 from nn_adv.certify.recheck_bounds import dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 2048  # points converted to float64 at a time
-_RIVALS = 512  # own-class points compared with a witness at a time
+_RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
 class Base(NamedTuple):
@@ -38,46 +38,34 @@ class View(NamedTuple):
     other: np.ndarray
 
 
-def views(base: Base, images, adversarial, image_labels, leave_out, part: range, bounds) -> Iterator[tuple]:
-    """Yield (b, view, view of the witness or None) for the images of a part, whose distances come from one pass.
-
-    A witness that is the image itself, not finite or outside the bounds is none.
-    """
-    values = pixel_values(images[part.start : part.stop])
-    moved = pixel_values(adversarial[part.start : part.stop])
-    real = np.isfinite(moved).all(axis=1) & (moved != values).any(axis=1)
-    if bounds is not None:
-        real &= ((moved >= bounds[0]) & (moved <= bounds[1])).all(axis=1)
-    slot = len(values) + np.cumsum(real) - 1
-    distances, errors = _distances(base, np.concatenate([values, moved[real]]))
-    for k, b in enumerate(part):
+def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray) -> Iterator[View]:
+    """Yield the views of images ``[c, d]``, whose distances come from one pass over the points."""
+    values = pixel_values(images)
+    distances, errors = _distances(base.points, values, base.labels >= 0)
+    for k, label in enumerate(image_labels):
         used = base.labels >= 0
-        if leave_out[b] >= 0:
-            used[leave_out[b]] = False
-        own = used & (base.labels == image_labels[b])
-        view = View(images[b], values[k], distances[k], errors[k], own, used & ~own)
-        witness = None
-        if real[k]:
-            witness = view._replace(values=moved[k], distances=distances[slot[k]], error=errors[slot[k]])
-        yield b, view, witness
+        if leave_out[k] >= 0:
+            used[leave_out[k]] = False
+        own = used & (base.labels == label)
+        yield View(images[k], values[k], distances[k], errors[k], own, used & ~own)
 
 
-def _distances(base: Base, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and bounds on their errors [c].
 
     Each of the three errs by gamma(d) of the lengths it is made of, together gamma(d + 2) (|x| + |z|)^2.
     """
-    distances = np.empty((len(values), len(base.points)))
-    sq_norms = np.empty(len(base.points))
+    distances = np.empty((len(values), len(points)))
+    sq_norms = np.empty(len(points))
     doubled, own_sq_norms = -2 * values, sq_lengths(values)
-    for start in range(0, len(base.points), _BLOCK):
+    for start in range(0, len(points), _BLOCK):
         block = slice(start, start + _BLOCK)
-        rows = pixel_values(base.points[block])
+        rows = pixel_values(points[block])
         sq_norms[block] = sq_lengths(rows)
         np.matmul(doubled, rows.T, out=distances[:, block])
         distances[:, block] += sq_norms[block]
         distances[:, block] += own_sq_norms[:, None]
-    lengths = np.sqrt(own_sq_norms) + np.sqrt(sq_norms[base.labels >= 0].max(initial=0))
+    lengths = np.sqrt(own_sq_norms) + np.sqrt(sq_norms[used].max(initial=0))
     return distances, gamma(values.shape[1] + 8) * lengths**2
 
 
@@ -116,19 +104,43 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
     return best
 
 
-def witness_size(base: Base, view: View, witness: View, norm: str) -> float:
-    """Return the size of a change, rounded up, if it is strictly nearer to an opponent than to its own class."""
-    if not witness.other.any():
-        return np.inf
-    error = gamma(witness.values.size + 8)
-    winner = np.argmin(np.where(witness.other, witness.distances, np.inf))
-    most = sq_lengths(pixel_values(base.points[winner]) - witness.values) * (1 + error)
-    if witness.distances[witness.own].min() < most - 4 * witness.error:
-        return np.inf
-    rivals = np.flatnonzero(witness.own & (witness.distances <= most + witness.error))
-    for start in range(0, len(rivals), _RIVALS):
-        own = pixel_values(base.points[rivals[start : start + _RIVALS]]) - witness.values
-        if (sq_lengths(own) * (1 - error) <= most).any():
-            return np.inf
+def own_floors(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
+    """Return for witnesses ``[c, d]`` what no squared distance to a point of their own class lies below, ``[c]``."""
+    floors = np.full(len(witnesses), np.inf)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        values = pixel_values(witnesses[mine])
+        rows = np.flatnonzero(base.labels == label) if label >= 0 else np.zeros(0, int)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            distances, errors = _distances(base.points[block], values, np.ones(len(block), bool))
+            distances[block == leave_out[mine][:, None]] = np.inf
+            floors[mine] = np.minimum(floors[mine], distances.min(axis=1) - errors)
+    return floors
+
+
+def witness_size(base: Base, view: View, witness: np.ndarray, floor: float, norm: str) -> float:
+    """Return the size of a change, rounded up, if an opponent wins against the own class, whose D is ``floor`` or more.
+
+    Otherwise infinity. An opponent so far from the image that the change cannot bring it below the floor is not looked at.
+    """
+    values = pixel_values(witness)
+    change = values - view.values
+    error = 1 + gamma(change.size + 8)
     dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[norm]
-    return float(dual_norms(dual_of, witness.values - view.values) * (1 + error))
+    size = float(dual_norms(dual_of, change) * error)
+    close = max(floor, 0) + 8 * view.error
+    reach = (math.sqrt(close) + np.sqrt(sq_lengths(change)) * error) * error
+    opponents = np.flatnonzero(view.other & (view.distances - view.error <= reach**2))
+    opponents = opponents[np.argsort(view.distances[opponents])]
+    nearest = np.inf
+    for start in range(0, len(opponents), _RIVALS):
+        part = pixel_values(base.points[opponents[start : start + _RIVALS]])
+        nearest = min(nearest, sq_lengths(part - values).min())
+        if nearest * error < floor:
+            return size
+    if nearest > close:
+        return np.inf
+    distances, errors = _distances(base.points, values[None], base.labels >= 0)
+    moved = view._replace(image=witness, values=values, distances=distances[0], error=errors[0])
+    return np.inf if is_correct(base, moved) else size

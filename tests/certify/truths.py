@@ -82,7 +82,7 @@ def _linear(cost, rows, right, box, count=None):
 
 
 def _l2(normals, margins, low, high):
-    """min ||v||: least distance programming (Lawson and Hanson 1974, chapter 23), then its active set solved exactly."""
+    """min ||v||: least distance programming (Lawson and Hanson 1974), then the system of its active set."""
     eye = np.eye(len(low))
     rows, right = np.vstack([normals, eye, -eye]), np.concatenate([margins, low, -high])
     real = np.isfinite(right)

@@ -1,0 +1,298 @@
+"""The recheck against brute force: nothing it returns is ever on the wrong side, whatever it is given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nn_adv.certify.recheck import recheck
+from nn_adv.certify.recheck_bounds import multiplier_bounds
+from tests.certify import truths
+from tests.neighbors.truths import as_pixels
+
+NORMS = ("l1", "l2", "linf")
+BOXES = ((0.0, 1.0), None)
+_SIZES = {"l1": lambda v: np.abs(v).sum(), "l2": np.linalg.norm, "linf": lambda v: np.abs(v).max()}
+
+
+class Certificate(NamedTuple):
+    anchors: np.ndarray
+    image: np.ndarray
+    opponent: np.ndarray
+    rows: np.ndarray
+    multipliers: np.ndarray
+
+
+class Problem(NamedTuple):
+    points: np.ndarray
+    labels: np.ndarray
+    image: np.ndarray
+    label: int
+
+
+def _problem(seed: int) -> Problem:
+    """A small problem: uint8 or float32, on a coarse grid (ties, copies) or not, its image a point of it or not."""
+    rng = np.random.default_rng(seed)
+    count, size = int(rng.integers(2, 16)), int(rng.integers(1, 7))
+    levels = rng.choice([3, 256])
+    draw = [
+        lambda n: (rng.integers(0, levels, (n, size)) * (255 // (levels - 1))).astype(np.uint8),
+        lambda n: (rng.integers(0, levels, (n, size)) / (levels - 1)).astype(np.float32),
+        lambda n: rng.random((n, size), dtype=np.float32),
+    ][rng.integers(3)]
+    points, labels = draw(count), rng.integers(0, 3, count)
+    image = points[rng.integers(count)] if rng.random() < 0.3 else draw(1)[0]
+    if rng.random() < 0.3:
+        image = as_pixels(image[None])[0].astype(np.float32)
+    return Problem(points, labels, image, truths.predict(points, labels, image))
+
+
+def _opponents(problem: Problem, norm: str, box):
+    """Return what the programs say: opponents that can win, their radii and multipliers, own rows."""
+    others = np.flatnonzero(problem.labels != problem.label)
+    solved = [truths.opponent_radius(*problem, j, norm=norm, bounds=box) for j in others]
+    can_win = np.array([np.isfinite(radius) for radius, _, _ in solved], bool)
+    own = np.flatnonzero(problem.labels == problem.label)
+    multipliers = np.array([weights for _, weights, _ in solved]).reshape(len(others), len(own))
+    return others[can_win], np.array([radius for radius, _, _ in solved])[can_win], multipliers[can_win], own
+
+
+def _certificate(problem: Problem, opponents, multipliers, own) -> Certificate:
+    count = len(opponents)
+    return Certificate(own[None, :3], np.zeros(count, int), opponents, np.tile(own, (count, 1)), multipliers)
+
+
+def _nothing(anchors=()) -> Certificate:
+    empty = np.zeros(0, int)
+    return Certificate(np.array([anchors], int).reshape(1, -1), empty, empty, np.zeros((0, 1), int), np.zeros((0, 1)))
+
+
+def _recheck(problem: Problem, certificate, norm, box, adversarial=None, **options):
+    adversarial = as_pixels(problem.image[None]).astype(np.float32) if adversarial is None else adversarial
+    labels = np.array([problem.label])
+    arguments = (problem.points, problem.labels, problem.image[None], labels, certificate, adversarial)
+    return recheck(*arguments, norm=norm, bounds=box, **options)
+
+
+def _at_most(lower: float, truth: float) -> bool:
+    return lower <= truth * (1 + 1e-12) + 1e-15
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
+def test_optimal_multipliers_prove_the_radius_and_others_no_more(seed, norm, box):
+    problem = _problem(seed)
+    opponents, radii, multipliers, own = _opponents(problem, norm, box)
+    truth = radii.min(initial=np.inf)
+    best = _recheck(problem, _certificate(problem, opponents, multipliers, own), norm, box)
+    assert best.correct[0] and _at_most(best.lower[0], truth)
+    assert best.lower[0] >= truth * (1 - 1e-9) - 1e-12
+    assert best.upper[0] == np.inf
+
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.integers(-3, 4, (len(opponents), 1))
+    drawn = rng.exponential(size=multipliers.shape) * scale * (rng.random(multipliers.shape) < 0.5)
+    assert _at_most(_recheck(problem, _certificate(problem, opponents, drawn, own), norm, box).lower[0], truth)
+    assert _at_most(_recheck(problem, _nothing(), norm, box).lower[0], truth)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
+def test_each_bound_is_below_the_radius_of_its_opponent(seed, norm, box):
+    problem = _problem(seed)
+    opponents, radii, multipliers, own = _opponents(problem, norm, box)
+    rng = np.random.default_rng(seed)
+    near_best = multipliers * rng.choice([0, 0.9, 1, 1, 1, 1.1], multipliers.shape)
+    for weights in (multipliers, near_best, rng.random(multipliers.shape)):
+        rows = np.tile(own, (len(opponents), 1))
+        entries = (problem.points, problem.image[None], np.zeros(len(opponents), int), opponents, rows, weights)
+        found = multiplier_bounds(*entries, norm=norm, bounds=box)
+        assert all(_at_most(lower, radius) for lower, radius in zip(found, radii, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
+def test_garbage_never_proves_too_much(seed, norm, box):
+    problem = _problem(seed)
+    rng = np.random.default_rng(seed)
+    count, num_points = 6, len(problem.points)
+    strange = [np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-320, 1e-30, 1.0, 1e30, 1e300]
+    certificate = Certificate(
+        anchors=rng.integers(-3, num_points + 3, (1, 4)),
+        image=rng.integers(-1, 2, count),
+        opponent=rng.integers(-2, num_points + 2, count),
+        rows=rng.integers(-2, num_points + 2, (count, 4)),
+        multipliers=rng.choice(strange, (count, 4)),
+    )
+    adversarial = (rng.random((1, problem.points.shape[1])) * 1.2 - 0.1).astype(np.float32)
+    truth = truths.true_radius(*problem, norm=norm, bounds=box)
+    result = _recheck(problem, certificate, norm, box, adversarial)
+    assert result.correct[0] and _at_most(result.lower[0], truth)
+    assert result.upper[0] >= truth * (1 - 1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS))
+def test_witness_counts_if_it_is_true(seed, norm):
+    problem = _problem(seed)
+    moved = np.random.default_rng(seed).random((20, problem.points.shape[1]), dtype=np.float32)
+    for witness in moved:
+        upper = _recheck(problem, _nothing(), norm, (0.0, 1.0), witness[None]).upper[0]
+        size = _SIZES[norm](witness.astype(float) - as_pixels(problem.image[None])[0])
+        if truths.predict(problem.points, problem.labels, witness) == problem.label:
+            assert upper == np.inf
+        else:
+            assert size <= upper <= size * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_witness_on_the_border_in_float32(norm):
+    points = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.1]], np.float32)
+    problem = Problem(points, np.array([0, 1]), points[0], 0)
+    values = points.astype(np.float64)
+    # D_1 = D_0 at the middle; one part in a million beyond it is enough, one before it is not.
+    beyond, before = (values[0] + (values[1] - values[0]) * (0.5 + step) for step in (1e-6, -1e-6))
+    truth = truths.true_radius(*problem, norm=norm, bounds=(0, 1))
+    assert _recheck(problem, _nothing(), norm, (0, 1), before[None].astype(np.float32)).upper == np.inf
+    upper = _recheck(problem, _nothing(), norm, (0, 1), beyond[None].astype(np.float32)).upper[0]
+    assert upper >= truth
+    if norm == "l2":
+        assert upper == pytest.approx(truth, rel=1e-5)
+    # Exactly on the border the lower index wins.
+    corners, middle = np.array([[0, 0, 0], [1, 1, 0]], np.float32), np.array([[0.5, 0.5, 0]], np.float32)
+    for labels, expected in (([0, 1], np.inf), ([1, 0], {"l1": 1, "l2": 0.5**0.5, "linf": 0.5}[norm])):
+        tied = Problem(corners, np.array(labels), corners[labels.index(0)], 0)
+        assert _recheck(tied, _nothing(), norm, (0, 1), middle).upper == pytest.approx(expected, rel=1e-12)
+
+
+def test_false_witnesses_are_refused():
+    points = np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)
+    problem = Problem(points, np.array([0, 1]), points[0], 0)
+    for witness in ([0.2, 0.2], [np.nan, 1], [1, np.inf], [1.0000001, 1], [-1e-30, 2], [0, 0]):
+        assert _recheck(problem, _nothing(), "l2", (0, 1), np.array([witness], np.float32)).upper == np.inf
+    outside = np.array([[1.5, 1]], np.float32)
+    assert _recheck(problem, _nothing(), "l1", (0, 1), outside).upper == np.inf
+    assert _recheck(problem, _nothing(), "l1", None, outside).upper == pytest.approx(2.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS))
+def test_order_of_the_rows_and_padding_change_nothing(seed, norm):
+    problem = _problem(seed)
+    opponents, _, multipliers, own = _opponents(problem, norm, (0.0, 1.0))
+    expected = _recheck(problem, _certificate(problem, opponents, multipliers, own), norm, (0.0, 1.0))
+    order = np.random.default_rng(seed).permutation(len(problem.points) + 2) % len(problem.points)
+    # Two rows come twice: the second time as padding.
+    first = np.unique(order, return_index=True)[1]
+    labels, index = np.full(len(order), -1), np.full(len(order), 2**31 - 1)
+    labels[first], index[first] = problem.labels[order[first]], order[first]
+    row_of = np.empty(len(problem.points), int)
+    row_of[order[first]] = first
+    shuffled = Problem(problem.points[order], labels, problem.image, problem.label)
+    certificate = _certificate(shuffled, row_of[opponents], multipliers, row_of[own])
+    found = _recheck(shuffled, certificate, norm, (0.0, 1.0), index=index)
+    assert found.correct[0]
+    assert found.lower[0] == pytest.approx(expected.lower[0], rel=1e-12, abs=1e-14)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(NORMS))
+def test_left_out_point_is_neither_opponent_nor_constraint(seed, norm):
+    problem = _problem(seed)
+    left = int(np.random.default_rng(seed).integers(len(problem.points)))
+    rest = np.delete(np.arange(len(problem.points)), left)
+    if len(np.unique(problem.labels[rest])) < 2:
+        return
+    without = Problem(problem.points[rest], problem.labels[rest], problem.image, problem.label)
+    truth = truths.true_radius(*without, norm=norm, bounds=(0.0, 1.0))
+    own = np.flatnonzero(problem.labels == problem.label)
+    opponents = np.flatnonzero(problem.labels != problem.label)
+    weights = np.random.default_rng(seed).random((len(opponents), len(own)))
+    certificate = _certificate(problem, opponents, weights, own)
+    found = _recheck(problem, certificate, norm, (0.0, 1.0), leave_out=np.array([left]))
+    assert found.correct[0] == (truths.predict(without.points, without.labels, problem.image) == problem.label)
+    assert _at_most(found.lower[0], truth)
+
+
+def test_copies_across_classes():
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]], np.float32)
+    early = Problem(points, np.array([0, 1, 1]), points[0], 0)
+    assert _recheck(early, _nothing(), "l2", (0, 1)).lower[0] == pytest.approx(0.5, rel=1e-12)
+    # The copy of the lower index wins every tie: the image is not of class 0, and left out it is again.
+    late = Problem(points, np.array([1, 0, 1]), points[0], 0)
+    found = _recheck(late, _nothing(), "l2", (0, 1))
+    assert not found.correct[0] and found.lower[0] == found.upper[0] == 0
+    found = _recheck(late, _nothing(), "l2", (0, 1), leave_out=np.array([0]))
+    assert found.correct[0] and found.lower[0] == pytest.approx(0.5, rel=1e-12)
+    # Without the own-class copy of lower index its twin can win.
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
+    threefold = Problem(points, np.array([0, 1, 0]), points[0], 0)
+    assert _recheck(threefold, _nothing(), "l2", (0, 1)).lower[0] == np.inf
+    assert not _recheck(threefold, _nothing(), "l2", (0, 1), leave_out=np.array([0])).correct[0]
+
+
+def test_near_ties_are_decided_exactly():
+    # 0.1 and 0.3 in float32 are not symmetric about 0.2: no rounded distance shows which one is nearer.
+    for size in (1, 3, 40):
+        low, high, image = (np.full(size, value, np.float32) for value in (0.1, 0.3, 0.2))
+        exact = [size * (float(z) - float(image[0])) ** 2 for z in (low[0], high[0])]
+        for points in (np.stack([low, high]), np.stack([high, low])):
+            problem = Problem(points, np.array([0, 1]), image, 0)
+            first_is_low = float(points[0, 0]) < 0.2
+            expected = (exact[0] < exact[1]) == first_is_low
+            assert _recheck(problem, _nothing(), "l2", None).correct[0] == expected
+    # Integers tie exactly, although 100 / 255 rounded to float32 is not midway.
+    pixels = np.array([[90], [110]], np.uint8)
+    for label in (0, 1):
+        tied = Problem(pixels, np.array([0, 1]), np.array([100], np.uint8), label)
+        assert _recheck(tied, _nothing(), "l2", (0, 1)).correct[0] == (label == 0)
+
+
+def test_no_opponent_no_own_point_and_given_bounds():
+    points = np.array([[0.0], [1.0]], np.float32)
+    alone = Problem(points, np.array([0, 0]), points[0], 0)
+    assert _recheck(alone, _nothing(), "l1", (0, 1)).lower[0] == np.inf
+    absent = _recheck(alone._replace(label=1), _nothing(), "l1", (0, 1))
+    assert not absent.correct[0] and absent.lower[0] == absent.upper[0] == 0
+    both = alone._replace(labels=np.array([0, 1]))
+    for value, expected in ((0.25, 0.25), (np.nan, 0), (-1, 0), (np.inf, np.inf)):
+        assert _recheck(both, _nothing(), "l1", (0, 1), screened=np.array([value])).lower[0] == expected
+
+
+def test_bad_arguments():
+    problem = _problem(0)
+    with pytest.raises(ValueError, match="norm must be"):
+        _recheck(problem, _nothing(), "l3", None)
+    with pytest.raises(ValueError, match="images must be inside"):
+        _recheck(problem._replace(image=problem.image + np.float32(2)), _nothing(), "l2", (0.0, 1.0))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_screen_agrees_with_dense_bounds(norm):
+    rng = np.random.default_rng(3)
+    styles = rng.random((5, 784))
+    labels = rng.integers(0, 5, 2000)
+    points = np.clip(200 * styles[labels] + 60 * rng.random((2000, 784)), 0, 255).astype(np.uint8)
+    images = np.clip(points[:6] + rng.integers(-40, 40, (6, 784)), 0, 255).astype(np.uint8)
+    values, centers = as_pixels(points), as_pixels(images)
+    adversarial = centers.astype(np.float32)
+    certificate = _nothing()._replace(anchors=np.empty((6, 3), int))
+    expected = []
+    for b, x in enumerate(centers):
+        distances = ((values - x) ** 2).sum(axis=1)
+        own, other = np.flatnonzero(labels == labels[b]), np.flatnonzero(labels != labels[b])
+        certificate.anchors[b] = own[np.argsort(distances[own])[:3]]
+        best = np.zeros(len(other))
+        for i in certificate.anchors[b]:
+            gaps = np.abs(values[other] - values[i])
+            dual = {"l1": gaps.max(axis=1), "l2": np.sqrt((gaps**2).sum(axis=1)), "linf": gaps.sum(axis=1)}[norm]
+            best = np.maximum(best, (distances[other] - distances[i]) / 2 / dual)
+        expected.append(best.min())
+    found = recheck(points, labels, images, labels[:6], certificate, adversarial, norm=norm, bounds=None)
+    assert found.correct.all()
+    np.testing.assert_allclose(found.lower, expected, rtol=1e-9)
+    assert (found.lower <= np.array(expected) * (1 + 1e-13)).all()
