@@ -1,0 +1,192 @@
+"""A lower bound on the radius of a k-nearest-neighbour vote, by counting which points can come to vote.
+
+Let r_ij be the radius up to which point i is sure to stay nearer than point j: ``r_ij = h_ij / ||g_ij||_q`` with
+g_ij = z_j - z_i, h_ij = (D_j - D_i) / 2 and q the dual norm. Say that i holds j below e if r_ij >= e. Then below e
+
+  * the own class has at least s votes if all but k - s opponents are held by s own points each. For with fewer,
+    k - s + 1 opponents vote, one of them is held by s own points, and those are nearer, so they vote too;
+  * class c has at most t votes if all but t of its points are held by k - t points outside c each. For with more,
+    t + 1 of them vote, one of them is held by k - t others, and with those more than k points vote.
+
+The own class y wins if for every other class c there is an s with y >= s > c, or with y >= s >= c and every point of
+c held by an own point, which wins the tie. For k = 1 this is the bound of 1NN by single constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy.spatial import distance as scipy_distance
+
+from nn_adv import neighbors
+from nn_adv.certify.margins import norm_ratio
+from nn_adv.neighbors import distances
+from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.pixels import as_float
+from nn_adv.threat import dual_norm
+
+_METRIC = {"l1": "cityblock", "l2": "euclidean", "linf": "chebyshev"}
+# Points beyond the k that vote which may hold others back: own ones, and as many opponents.
+_SPARE_POINTS = 8
+# Covers the rounding of float64 sums of up to a million terms, relative to their size.
+_SLACK = 1e-9
+
+
+class Rows(NamedTuple):
+    """The points of a reference on the host, block after block.
+
+    Attributes:
+      points: ``[R, d]``, uint8 or float32.
+      index: ``[R]`` original index, `NO_POINT` in the padding.
+      labels: ``[R]`` class; any in the padding.
+      extent: largest difference between two pixels of any points.
+    """
+
+    points: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+    extent: float
+
+
+class Near(NamedTuple):
+    """Rows near one image, nearest first up to rounding: own points and opponents; all other opponents are beyond."""
+
+    own: np.ndarray
+    opponents: np.ndarray
+    beyond: float
+
+
+def host_rows(reference: neighbors.Reference) -> Rows:
+    """Return the points of a reference as NumPy arrays."""
+    points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
+    index = np.asarray(reference.index).reshape(-1)
+    labels = np.asarray(reference.labels)[np.where(index == NO_POINT, 0, index)]
+    low, high = pixel_values(np.array([points.min(), points.max()]), np.float64)
+    return Rows(points, index, labels, float(high - low))
+
+
+def pixel_values(points: np.ndarray, dtype) -> np.ndarray:
+    """Return the numbers that points stand for: uint8 pixels are ``v / 255`` rounded to float32."""
+    if points.dtype == np.uint8:
+        points = points.astype(np.float32) / np.float32(255)
+    return points.astype(dtype)
+
+
+def near_rows(
+    reference: neighbors.Reference,
+    rows: Rows,
+    images: np.ndarray,
+    labels: np.ndarray,
+    left_out: np.ndarray,
+    *,
+    k: int,
+    num_near: int,
+) -> list[Near]:
+    """Choose for every image ``[B, d]`` the rows to compare point by point; ``left_out [B]`` holds indices, or -1."""
+    scores, center_distances = map(np.asarray, _scores(reference, images))
+    # Float32 scores are expanded around the center: what d rounded products may add (Higham 2002, 3.1), and a little.
+    gamma = (images.shape[1] + 32) * 2.0**-24 * 1.01
+    chosen = []
+    for score, label, out, reach in zip(scores, labels, left_out, center_distances, strict=True):
+        score = np.where(np.isfinite(score), score, 0).astype(np.float64)  # overflown: listed, and measured in float64
+        usable = (rows.index != NO_POINT) & (rows.index != out)
+        own, _ = _smallest(score, usable & (rows.labels == label), max(num_near, k + _SPARE_POINTS))
+        opponents, next_score = _smallest(score, usable & (rows.labels != label), num_near)
+        slack = gamma * (2.001 * reach + np.sqrt(max(next_score, 0))) ** 2 if np.isfinite(next_score) else 0
+        chosen.append(Near(own, opponents, np.sqrt(max(next_score - slack, 0)) * (1 - 1e-5)))
+    return chosen
+
+
+@jax.jit
+def _scores(reference: neighbors.Reference, images: chex.Array) -> tuple[jax.Array, jax.Array]:
+    """Return rounded squared distances to all rows ``[B, N * b]``, and distances to the center ``[B]``."""
+    centered = images - reference.center
+    sq_norms = jnp.sum(jnp.square(centered), axis=-1)
+
+    def block_scores(inputs):
+        block, block_sq_norms = inputs
+        return distances.float_sq_l2(centered, sq_norms, as_float(block) - reference.center, block_sq_norms)
+
+    scores = lax.map(block_scores, (reference.blocks, reference.centered_sq_norms))
+    return jnp.moveaxis(scores, 1, 0).reshape(len(images), -1), jnp.sqrt(sq_norms)
+
+
+def _smallest(scores: np.ndarray, usable: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Return the usable rows with the ``count`` smallest scores, in order, and the smallest score left out."""
+    rows = np.flatnonzero(usable)
+    left_out = np.inf
+    if len(rows) > count:
+        order = np.argpartition(scores[rows], count)
+        left_out = float(scores[rows[order[count]]])
+        rows = rows[order[:count]]
+    return rows[np.argsort(scores[rows], kind="stable")], left_out
+
+
+def lower_bounds(
+    rows: Rows, images: np.ndarray, labels: np.ndarray, near: Sequence[Near], *, k: int, norm: str, num_classes: int
+) -> np.ndarray:
+    """Bound the radius of every image under the vote from below, ``[B]``; 0 where counting cannot prove the vote."""
+    bounds = [_lower_bound(rows, *one, k, norm, num_classes) for one in zip(images, labels, near, strict=True)]
+    return np.array(bounds, np.float64)
+
+
+def _lower_bound(rows: Rows, image, label: int, near: Near, k: int, norm: str, num_classes: int) -> float:
+    pool = np.concatenate([some[: k + _SPARE_POINTS] for some in (near.own, near.opponents)])
+    center = image.astype(np.float64)
+    points, opponents = (pixel_values(rows.points[some], np.float64) for some in (pool, near.opponents))
+    sq_pool, sq_opponents = (np.square(some - center).sum(axis=1) for some in (points, opponents))
+    held = (sq_opponents - sq_pool[:, None]) / 2 - _SLACK * (sq_opponents + sq_pool[:, None])
+    gaps = scipy_distance.cdist(points, opponents, _METRIC[dual_norm(norm)]) * (1 + _SLACK)
+    pairwise = np.where(held > 0, held / np.where(gaps > 0, gaps, 1), 0)
+    # The last column stands for all opponents beyond the listed ones, however many.
+    table = np.concatenate([pairwise, _beyond(rows, sq_pool, near.beyond, norm)[:, None]], axis=1)
+    return _count(table, rows.labels[pool], rows.labels[near.opponents], label, k, num_classes)
+
+
+def _beyond(rows: Rows, sq_pool: np.ndarray, beyond: float, norm: str) -> np.ndarray:
+    """Bound r_ij from below for any j at least ``beyond`` away, since ``||g||_2 <= sqrt(D_i) + sqrt(D_j)``."""
+    apart = beyond - np.sqrt(sq_pool) * (1 + _SLACK)
+    bound = apart / (2 * norm_ratio("l2", norm, rows.points.shape[1]))
+    if norm == "l1" and rows.extent > 0:  # ||g||_inf is also at most the extent of the points
+        bound = np.maximum(bound, apart * (beyond + np.sqrt(sq_pool)) / (2 * rows.extent))
+    return np.maximum(bound, 0) * (1 - _SLACK)
+
+
+def _count(table, pool_labels, near_labels, label: int, k: int, num_classes: int) -> float:
+    """Return the radius below which the own class wins; ``table [P, K + 1]`` holds r_ij, see the module docstring."""
+
+    def ordered(rows):
+        return -np.sort(-table[rows], axis=0)
+
+    def all_but(allowed, held_by, columns):
+        """Return the radius below which all but some columns are held, given by how far each is."""
+        listed = np.sort(held_by[:-1][columns])
+        return min(held_by[-1], listed[allowed] if allowed < len(listed) else np.inf)
+
+    def held(by_rows, number):
+        return by_rows[number - 1] if number <= len(by_rows) else np.zeros(table.shape[1])
+
+    own = ordered(pool_labels == label)
+    anyone = np.ones(len(near_labels), bool)
+    at_least = {s: all_but(k - s, held(own, s), anyone) for s in range(1, k // 2 + 2)}
+    radius = np.inf
+    for c in set(range(num_classes)) - {label}:
+        members, others = near_labels == c, ordered(pool_labels != c)
+        nearer = all_but(0, held(own, 1), members)
+
+        def at_most(votes, members=members, others=others):
+            return all_but(votes, held(others, k - votes), members)
+
+        wins = []
+        for s, enough in at_least.items():
+            # Where the own class has s votes, k - s are left for the others.
+            wins.append(min(enough, at_most(s - 1) if s <= k - s else np.inf))
+            wins.append(min(enough, nearer, at_most(s) if s < k - s else np.inf))
+        radius = min(radius, max(wins))
+    return float(radius)

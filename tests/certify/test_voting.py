@@ -1,0 +1,218 @@
+"""Tests of the k-nearest vote and of the bounds on its radius, against brute force and against perturbations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nn_adv import data, neighbors
+from nn_adv.certify import vote_counting, voting
+from nn_adv.threat import NORMS
+
+ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
+DUAL = {"l1": np.inf, "l2": 2, "linf": 1}
+
+
+def _values(points):
+    points = points.astype(np.float32) / np.float32(255) if points.dtype == np.uint8 else points
+    return points.reshape(len(points), -1).astype(np.float64)
+
+
+def _vote(points, labels, queries, k, leave_out=None):
+    """Vote by brute force in float64; of equals the class whose nearest point comes first."""
+    table = np.square(_values(queries)[:, None] - _values(points)).sum(axis=2)
+    order = np.argsort(table, axis=1, kind="stable")
+    if leave_out is not None:
+        order = [row[row != out] for row, out in zip(order, leave_out, strict=True)]
+    voters = [labels[row[:k]].tolist() for row in order]
+    return np.array([max(some, key=lambda c: (some.count(c), -some.index(c))) for some in voters])
+
+
+def _problem(seed, num_classes, count=14, size=3, num_images=12, levels=None):
+    """Draw points, labels and images in [0, 1]; few levels make ties and duplicates."""
+    rng = np.random.default_rng(seed)
+    points, images = rng.random((count, size)), rng.random((num_images, size))
+    if levels:
+        points, images = np.round(points * levels) / levels, np.round(images * levels) / levels
+    return points.astype(np.float32), rng.integers(0, num_classes, count), images.astype(np.float32)
+
+
+def _directions(rng, points, image, norm):
+    """Draw directions of size 1: random ones, corners, axes, and those to every point."""
+    size = points.shape[1]
+    some = [rng.normal(size=(60, size)), rng.choice([-1, 1], (20, size)), np.eye(size), -np.eye(size), points - image]
+    drawn = np.concatenate(some)
+    drawn = drawn[np.abs(drawn).max(axis=1) > 0]
+    return drawn / np.linalg.norm(drawn, ORDER[norm], axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 14])
+def test_vote_equals_brute_force_with_ties_and_duplicates(k, levels):
+    points, labels, images = _problem(k, 3, levels=levels, num_images=40)
+    reference = neighbors.fit(points, labels, 3)
+    assert np.array_equal(voting.vote(reference, images, k), _vote(points, labels, images, k))
+    if k <= 2:
+        assert np.array_equal(voting.vote(reference, images, k), neighbors.predict(reference, images))
+
+
+def test_vote_without_the_point_itself():
+    points, labels, _ = _problem(1, 3, levels=2)
+    leave_out = np.where(np.arange(14) % 3, np.arange(14), -1)
+    found = voting.vote(neighbors.fit(points, labels, 3), points, 3, leave_out=leave_out)
+    assert np.array_equal(found, _vote(points, labels, points, 3, leave_out))
+    assert not np.array_equal(found, _vote(points, labels, points, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_classes=st.sampled_from([2, 4]),
+    k=st.sampled_from([1, 2, 3, 4, 5, 8]),
+    norm=st.sampled_from(NORMS),
+    levels=st.sampled_from([None, 3]),
+    num_near=st.sampled_from([2, 5, 256]),
+    leaves_out=st.booleans(),
+)
+def test_nothing_within_the_lower_bound_changes_the_vote(seed, num_classes, k, norm, levels, num_near, leaves_out):
+    points, labels, images = _problem(seed, num_classes, levels=levels)
+    leave_out = np.arange(len(images)) if leaves_out else np.full(len(images), -1)
+    clean = _vote(points, labels, images, k, leave_out)
+    reference = neighbors.fit(points, labels, num_classes, block_size=8)
+    rows = vote_counting.host_rows(reference)
+    near = vote_counting.near_rows(reference, rows, images, clean, leave_out, k=k, num_near=num_near)
+    lower = vote_counting.lower_bounds(rows, images, clean, near, k=k, norm=norm, num_classes=num_classes)
+    rng = np.random.default_rng(seed)
+    for row, image in enumerate(_values(images)):
+        if not 0 < lower[row] < np.inf:
+            continue
+        directions = _directions(rng, _values(points), image, norm)
+        for share in (0.3, 0.9, 1 - 1e-9):
+            moved = image + share * lower[row] * directions
+            assert np.all(_vote(points, labels, moved, k, np.full(len(moved), leave_out[row])) == clean[row])
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", NORMS)
+def test_witness_is_wrong_and_of_the_stated_size(norm, bounds):
+    points, labels, images = _problem(5, 3, count=30, num_images=40)
+    clean = _vote(points, labels, images, 5)
+    image_labels = np.where(np.arange(40) < 5, (clean + 1) % 3, clean)
+    reference = neighbors.fit(points, labels, 3)
+    result = voting.vote_bounds(reference, images, image_labels, k=5, norm=norm, bounds=bounds, batch_size=16)
+    assert np.array_equal(result.correct, np.arange(40) >= 5)
+    assert np.all(result.lower[:5] == 0) and np.all(result.upper[:5] == 0)
+    found = result.correct & np.isfinite(result.upper)
+    assert found.sum() > 25
+    sizes = np.linalg.norm(_values(result.adversarial) - _values(images), ORDER[norm], axis=1)
+    np.testing.assert_allclose(sizes[found], result.upper[found], rtol=1e-12)
+    assert np.all(_vote(points, labels, result.adversarial, 5)[found] != image_labels[found])
+    assert np.array_equal(result.adversarial[~found], images[~found])
+    if bounds is not None:
+        assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 5])
+def test_bounds_enclose_the_radius_found_by_dense_search(k):
+    points, labels, images = _problem(k, 3, count=15, size=1, num_images=30)
+    clean = _vote(points, labels, images, k)
+    grid = np.linspace(0, 1, 20001)[:, None]
+    votes = _vote(points, labels, grid, k)
+    # Distance to the nearest grid point with another vote: the radius to within the grid's spacing.
+    truth = np.array([np.abs(grid[votes != c, 0] - x).min() for x, c in zip(_values(images)[:, 0], clean, strict=True)])
+    result = voting.vote_bounds(neighbors.fit(points, labels, 3), images, clean, k=k, norm="l2", num_near=14)
+    assert np.all(result.lower <= truth + 1e-9)
+    assert np.all(result.upper >= truth - 5e-5)
+    assert np.all(result.lower > 0)
+    found = np.isfinite(result.upper)
+    assert np.mean(found) > 0.8
+    assert np.median(result.upper[found] / truth[found]) < 1.1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_vote_gives_the_bound_by_single_constraints(norm):
+    points, labels, images = _problem(2, 3, count=16)
+    clean = _vote(points, labels, images, 1)
+    result = voting.vote_bounds(neighbors.fit(points, labels, 3), images, clean, k=1, norm=norm, num_steps=1)
+    points = _values(points)
+    for row, image in enumerate(_values(images)):
+        own, others = (points[mask] for mask in (labels == clean[row], labels != clean[row]))
+        sq = [np.square(some - image).sum(axis=1) for some in (own, others)]
+        gaps = np.linalg.norm(others[None] - own[:, None], DUAL[norm], axis=-1)
+        truth = ((sq[1] - sq[0][:, None]) / 2 / gaps).max(axis=0).min()
+        assert result.lower[row] <= truth
+        # Only the 9 nearest own points are asked.
+        assert result.lower[row] == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("digits_3v8", norm) for norm in NORMS] + [("mnist_1v7", "l2")])
+def test_one_vote_encloses_the_exact_radius(shared_dir, name, norm):
+    with np.load(shared_dir / "reference" / "nn_radius" / f"{name}.npz") as file:
+        oracle = dict(file)
+    points, images = (
+        x if x.dtype == np.uint8 else x.astype(np.float32) for x in (oracle["reference"], oracle["queries"])
+    )
+    classes, labels = np.unique(oracle["labels"], return_inverse=True)
+    image_labels = np.searchsorted(classes, oracle["query_labels"])
+    reference = neighbors.fit(points, labels, 2)
+    for bounds, kind in (((0.0, 1.0), "box"), (None, "free")):
+        radius = oracle[f"radius_{norm}_{kind}"]
+        count = len(radius)
+        result = voting.vote_bounds(
+            reference, images[:count], image_labels[:count], k=1, norm=norm, bounds=bounds, num_steps=60
+        )
+        assert np.all(result.lower <= radius * (1 + 1e-6))
+        assert np.all(result.upper >= radius * (1 - 1e-6))
+        assert np.mean(result.upper) < 1.3 * np.mean(radius)
+
+
+def test_digits_of_ten_classes():
+    dataset = data.load("digits")
+    reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
+    images, labels = dataset.test_images[:64], dataset.test_labels[:64]
+    result = voting.vote_bounds(reference, images, labels, k=5, norm="l2", num_steps=30)
+    assert result.correct.mean() > 0.9
+    assert result.adversarial.shape == images.shape
+    assert np.all(result.lower <= result.upper)
+    assert np.all(result.lower[result.correct] > 0)
+    # Far opponents are bounded together: fewer listed ones never prove more.
+    fewer = voting.vote_bounds(reference, images, labels, k=5, norm="l2", num_steps=1, num_near=16)
+    assert np.all(fewer.lower <= result.lower * (1 + 1e-9))
+
+
+def test_classes_without_points_and_single_points():
+    points = np.array([[0.0], [0.1], [0.2]], np.float32)
+    alone = voting.vote_bounds(neighbors.fit(points, np.zeros(3, int), 2), points, np.array([0, 0, 1]), k=3, norm="l2")
+    assert np.array_equal(alone.lower, [np.inf, np.inf, 0])
+    assert np.array_equal(alone.upper, [np.inf, np.inf, 0])
+    assert np.array_equal(alone.adversarial, points)
+    # The one opponent can never have a majority of three votes.
+    reference = neighbors.fit(points, np.array([0, 0, 1]), 2)
+    result = voting.vote_bounds(reference, points[:1], np.array([0]), k=3, norm="linf")
+    assert result.lower == [np.inf] and result.upper == [np.inf]
+
+
+def test_refuses_what_it_cannot_use():
+    points, labels, images = _problem(3, 2)
+    reference = neighbors.fit(points, labels, 2)
+    clean = _vote(points, labels, images, 3)
+
+    def bounds_of(images=images, labels=clean, k=3, norm="l2", **options):
+        return voting.vote_bounds(reference, images, labels, k=k, norm=norm, **options)
+
+    with pytest.raises(ValueError, match="norm must be one of"):
+        bounds_of(norm="l3")
+    with pytest.raises(ValueError, match="k must be in"):
+        bounds_of(k=15)
+    with pytest.raises(ValueError, match="labels must be"):
+        bounds_of(labels=clean[:-1])
+    with pytest.raises(ValueError, match="labels must be"):
+        bounds_of(labels=clean + 5)
+    with pytest.raises(ValueError, match="images must be finite and inside bounds .* index 3"):
+        bounds_of(images=np.where(np.arange(12)[:, None] == 3, np.float32(1.5), images))
+    with pytest.raises(ValueError, match="index 0"):
+        bounds_of(images=images * np.float32(np.nan), bounds=None)
+    with pytest.raises(ValueError, match="pixels each"):
+        bounds_of(images=images[:, :2])
