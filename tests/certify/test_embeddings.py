@@ -1,0 +1,232 @@
+"""Tests of embeddings, their constants, and the radius they carry to pixels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from nn_adv import neighbors
+from nn_adv.certify import embedded, embeddings
+from nn_adv.threat import NORMS
+
+SHAPE = (4, 4, 2)
+SIZE = 32
+ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
+
+
+class _Radius(NamedTuple):
+    lower: np.ndarray
+    upper: np.ndarray
+    adversarial: np.ndarray
+    status: np.ndarray
+    correct: np.ndarray
+    opponent: np.ndarray
+    certificate: None
+
+
+def _free_radius(reference, queries, labels, *, norm, bounds, leave_out):
+    """Stand in for the solver by single constraints, in float64: exact for one point per class."""
+    assert norm == "l2" and bounds is None
+    rows = np.asarray(reference.index).reshape(-1)
+    points = np.asarray(reference.blocks, np.float64).reshape(len(rows), -1)[np.argsort(rows)]
+    point_labels = np.asarray(reference.labels)
+    lower, correct, opponents = [], [], []
+    for row, (query, label) in enumerate(zip(queries.astype(np.float64), labels, strict=True)):
+        usable = np.arange(reference.num_points) != (-1 if leave_out is None else leave_out[row])
+        own, others = (
+            np.flatnonzero(usable & (point_labels[: len(usable)] == label) == flag) for flag in (True, False)
+        )
+        others = others[usable[others]]
+        sq = np.square(points - query).sum(axis=1)
+        gaps = np.linalg.norm(points[others][None] - points[own][:, None], axis=-1)
+        bound = ((sq[others] - sq[own][:, None]) / 2 / gaps).max(axis=0)
+        correct.append(sq[own].min() < sq[others].min())
+        lower.append(max(0, bound.min()))
+        opponents.append(others[bound.argmin()])
+    lower, correct = np.array(lower), np.array(correct)
+    return _Radius(lower, lower, queries, np.full(len(lower), "exact"), correct, np.array(opponents), None)
+
+
+def _images(seed, count, dtype=np.uint8):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
+    return pixels if dtype == np.uint8 else pixels.astype(np.float32) / np.float32(255)
+
+
+def _all_embeddings():
+    return {
+        "pca": embeddings.pca(_images(0, 50), 7),
+        "pca-all": embeddings.pca(_images(0, 50), SIZE),
+        "pool": embeddings.average_pool(SHAPE, 2),
+        "pool-1": embeddings.average_pool(SHAPE, 1),
+        "low": embeddings.low_pass(SHAPE, 2),
+        "low-all": embeddings.low_pass(SHAPE, 4),
+    }
+
+
+@pytest.mark.parametrize("name", _all_embeddings())
+def test_constants_are_spectral_norms(name):
+    embed = _all_embeddings()[name]
+    basis = np.concatenate([np.zeros((1, SIZE)), np.eye(SIZE)]).reshape(-1, *SHAPE).astype(np.float32)
+    vectors = embed(basis)
+    matrix = (vectors[1:] - vectors[0]).T
+    assert matrix.shape[0] == {"pca": 7, "pool": 8, "low": 8}.get(name, SIZE)
+    spectral = np.linalg.norm(matrix, 2)
+    assert spectral <= embed.lipschitz * (1 + 1e-12)
+    assert embed.lipschitz == pytest.approx(1, abs=1e-9)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-6)
+    assert embed.rounding < 1e-9
+
+
+def test_pca_keeps_the_directions_of_most_variance():
+    points = _images(1, 60)
+    flat = (points.astype(np.float32) / np.float32(255)).reshape(60, -1).astype(np.float64)
+    singular = np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False)
+    spread = np.square(embeddings.pca(points, 5)(points)).sum(axis=0)
+    np.testing.assert_allclose(spread, singular[:5] ** 2, rtol=1e-9)
+
+
+def test_pooling_and_low_pass_are_what_they_say():
+    image = np.zeros((1, *SHAPE), np.float32)
+    image[0, :2, 2:, 1] = [[0.1, 0.2], [0.3, 0.4]]
+    pooled = embeddings.average_pool(SHAPE, 2)(image).reshape(2, 2, 2)
+    assert pooled[0, 1, 1] == pytest.approx(0.25 * 2)
+    assert np.abs(pooled).sum() == pytest.approx(0.5)
+    constant = embeddings.low_pass(SHAPE, 1)(np.full((1, *SHAPE), 0.5, np.float32))
+    np.testing.assert_allclose(constant, [[0.5 * 4, 0.5 * 4]])
+
+
+def test_uint8_images_and_their_float_copies_embed_alike():
+    for embed in _all_embeddings().values():
+        assert np.array_equal(embed(_images(2, 1030)), embed(_images(2, 1030, np.float32)))
+
+
+@pytest.mark.parametrize("name", ["pca-all", "pool-1", "low-all"])
+def test_an_embedding_that_keeps_distances_keeps_the_radius(name):
+    embed = _all_embeddings()[name]
+    points, images = _images(3, 20, np.float32), _images(4, 15)
+    labels = np.arange(20) % 3
+    image_labels = np.asarray(neighbors.predict(neighbors.fit(points, labels, 3), images))
+    reference = neighbors.fit(embed(points), labels, 3)
+    flat = neighbors.fit(points.reshape(20, -1), labels, 3)
+    queries = _images(4, 15, np.float32).reshape(15, -1)
+    truth = _free_radius(flat, queries, image_labels, norm="l2", bounds=None, leave_out=None).lower
+    result = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l2")
+    assert result.correct.all()
+    assert np.all(result.lower <= truth)
+    np.testing.assert_allclose(result.lower, truth, atol=1e-5)
+    in_linf = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="linf")
+    np.testing.assert_allclose(in_linf.lower, result.lower / np.sqrt(SIZE), rtol=1e-9)
+    in_l1 = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l1")
+    np.testing.assert_allclose(in_l1.lower, result.lower, rtol=1e-9)
+
+
+def _wave(images):
+    """A map that is 2-Lipschitz and not linear."""
+    return 2 * np.sin(np.asarray(images).reshape(len(images), -1))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["pca", "pool", "low", "own"])
+def test_nothing_within_the_bound_changes_the_prediction(name, norm):
+    embed = embeddings.Embedding(_wave, 2.0, "wave") if name == "own" else _all_embeddings()[name]
+    points, images = _images(5, 24), _images(6, 20)
+    labels = np.arange(24) % 3
+    reference = neighbors.fit(embed(points), labels, 3)
+    image_labels = np.asarray(neighbors.predict(reference, embed(images)))
+    result = embedded.embedded_radius(
+        _free_radius, reference, images, image_labels, embed=embed, norm=norm, points=points
+    )
+    assert np.all(result.status == "bounded")
+    assert np.all(result.lower[result.correct] > 0)
+    assert np.all(result.lower <= result.upper) and np.all(np.isfinite(result.upper))
+    pixels = (images.astype(np.float32) / np.float32(255)).astype(np.float64)
+    vectors = np.asarray(embed(points), np.float32).astype(np.float64)
+    rng = np.random.default_rng(0)
+    for row, (image, label) in enumerate(zip(pixels, image_labels, strict=True)):
+        gaps = (points.astype(np.float64) / 255 - image).reshape(24, -1)
+        moves = np.concatenate([rng.normal(size=(50, SIZE)), rng.choice([-1, 1], (20, SIZE)), np.eye(SIZE), gaps])
+        moves *= 0.999 * result.lower[row] / np.linalg.norm(moves, ORDER[norm], axis=1, keepdims=True)
+        moved = embed((image.reshape(-1) + moves).reshape(-1, *SHAPE))
+        nearest = np.square(moved[:, None] - vectors).sum(axis=2).argmin(axis=1)
+        assert np.all(labels[nearest] == label)
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    assert np.all(np.asarray(neighbors.predict(reference, embed(result.adversarial))) != image_labels)
+    sizes = np.linalg.norm((result.adversarial.astype(np.float64) - pixels).reshape(20, -1), ORDER[norm], axis=1)
+    np.testing.assert_allclose(sizes, result.upper, rtol=1e-6)
+    assert np.array_equal(labels[result.opponent] != image_labels, np.ones(20, bool))
+
+
+def test_wrong_images_and_left_out_points():
+    embed = embeddings.average_pool(SHAPE, 2)
+    points = _images(7, 24, np.float32)
+    labels = np.arange(24) % 2
+    reference = neighbors.fit(embed(points), labels, 2)
+    result = embedded.embedded_radius(
+        _free_radius, reference, points, labels, embed=embed, norm="l2", leave_out=np.arange(24), points=points
+    )
+    own = embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2", points=points)
+    assert own.correct.all() and not result.correct.all() and result.correct.any()
+    wrong = ~result.correct
+    assert np.all(result.lower[wrong] == 0) and np.all(result.upper[wrong] == 0)
+    assert np.array_equal(result.adversarial[wrong], points[wrong])
+    assert np.all(result.opponent[wrong] == -1)
+    assert np.all(result.lower <= own.lower)
+    without = embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2")
+    assert np.all(np.isinf(without.upper)) and np.array_equal(without.lower, own.lower)
+
+
+def test_stated_rounding_is_subtracted():
+    points = _images(8, 12)
+    labels = np.arange(12) % 2
+    exact = embeddings.average_pool(SHAPE, 2)
+    reference = neighbors.fit(exact(points), labels, 2)
+    images = _images(9, 10)
+    image_labels = np.asarray(neighbors.predict(reference, exact(images)))
+    coarse = embeddings.Embedding(exact.fn, 1.0, "coarse", rounding=0.01)
+    fine, less = (
+        embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l2").lower
+        for embed in (exact, coarse)
+    )
+    np.testing.assert_allclose(less, np.maximum(fine - 0.01, 0), atol=1e-6)
+
+
+def test_constants_that_the_images_contradict_are_refused():
+    points = _images(10, 12)
+    labels = np.arange(12) % 2
+
+    def radius(fn, lipschitz):
+        embed = embeddings.Embedding(fn, lipschitz, "mine")
+        reference = neighbors.fit(embed(points), labels, 2)
+        return embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2")
+
+    def flat(images):
+        return np.asarray(images).reshape(len(images), -1)
+
+    radius(lambda images: 3 * flat(images), 3.0)
+    with pytest.raises(ValueError, match="mine enlarges that between two images 2.99"):
+        radius(lambda images: 3 * flat(images), 2.5)
+    # Steep on a small scale only: far images stay within the constant.
+    with pytest.raises(ValueError, match="at most its lipschitz"):
+        radius(lambda images: np.sin(20 * flat(images)), 1.0)
+    with pytest.raises(ValueError, match="window"):
+        embeddings.average_pool(SHAPE, 3)
+    with pytest.raises(ValueError, match="cutoff"):
+        embeddings.low_pass(SHAPE, 5)
+    for count in (0, SIZE + 1):
+        with pytest.raises(ValueError, match="num_components"):
+            embeddings.pca(points, count)
+    for constant in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="lipschitz must be"):
+            embeddings.Embedding(flat, constant, "mine")
+    with pytest.raises(ValueError, match="rounding must be"):
+        embeddings.Embedding(flat, 1.0, "mine", rounding=-1)
+    with pytest.raises(ValueError, match="fn of mine must give finite"):
+        embeddings.Embedding(lambda images: flat(images) * np.nan, 1.0, "mine")(points)
+    with pytest.raises(ValueError, match="fn of mine must give finite"):
+        embeddings.Embedding(lambda images: images, 1.0, "mine")(points)
+    with pytest.raises(ValueError, match="norm must be one of"):
+        embed = embeddings.average_pool(SHAPE, 2)
+        reference = neighbors.fit(embed(points), labels, 2)
+        embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l3")
