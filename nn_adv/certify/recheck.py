@@ -24,8 +24,7 @@ from nn_adv.certify.recheck_bounds import (
 from nn_adv.certify.recheck_views import Base, View, is_correct, own_floors, views, witness_size
 
 _MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
-_FIRST_OPPONENTS = 8
-_ROWS = 512  # opponents compared with the anchors at a time
+_FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
 
 
 class CertificateLike(Protocol):
@@ -159,36 +158,35 @@ def _own_rows(view: View, anchors: np.ndarray) -> np.ndarray:
 
 
 def _screen(base: Base, view: View, anchors: np.ndarray, target: float, norm: str, bounds) -> float:
-    """Return a bound over all opponents of a view; ``target`` where all that lie below it were proved above it."""
-    if target == np.inf:
-        first = np.flatnonzero(view.other)
-        if len(first) > _FIRST_OPPONENTS:
-            first = np.argpartition(np.where(view.other, view.distances, np.inf), _FIRST_OPPONENTS)[:_FIRST_OPPONENTS]
-        # No bound over all is above the one of any: the rest need not be proved farther.
-        target = _single_bounds(base, view, first, anchors, target, norm, bounds).min(initial=np.inf)
-    opponents = _below(base, view, anchors, target, norm)
-    for start in range(0, len(opponents), _ROWS):
-        part = opponents[start : start + _ROWS]
-        target = min(target, _single_bounds(base, view, part, anchors, target, norm, bounds).min(initial=np.inf))
-    return float(target)
+    """Return a bound over all opponents of a view; ``target`` where all that lie below it were proved above it.
+
+    The nearest come first: no bound over all is above theirs, so the others need not be proved any farther.
+    """
+    opponents = np.flatnonzero(view.other & _is_below(base, view, view.distances, anchors, target, norm))
+    opponents = opponents[np.argsort(view.distances[opponents])]
+    size = _FIRST_OPPONENTS
+    while len(opponents):
+        part, opponents = opponents[:size], opponents[size:]
+        target = min(target, float(_single_bounds(base, view, part, anchors, target, norm, bounds).min()))
+        opponents = opponents[_is_below(base, view, view.distances[opponents], anchors, target, norm)]
+        size = min(2 * size, _MAX_OPPONENTS)
+    return target
 
 
-def _below(base: Base, view: View, anchors: np.ndarray, target: float, norm: str) -> np.ndarray:
-    """Return the opponents that distances alone do not prove to be at least ``target`` away, the nearest first.
+def _is_below(base: Base, view: View, distances: np.ndarray, anchors, target: float, norm: str) -> np.ndarray:
+    """Return which opponents at these distances are not proved to be at least ``target`` away by the distance alone.
 
-    With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality (Cover &
-    Hart's cells; Wang et al. 2019, arXiv 1906.03972), r_linf >= r_2 / sqrt(d) and r_1 >= r_2, and r_1 >=
-    (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread of the pixel values.
+    With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality, r_linf >=
+    r_2 / sqrt(d) and r_1 >= r_2, and r_1 >= (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread
+    of the pixel values.
     """
     size = view.values.size
-    error = gamma(size + 8)
-    nearest = sq_lengths(pixel_values(base.points[anchors]) - view.values).min() * (1 + error)
+    nearest = sq_lengths(pixel_values(base.points[anchors]) - view.values).min() * (1 + gamma(size + 8))
     scale = math.sqrt(size) if norm == "linf" else 1.0
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
     if norm == "l1":
-        reach = min(reach, 2 * target * base.spread * (1 + gamma(4)) + nearest)
-    near = np.flatnonzero(view.other & (view.distances - view.error < reach * (1 + gamma(16))))
-    return near[np.argsort(view.distances[near])]
+        reach = min(reach, 2 * target * base.spread + nearest)
+    return distances - view.error < reach * (1 + gamma(16))
 
 
 def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.ndarray:

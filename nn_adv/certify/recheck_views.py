@@ -122,7 +122,7 @@ def own_floors(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out:
 def witness_size(base: Base, view: View, witness: np.ndarray, floor: float, norm: str) -> float:
     """Return the size of a change, rounded up, if an opponent wins against the own class, whose D is ``floor`` or more.
 
-    Otherwise infinity. An opponent so far from the image that the change cannot bring it below the floor is not looked at.
+    Otherwise inf. An opponent so far from the image that the change cannot bring it below the floor is not looked at.
     """
     values = pixel_values(witness)
     change = values - view.values
