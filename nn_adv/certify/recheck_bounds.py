@@ -27,7 +27,7 @@ def gamma(count: int) -> float:
 def pixel_values(images: np.ndarray) -> np.ndarray:
     """Return the float64 values of images: uint8 means float32(v / 255), others are rounded to float32."""
     if images.dtype == np.uint8:
-        return (images.astype(np.float32) / np.float32(255)).astype(np.float64)
+        return np.divide(images, np.float32(255), dtype=np.float32).astype(np.float64)
     return images.astype(np.float32, copy=False).astype(np.float64)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from nn_adv.certify.recheck_bounds import dual_norms, gamma, pixel_values, sq_lengths
 
-_BLOCK = 2048  # points converted to float64 at a time
+_BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
 _RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
