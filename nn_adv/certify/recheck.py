@@ -85,8 +85,7 @@ def recheck(
     if norm not in ("l1", "l2", "linf"):
         raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
     box_room(pixel_values(images), bounds)
-    index = np.arange(len(points)) if index is None else np.asarray(index)
-    base = Base(points, np.asarray(labels), index, float(np.ptp(pixel_values(np.array([points.min(), points.max()])))))
+    base = _base(points, labels, index)
     image_labels = np.asarray(image_labels)
     leave_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
     listed = _listed_bounds(base, images, image_labels, certificate, leave_out, norm, bounds)
@@ -109,6 +108,12 @@ def recheck(
             given = None if screened is None else screened[b]
             result.lower[b] = _lower(base, view, anchors, proved, given, result.upper[b], norm, bounds)
     return result
+
+
+def _base(points: np.ndarray, labels: np.ndarray, index: np.ndarray | None) -> Base:
+    indices = np.arange(len(points)) if index is None else np.asarray(index)
+    ends = pixel_values(np.array([points.min(), points.max()]))
+    return Base(points, np.asarray(labels), indices, float(ends[1] - ends[0]) * (1 + gamma(4)))
 
 
 def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndarray:
@@ -225,5 +230,5 @@ def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.n
 def _never_wins(base: Base, view: View, opponent: int) -> bool:
     """Return whether an own-class point of lower index equals the opponent: it loses every tie with that one."""
     equal = np.abs(view.distances - view.distances[opponent]) <= 2 * view.error
-    twins = np.flatnonzero(view.own & equal & (base.index < base.index[opponent]))
+    twins = np.flatnonzero(view.own & equal & (base.indices < base.indices[opponent]))
     return bool((base.points[twins] == base.points[opponent]).all(axis=1).any())

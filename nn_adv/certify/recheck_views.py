@@ -23,7 +23,7 @@ class Base(NamedTuple):
 
     points: np.ndarray
     labels: np.ndarray
-    index: np.ndarray
+    indices: np.ndarray
     spread: float
 
 
@@ -89,14 +89,13 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
 
     Products of two float32 numbers are exact in float64, and `math.fsum` rounds a sum once, so its sign is right.
     """
-    as_values = pixel_values
-    if base.points.dtype == np.uint8 and image.dtype == np.uint8:
-        as_values = np.float64
-    x, best, nearest = as_values(image), -1, None
-    candidates = candidates[np.argsort(base.index[candidates])]
+    in_integers = base.points.dtype == np.uint8 and image.dtype == np.uint8
+    x = image.astype(float) if in_integers else pixel_values(image)
+    best, nearest = -1, None
+    candidates = candidates[np.argsort(base.indices[candidates])]
     while len(candidates):
         raw = base.points[candidates[0]]
-        z = as_values(raw)
+        z = raw.astype(float) if in_integers else pixel_values(raw)
         terms = None if nearest is None else np.concatenate([z * z, -2 * x * z, -nearest * nearest, 2 * x * nearest])
         if terms is None or math.fsum(terms) < 0:
             best, nearest = int(candidates[0]), z
