@@ -19,6 +19,7 @@ _STEP = (0.1, 0.01)
 _RADIUS_STEP = (0.02, 0.005)
 
 
+@functools.partial(jax.jit, static_argnames="num_classes")
 def winner(labels: chex.Array, num_classes: int) -> jax.Array:
     """Return the class with most votes ``[Q]``, of equals the one that votes first; ``labels [Q, k]`` in that order."""
     is_vote = labels[:, :, None] == jnp.arange(num_classes)
@@ -72,12 +73,13 @@ def attack(
         return winner(jnp.take_along_axis(point_labels, nearest, axis=1), num_classes) != labels
 
     start = _start(offsets, sq_distances, point_labels, labels, k, norm, num_classes, is_wrong)
-    best = start
-    for width in _WIDTHS:
+
+    def walk(width):
         margin = functools.partial(_soft_margin, point_labels, labels, k, num_classes, width)
-        found = _shrink(images, start, relative, is_wrong, margin, norm, bounds, num_steps)
-        best = _smaller(best, found)
-    size, moves = best
+        return _shrink(images, start, relative, is_wrong, margin, norm, bounds, num_steps)
+
+    # Each walk keeps its start, so no start is lost.
+    size, moves = functools.reduce(_smaller, zip(*jax.lax.map(walk, jnp.array(_WIDTHS)), strict=True))
     return jnp.where(jnp.isfinite(size)[:, None], images + moves, jnp.nan)
 
 

@@ -43,13 +43,13 @@ class Rows(NamedTuple):
 
     Attributes:
       points: ``[R, d]``, uint8 or float32.
-      index: ``[R]`` original index, `NO_POINT` in the padding.
+      origins: ``[R]`` original index, `NO_POINT` in the padding.
       labels: ``[R]`` class; any in the padding.
       extent: largest difference between two pixels of any points.
     """
 
     points: np.ndarray
-    index: np.ndarray
+    origins: np.ndarray
     labels: np.ndarray
     extent: float
 
@@ -65,10 +65,10 @@ class Near(NamedTuple):
 def host_rows(reference: neighbors.Reference) -> Rows:
     """Return the points of a reference as NumPy arrays."""
     points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
-    index = np.asarray(reference.index).reshape(-1)
-    labels = np.asarray(reference.labels)[np.where(index == NO_POINT, 0, index)]
+    origins = np.asarray(reference.index).reshape(-1)
+    labels = np.asarray(reference.labels)[np.where(origins == NO_POINT, 0, origins)]
     low, high = pixel_values(np.array([points.min(), points.max()]), np.float64)
-    return Rows(points, index, labels, float(high - low))
+    return Rows(points, origins, labels, float(high - low))
 
 
 def pixel_values(points: np.ndarray, dtype) -> np.ndarray:
@@ -95,7 +95,7 @@ def near_rows(
     chosen = []
     for score, label, out, reach in zip(scores, labels, left_out, center_distances, strict=True):
         score = np.where(np.isfinite(score), score, 0).astype(np.float64)  # overflown: listed, and measured in float64
-        usable = (rows.index != NO_POINT) & (rows.index != out)
+        usable = (rows.origins != NO_POINT) & (rows.origins != out)
         own, _ = _smallest(score, usable & (rows.labels == label), max(num_near, k + _SPARE_POINTS))
         opponents, next_score = _smallest(score, usable & (rows.labels != label), num_near)
         slack = gamma * (2.001 * reach + np.sqrt(max(next_score, 0))) ** 2 if np.isfinite(next_score) else 0

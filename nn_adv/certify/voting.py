@@ -137,7 +137,7 @@ def _check(images: np.ndarray, labels: np.ndarray, num_classes: int, bounds: tup
 def _attack(rows, images, labels, near, k: int, norm: str, bounds, num_classes: int, num_steps: int) -> np.ndarray:
     """Attack the vote among the points near each image; ``[B, d]``, NaN where that found nothing."""
     chosen = [np.concatenate([rows[:_ATTACKED_POINTS] for rows in (some.own, some.opponents)]) for some in near]
-    size = max(k, *(len(some) for some in chosen))
+    size = max([k] + [len(some) for some in chosen])
     padded = np.stack([np.pad(some, (0, size - len(some)), constant_values=-1) for some in chosen])
     points = vote_counting.pixel_values(rows.points[padded], np.float32)
     point_labels = np.where(padded < 0, -1, rows.labels[padded])
@@ -158,7 +158,7 @@ def _judge(vote_fn, images, labels, attacked, norm: str, bounds) -> tuple[np.nda
         if not open_.any():
             break
         moved = np.where(open_[:, None], images + np.float32(1 + push) * (attacked - images), images)
-        moved = moved if bounds is None else np.clip(moved, *np.float32(bounds))
+        moved = moved if bounds is None else np.clip(moved, np.float32(bounds[0]), np.float32(bounds[1]))
         open_ &= np.asarray(vote_fn(moved)) != labels
         offsets = moved.astype(np.float64) - images
         sizes = np.linalg.norm(offsets, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
