@@ -81,6 +81,18 @@ def test_the_bound_is_attained_on_a_line():
     assert bound[0] < 0.25
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_rounded_pixels_never_lift_the_bound_above_the_truth(norm):
+    # As integers the margin is 2 - 1. Rounded, 128 / 255 is a little further from 127 / 255 than others are apart.
+    points = np.repeat(np.array([[128], [125]], np.uint8), 3, axis=1)
+    image = np.full((1, 3), 127, np.uint8)
+    reference = neighbors.fit(points, np.array([0, 1]), 2)
+    bound = margins.margin_bound(reference, image, np.array([0]), distance_norm=norm, threat_norm=norm)
+    own, other = _table(points, image, norm)[0]
+    assert bound[0] <= (other - own) / 2
+    assert bound[0] == pytest.approx((other - own) / 2, rel=1e-3)
+
+
 def test_wrong_ties_and_missing_classes():
     points = np.array([[0.0], [0.5], [1.0]], np.float32)
     images = np.array([[0.1], [0.25], [0.4]], np.float32)  # right, tie, wrong
