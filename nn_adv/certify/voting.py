@@ -23,7 +23,7 @@ from nn_adv.threat import check_norm
 # Points of the own class and of the others that the attack looks at: further ones hardly ever come to vote.
 _ATTACKED_POINTS = 96
 # An attack ends on a boundary: shares by which it is pushed further until the vote agrees.
-_PUSHES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_PUSHES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2)
 
 
 class VoteBounds(NamedTuple):
