@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 import nn_adv
-from experiments import classifiers, plan, report, results
+from experiments import classifiers, plan, report, results, storage
 from nn_adv import evaluation, training
 from nn_adv.threat import Threat
 
@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
         for problem in store.problems:
             tqdm.tqdm.write(problem)
         mine = [group for group in mine if {unit.name for unit in group} - store.done()]
-        results.check_space(workdir, _needed_bytes(experiment, mine))
+        storage.check_space(workdir, _needed_bytes(experiment, mine))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
         with tqdm.tqdm(total=sum(map(_effort, mine)), mininterval=pause, dynamic_ncols=True, bar_format=_BAR) as bar:
             for group in mine:

@@ -2,50 +2,28 @@
 
 A workdir holds `config.json` (the configuration and its hash, written once) and one file of rows per shard, so
 machines that share a folder never write the same file. Each line carries a checksum: a torn or damaged line is
-recognised, reported and its unit done again; everything that `Store.append` returned from stays.
+recognised, reported and its unit done again; everything that `Store.append` returned from stays. A row may name
+`files` of the workdir that belong to it; they are written before it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CONFIG_FILE = "config.json"
+from experiments import stored_config
+from experiments.storage import ResultsError, one_line_errors, sync_folder, write_whole
+from experiments.stored_config import CONFIG_FILE, config_hash, dumps
+
 ROWS_PATTERN = "rows-*.jsonl"
 _MERGED_FILE = "rows-merged.jsonl"
 _CHECKSUM_FIELD = b', "checksum": "'
-
-
-class ResultsError(ValueError):
-    """A problem with a workdir that the user can solve; the message is one line and names the remedy."""
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash a plain configuration (12 hex digits); the order of its keys does not matter, tuples equal lists."""
-    return hashlib.sha256(_dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
-    """Raise `ResultsError` unless the disk that holds (or will hold) `workdir` has `needed_bytes` free."""
-    folder = Path(workdir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise ResultsError(
-            f"workdir {workdir} needs {needed_bytes / 1e6:.1f} MB free and its disk has {free / 1e6:.1f} MB: "
-            "free some space or choose another --workdir"
-        )
 
 
 class Store:
@@ -99,7 +77,7 @@ class Store:
         line = _encode(row)
         end = os.fstat(self._descriptor).st_size
         try:
-            with _one_line_errors(self._path):
+            with one_line_errors(self._path):
                 _write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
         except BaseException:
@@ -135,7 +113,7 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
       (rows, problems): problems has one line for each damaged line and each row of another configuration, with the
       file and the line number; neither is among the rows.
     """
-    stored = _read_config(Path(workdir))
+    stored = stored_config.read(Path(workdir))
     rows: dict[str, dict[str, Any]] = {}
     problems = []
     for path in sorted(Path(workdir).glob(ROWS_PATTERN)):
@@ -153,14 +131,15 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
 def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike]) -> tuple[int, list[str]]:
     """Copy the rows of other workdirs of the same configuration into `workdir`; doing it twice adds nothing.
 
-    `workdir` may be new. Returns (number of rows added, problems found on the way).
+    The files that a row names are copied before it. `workdir` may be new. Returns (number of rows added, problems
+    found on the way).
     """
     others = [Path(other) for other in other_workdirs]
     if not others:
         raise ResultsError("merge needs at least one other workdir")
-    config = _existing_config(others[0])["config"]
+    config = stored_config.require(others[0])["config"]
     for other in others[1:]:
-        _check_same_config(other, _existing_config(other), config)
+        stored_config.check_same(other, stored_config.require(other), config)
     added = 0
     with _open_file(Path(workdir), config, _MERGED_FILE) as store:
         problems, done = list(store.problems), store.done()
@@ -169,10 +148,23 @@ def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike
             problems += [f"{other}: {problem}" for problem in found]
             for row in rows:
                 if row["unit"] not in done:
+                    problems += _copy_files(row, Path(other), Path(workdir))
                     store.append(row)
                     done.add(row["unit"])
                     added += 1
     return added, problems
+
+
+def _copy_files(row: Mapping[str, Any], source: Path, target: Path) -> list[str]:
+    problems = []
+    for name in row.get("files", ()):
+        try:
+            content = (source / name).read_bytes()
+        except OSError as error:
+            problems.append(f"{source / name}: not copied ({error.strerror or error}); the row of {row['unit']!r} is")
+            continue
+        write_whole(target / name, content)
+    return problems
 
 
 class _Line(NamedTuple):
@@ -189,7 +181,7 @@ def _lines(data: bytes) -> Iterator[_Line]:
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:
-    body = _dumps(row).encode()[:-1]
+    body = dumps(row).encode()[:-1]
     return body + _CHECKSUM_FIELD + _checksum(body) + b'"}\n'
 
 
@@ -204,30 +196,21 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode()
 
 
-def _dumps(value: Any, **options: Any) -> str:
-    def plain(item: Any) -> Any:
-        if hasattr(item, "tolist"):  # NumPy and JAX scalars and arrays.
-            return item.tolist()
-        raise TypeError(f"{type(item).__name__} is not plain data: {item!r}")
-
-    return json.dumps(value, default=plain, allow_nan=False, **options)
-
-
 def _open_file(workdir: Path, config: Mapping[str, Any], name: str) -> Store:
-    with _one_line_errors(workdir):
+    with one_line_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        stored = _read_config(workdir) or _create_config(workdir, config)
-    _check_same_config(workdir, stored, config)
+        stored = stored_config.read(workdir) or _create_config(workdir, config)
+    stored_config.check_same(workdir, stored, config)
     return Store(workdir / name, stored["hash"])
 
 
 def _open_locked(path: Path) -> int:
     """Open a rows file for appending, or refuse when another process has it."""
-    with _one_line_errors(path):
+    with one_line_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BlockingIOError as error:
             os.close(descriptor)
             raise ResultsError(
@@ -242,7 +225,7 @@ def _cut_damaged_tail(descriptor: int, path: Path) -> None:
     keep = max((line.end for line in _lines(data) if line.row is not None), default=0)
     if keep == len(data):
         return
-    with _one_line_errors(path):
+    with one_line_errors(path):
         with open(f"{path}.damaged", "ab") as copy:
             copy.write(data[keep:] + b"\n")
             copy.flush()
@@ -251,28 +234,8 @@ def _cut_damaged_tail(descriptor: int, path: Path) -> None:
         os.fsync(descriptor)
 
 
-def _read_config(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / CONFIG_FILE
-    try:
-        stored = json.loads(path.read_bytes())
-        if config_hash(stored["config"]) != stored["hash"]:
-            raise ValueError("its hash is wrong")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is damaged ({error}): restore it, or choose another --workdir") from error
-    return stored
-
-
-def _existing_config(workdir: Path) -> dict[str, Any]:
-    stored = _read_config(workdir)
-    if stored is None:
-        raise ResultsError(f"{workdir} holds no results: there is no {CONFIG_FILE} in it")
-    return stored
-
-
 def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
+    """Write config.json, unless rows of another configuration lie there without theirs."""
     others = {
         line.row["config_hash"]
         for path in workdir.glob(ROWS_PATTERN)
@@ -283,65 +246,9 @@ def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ResultsError(
             f"workdir {workdir} has rows of configuration {min(others)} and no {CONFIG_FILE}: choose another --workdir"
         )
-    content = _dumps({"hash": config_hash(config), "config": config}, indent=2, sort_keys=True)
-    with tempfile.NamedTemporaryFile(dir=workdir, prefix=".config-", delete=True) as file:
-        file.write(content.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
-    _sync_folder(workdir)
-    return json.loads((workdir / CONFIG_FILE).read_bytes())
-
-
-def _check_same_config(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    new_hash = config_hash(config)
-    if new_hash == stored["hash"]:
-        return
-    old, new = _flatten(stored["config"]), _flatten(json.loads(_dumps(config)))
-    changes = [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
-    raise ResultsError(
-        f"workdir {workdir} belongs to configuration {stored['hash']}, this is {new_hash} ({'; '.join(changes)}): "
-        "choose another --workdir, or run the old configuration"
-    )
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    return stored_config.create(workdir, config)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name as durable as its content."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResultsError(
-                f"no space left to write {path}: free some and run the same command again; "
-                "the results so far are intact and it will continue from them"
-            ) from error
-        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from experiments.report.page import Images, to_html, to_markdown
 from experiments.report.tables import Row
 from experiments.report.terminal import terminal_table
 from experiments.report.units import PAIR_COLUMNS, pair_lines
+from experiments.storage import write_whole
 
 __all__ = ["ReportPaths", "terminal_table", "write_report"]
 
@@ -55,19 +55,18 @@ def write_report(
     blocks = report_blocks(rows, problems, title=title, num_missing=num_missing)
     folder = Path(workdir) / "report"
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
     images = [image for block in blocks if isinstance(block, Images) for image in block.images]
     for image in images:
-        _write(figures / image.name, image.png)
+        write_whole(figures / image.name, image.png)
     paths = ReportPaths(
         folder / "report.html",
         folder / "report.md",
         folder / "pairs.csv",
         tuple(figures / image.name for image in images),
     )
-    _write(paths.html, to_html(blocks, title=title).encode())
-    _write(paths.markdown, to_markdown(blocks, folder="figures").encode())
-    _write(paths.pairs_csv, _csv(rows).encode())
+    write_whole(paths.html, to_html(blocks, title=title).encode())
+    write_whole(paths.markdown, to_markdown(blocks, folder="figures").encode())
+    write_whole(paths.pairs_csv, _csv(rows).encode())
     return paths
 
 
@@ -75,16 +74,3 @@ def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([PAIR_COLUMNS, *pair_lines(rows)])
     return text.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".report-", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

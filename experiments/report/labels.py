@@ -6,6 +6,7 @@ from experiments.report.tables import Mean, Threat
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
+_MOST_GREY_LEVELS = 32.5  # 0.2 is 51/255 too, but nobody calls it so
 MISSING = "–"
 SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
 
@@ -42,7 +43,7 @@ def threat_phrase(threat: Threat) -> str:
 def in_grey_levels(threat: Threat) -> bool:
     """Say whether a radius is a whole number of 1/255, as it is given in the literature on colour images."""
     levels = (threat.epsilon or 0.0) * 255
-    return threat.norm == "linf" and levels > 0.5 and abs(levels - round(levels)) < 1e-3
+    return threat.norm == "linf" and 0.5 < levels < _MOST_GREY_LEVELS and abs(levels - round(levels)) < 1e-3
 
 
 def radius(threat: Threat) -> str:

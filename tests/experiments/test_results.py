@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments import results, storage
 
 CONFIG = {"dataset": "digits", "methods": ["1nn", "standard"], "training": {"epochs": 3}}
 ROWS_FILE = "rows-00000-of-00001.jsonl"
@@ -118,7 +118,7 @@ def test_zeros_left_by_a_lost_machine_are_cut(tmp_path):
 
 _WRITER = """
 import sys
-from experiments import results
+from experiments import results, storage
 workdir, config = sys.argv[1], {config!r}
 with results.open_store(workdir, config) as store:
     for number in range(100000):
@@ -341,9 +341,9 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
 
 
 def test_space_is_checked_before_the_work_starts(tmp_path):
-    results.check_space(tmp_path / "not" / "yet", 1)
+    storage.check_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(results.ResultsError, match="--workdir"):
-        results.check_space(tmp_path / "not" / "yet", 1 << 60)
+        storage.check_space(tmp_path / "not" / "yet", 1 << 60)
 
 
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):

@@ -1,0 +1,68 @@
+"""Files that are there whole or not at all, and disks that say in one line what is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class ResultsError(ValueError):
+    """A problem with a workdir that the user can solve; the message is one line and names the remedy."""
+
+
+def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
+    """Raise `ResultsError` unless the disk that holds (or will hold) `workdir` has `needed_bytes` free."""
+    folder = Path(workdir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ResultsError(
+            f"workdir {workdir} needs {needed_bytes / 1e6:.1f} MB free and its disk has {free / 1e6:.1f} MB: "
+            "free some space or choose another --workdir"
+        )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace a file atomically; its folder is made if needed. Once this returns, the file is durable."""
+    with one_line_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as its content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into a `ResultsError` that names ``path`` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResultsError(
+                f"no space left to write {path}: free some and run the same command again; "
+                "the results so far are intact and it will continue from them"
+            ) from error
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
