@@ -18,7 +18,7 @@ OUTSIDERS = {"absl", "benchmarks", "configs", "experiments", "ml_collections", "
 # What each part of the library may import of the others; imports within a part are free.
 MAY_IMPORT = {
     "attacks": {"threat"},
-    "certify": {"attacks", "neighbors", "threat"},
+    "certify": {"attacks", "neighbors", "pixels", "threat"},
     "data": set(),
     "evaluation": {"attacks", "certify", "neighbors", "pixels", "threat"},
     "models": set(),

@@ -1,7 +1,7 @@
 """The 1-nearest-neighbour classifier: exact search in l1, l2 and linf, and a soft version to attack it with."""
 
 from nn_adv.neighbors.reference import Reference, fit
-from nn_adv.neighbors.search import Neighbors, class_distances, nearest, predict
+from nn_adv.neighbors.search import Neighbors, class_distances, nearest, nearest_in_class, predict
 from nn_adv.neighbors.soft import soft_logits
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "class_distances",
     "fit",
     "nearest",
+    "nearest_in_class",
     "predict",
     "soft_logits",
 ]

@@ -110,6 +110,21 @@ def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> j
     return reference.labels[nearest(reference, queries, norm=norm).indices[:, 0]]
 
 
+def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Numeric, k: int = 1) -> Neighbors:
+    """Find the k nearest points of one class in l2, exactly; otherwise as `nearest`.
+
+    Args:
+      reference: points from `fit`.
+      queries: as in `nearest`.
+      label: the class, traced. Neighbours that it lacks come last, with distance inf and the largest int32 as index.
+      k: number of neighbours.
+
+    Raises:
+      ValueError: queries of another shape or an integer dtype.
+    """
+    return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label), k=k)
+
+
 def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
     """Return queries as ``[Q, d]``, uint8 or float32, after checking shape and dtype."""
     queries = jnp.asarray(queries)
@@ -127,6 +142,16 @@ def _nearest(reference: Reference, queries: chex.Array, *, k: int, norm: str) ->
     def search(block):
         first, last = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
         return _search(reference, make_screen(reference, block, norm), first, last, k=k, norm=norm)
+
+    return Neighbors(*_map_query_blocks(search, queries))
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Array, *, k: int) -> Neighbors:
+    first, last = reference.class_start[label], reference.class_start[label + 1]
+
+    def search(block):
+        return _search(reference, make_screen(reference, block, "l2"), first, last, k=k, norm="l2")
 
     return Neighbors(*_map_query_blocks(search, queries))
 

@@ -1,0 +1,269 @@
+"""The exact robust radius of 1NN: the size of the smallest perturbation that changes its prediction.
+
+  r(x) = min over opponents j of   min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
+
+Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
+(`bounds`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is judged by a
+nearest-neighbour search that adds the own points it missed. At the end `recheck`, which shares no code with all this,
+computes the bounds again.
+
+Host code that keeps the books; the heavy parts are jitted and work on many images at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from nn_adv.certify.recheck import recheck
+from nn_adv.certify.search import search
+from nn_adv.neighbors import Reference
+from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.neighbors.search import flatten_queries
+from nn_adv.threat import Threat, check_norm
+
+# Below this a float32 image cannot come closer to a border.
+_ABSOLUTE_TOLERANCE = 1e-7
+
+
+class Certificate(NamedTuple):
+    """What proves `Radius.lower`; indices are positions in the points given to `neighbors.fit`, -1 is padding.
+
+    Attributes:
+      anchors: own-class points near each image ``[B, m]``. They bound every opponent that is not listed below.
+      image: the image of each of S solved opponents ``[S]``.
+      opponent: the opponent ``[S]``.
+      rows: own-class points of its constraints ``[S, M]``.
+      multipliers: one per constraint, not negative ``[S, M]`` float64.
+    """
+
+    anchors: np.ndarray
+    image: np.ndarray
+    opponent: np.ndarray
+    rows: np.ndarray
+    multipliers: np.ndarray
+
+
+class Radius(NamedTuple):
+    """Radii of B images, in pixel units; the true ones lie in ``[lower, upper]``.
+
+    Attributes:
+      lower: proven: no smaller perturbation changes the prediction ``[B]`` float64; inf if none does at all.
+      upper: size of the witness ``[B]`` float64; inf where there is none.
+      adversarial: float32 witness ``[B, ...]``, which 1NN gives another label; the image itself where there is none.
+      status: "exact" where lower and upper agree to the tolerance, else "bounded" ``[B]``.
+      correct: whether 1NN gives the clean image its label ``[B]``; where not, lower and upper are 0.
+      opponent: index of the point the witness is nearest to ``[B]``, -1 for none.
+      certificate: see `Certificate`.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    adversarial: np.ndarray
+    status: np.ndarray
+    correct: np.ndarray
+    opponent: np.ndarray
+    certificate: Certificate
+
+
+class Decision(NamedTuple):
+    """robust ``[B]``: proven; adversarial ``[B, ...]``; status ``[B]``: "robust", "broken" or "undecided"."""
+
+    robust: np.ndarray
+    adversarial: np.ndarray
+    status: np.ndarray
+
+
+def radius(
+    reference: Reference,
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    norm: str,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    leave_out: chex.Array | None = None,
+    recheck_all: bool = True,
+    batch_size: int = 512,
+    tolerance: float = 1e-6,
+) -> Radius:
+    """Compute the exact radius of 1NN around each image, with a certificate and a witness.
+
+    The radius is an infimum: 1NN is robust at epsilon if and only if no perturbation smaller than epsilon changes its
+    prediction, that is, if ``radius >= epsilon``. Pixels are what the library works with: uint8 v means ``v / 255``
+    rounded to float32. Not jittable.
+
+    Args:
+      reference: points from `neighbors.fit`, inside the bounds.
+      images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32.
+      labels: ``[B]``; an image that 1NN does not give its label has radius 0.
+      norm: "l1", "l2" or "linf".
+      bounds: lowest and highest pixel value of a perturbed image, or None.
+      leave_out: index of a point to leave out for each image ``[B]``, -1 for none; None: no point is left out, and a
+        training image is its own nearest neighbour.
+      recheck_all: also check the opponents that were screened out in float64; without it their bound is the solver's.
+      batch_size: images at a time; memory grows with it times the number of points.
+      tolerance: relative gap below which a radius is exact.
+
+    Raises:
+      ValueError: unknown norm, shapes or dtypes that do not fit, labels out of range, images or points that are not
+        finite or outside the bounds, leave_out out of range, batch_size below 1.
+    """
+    check_norm(norm)
+    labels, leave_out = _check(reference, images, labels, bounds, leave_out, batch_size)
+    cutoff = np.full(len(labels), np.inf)
+    parts = [
+        _radius(reference, images[rows], labels[rows], leave_out[rows], cutoff[rows], norm, bounds, recheck_all, tolerance)
+        for rows in _batches(len(labels), batch_size)
+    ]
+    return _join(parts)
+
+
+def decide(
+    reference: Reference,
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    threat: Threat,
+    leave_out: chex.Array | None = None,
+    recheck_all: bool = True,
+    batch_size: int = 512,
+) -> Decision:
+    """Decide whether 1NN is robust around each image within a threat; cheaper than the radius.
+
+    Args:
+      reference: as in `radius`.
+      images: as in `radius`.
+      labels: as in `radius`.
+      threat: norm, bounds and epsilon, a scalar or one per image ``[B]``.
+      leave_out: as in `radius`.
+      recheck_all: as in `radius`.
+      batch_size: as in `radius`.
+
+    Raises:
+      ValueError: as in `radius`.
+    """
+    labels, leave_out = _check(reference, images, labels, threat.bounds, leave_out, batch_size)
+    epsilon = np.broadcast_to(np.asarray(threat.epsilon, np.float64), labels.shape)
+    found = _join(
+        [
+            _radius(
+                reference, images[rows], labels[rows], leave_out[rows], epsilon[rows],
+                threat.norm, threat.bounds, recheck_all, 1e-6,
+            )
+            for rows in _batches(len(labels), batch_size)
+        ]
+    )  # fmt: skip
+    robust = found.correct & (found.lower >= epsilon)
+    broken = ~found.correct | (found.upper < epsilon)
+    status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
+    return Decision(robust, found.adversarial, status)
+
+
+def _batches(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, tolerance) -> Radius:
+    queries = flatten_queries(reference, images)
+    points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
+    index = np.asarray(reference.index).reshape(-1)
+    row_of = np.full(index.size + 1, -1, np.int64)
+    row_of[index[index != NO_POINT]] = np.flatnonzero(index != NO_POINT)
+    row_labels = np.where(index == NO_POINT, -1, np.asarray(reference.labels)[np.where(index == NO_POINT, 0, index)])
+    left_out = np.where(leave_out >= 0, row_of[leave_out], -1)
+
+    found = search(reference, queries, labels, left_out, row_labels, cutoff, norm=norm, bounds=bounds, tolerance=tolerance)
+    flat = np.asarray(queries)
+    checked = recheck(
+        points, row_labels, flat, labels, found.certificate, found.adversarial,
+        norm=norm, bounds=bounds, index=index.astype(np.int64), leave_out=left_out,
+        screened=None if recheck_all else found.screened,
+    )  # fmt: skip
+    gap = checked.upper - checked.lower
+    is_exact = ~checked.correct | (gap <= tolerance * checked.upper + _ABSOLUTE_TOLERANCE)
+    is_exact |= np.isinf(checked.lower) & np.isinf(checked.upper)
+
+    def original(rows):
+        return np.where(rows >= 0, index[np.maximum(rows, 0)], -1).astype(np.int32)
+
+    certificate = found.certificate
+    return Radius(
+        lower=checked.lower,
+        upper=checked.upper,
+        adversarial=found.adversarial.reshape(images.shape),
+        status=np.where(is_exact, "exact", "bounded"),
+        correct=checked.correct,
+        opponent=np.where(np.isfinite(checked.upper), original(found.opponent), -1).astype(np.int32),
+        certificate=Certificate(
+            original(certificate.anchors),
+            certificate.image,
+            original(certificate.opponent),
+            original(certificate.rows),
+            certificate.multipliers,
+        ),
+    )
+
+
+def _join(parts: list[Radius]) -> Radius:
+    """Join the results of batches; certificates are padded to the widest."""
+    start, certificates = 0, []
+    width = max(part.certificate.rows.shape[1] for part in parts)
+    for part in parts:
+        extra = ((0, 0), (0, width - part.certificate.rows.shape[1]))
+        certificates.append(
+            part.certificate._replace(
+                image=part.certificate.image + start,
+                rows=np.pad(part.certificate.rows, extra, constant_values=-1),
+                multipliers=np.pad(part.certificate.multipliers, extra),
+            )
+        )
+        start += len(part.lower)
+    joined = [np.concatenate(field) for field in list(zip(*parts, strict=True))[:-1]]
+    return Radius(*joined, Certificate(*map(np.concatenate, zip(*certificates, strict=True))))
+
+
+def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np.ndarray, np.ndarray]:
+    """Refuse bad input; return labels and leave_out as NumPy arrays."""
+    flatten_queries(reference, images[:1])  # shape and dtype
+    labels = np.asarray(labels)
+    count = len(images)
+    if count == 0:
+        raise ValueError("images must hold at least one image, got none")
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers [{count}], got {labels.dtype} of shape {labels.shape}")
+    _check_range("labels", labels, 0, reference.num_classes - 1)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    leave_out = np.full(count, -1) if leave_out is None else np.asarray(leave_out)
+    if leave_out.shape != (count,) or not np.issubdtype(leave_out.dtype, np.integer):
+        raise ValueError(f"leave_out must be integers [{count}] or None, got {leave_out.dtype} of shape {leave_out.shape}")
+    _check_range("leave_out", leave_out, -NO_POINT, int(reference.num_points or 0) - 1)
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
+    _check_pixels("images", images, bounds)
+    _check_pixels("points of the reference", reference.blocks, bounds)
+    return labels, leave_out
+
+
+def _check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
+    outside = (values < low) | (values > high)
+    if outside.any():
+        raise ValueError(f"{name} must be at most {high} and at least {low}, got {values[outside][0]} at index {int(np.argmax(outside))}")
+
+
+def _check_pixels(name: str, images: chex.Array, bounds) -> None:
+    if images.dtype == np.uint8:
+        low, high, unit = 0, 255, np.float32(255)
+        if bounds is None or (bounds[0] <= 0 and bounds[1] >= 1):
+            return
+        low, high = np.min(images) / unit, np.max(images) / unit
+    else:
+        low, high = float(jax.numpy.min(images)), float(jax.numpy.max(images))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        flat = np.asarray(images, np.float32).reshape(len(images), -1)
+        raise ValueError(f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}")
+    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+        raise ValueError(f"{name} must be inside the bounds {bounds}, got pixels from {low:.6g} to {high:.6g}")
