@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import chex
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.certify.recheck import recheck
-from nn_adv.certify.search import search
+from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
 from nn_adv.neighbors.reference import NO_POINT
 from nn_adv.neighbors.search import flatten_queries
@@ -114,11 +114,7 @@ def radius(
     check_norm(norm)
     labels, leave_out = _check(reference, images, labels, bounds, leave_out, batch_size)
     cutoff = np.full(len(labels), np.inf)
-    parts = [
-        _radius(reference, images[rows], labels[rows], leave_out[rows], cutoff[rows], norm, bounds, recheck_all, tolerance)
-        for rows in _batches(len(labels), batch_size)
-    ]
-    return _join(parts)
+    return _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance)
 
 
 def decide(
@@ -147,38 +143,39 @@ def decide(
     """
     labels, leave_out = _check(reference, images, labels, threat.bounds, leave_out, batch_size)
     epsilon = np.broadcast_to(np.asarray(threat.epsilon, np.float64), labels.shape)
-    found = _join(
-        [
-            _radius(
-                reference, images[rows], labels[rows], leave_out[rows], epsilon[rows],
-                threat.norm, threat.bounds, recheck_all, 1e-6,
-            )
-            for rows in _batches(len(labels), batch_size)
-        ]
-    )  # fmt: skip
+    found = _radius(
+        reference, images, labels, leave_out, epsilon, threat.norm, threat.bounds, recheck_all, batch_size, 1e-6
+    )
     robust = found.correct & (found.lower >= epsilon)
     broken = ~found.correct | (found.upper < epsilon)
     status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
     return Decision(robust, found.adversarial, status)
 
 
-def _batches(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, tolerance) -> Radius:
-    queries = flatten_queries(reference, images)
+def _radius(
+    reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance
+) -> Radius:
+    """Search batch by batch, then check everything."""
+    images = np.asarray(images)
     points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
     index = np.asarray(reference.index).reshape(-1)
+    is_point = index != NO_POINT
     row_of = np.full(index.size + 1, -1, np.int64)
-    row_of[index[index != NO_POINT]] = np.flatnonzero(index != NO_POINT)
-    row_labels = np.where(index == NO_POINT, -1, np.asarray(reference.labels)[np.where(index == NO_POINT, 0, index)])
+    row_of[index[is_point]] = np.flatnonzero(is_point)
+    row_labels = np.where(is_point, np.asarray(reference.labels)[np.where(is_point, index, 0)], -1)
     left_out = np.where(leave_out >= 0, row_of[leave_out], -1)
+    queries = np.asarray(flatten_queries(reference, images))
 
-    found = search(reference, queries, labels, left_out, row_labels, cutoff, norm=norm, bounds=bounds, tolerance=tolerance)
-    flat = np.asarray(queries)
+    parts = [
+        search(
+            reference, jnp.asarray(queries[rows]), labels[rows], left_out[rows], row_labels, cutoff[rows],
+            norm=norm, bounds=bounds, tolerance=tolerance,
+        )
+        for rows in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
+    ]  # fmt: skip
+    found = _join(parts)
     checked = recheck(
-        points, row_labels, flat, labels, found.certificate, found.adversarial,
+        points, row_labels, queries, labels, found.certificate, found.adversarial,
         norm=norm, bounds=bounds, index=index.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else found.screened,
     )  # fmt: skip
@@ -207,8 +204,8 @@ def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_
     )
 
 
-def _join(parts: list[Radius]) -> Radius:
-    """Join the results of batches; certificates are padded to the widest."""
+def _join(parts: list[Found]) -> Found:
+    """Join the findings of batches; certificates are padded to the widest."""
     start, certificates = 0, []
     width = max(part.certificate.rows.shape[1] for part in parts)
     for part in parts:
@@ -220,9 +217,9 @@ def _join(parts: list[Radius]) -> Radius:
                 multipliers=np.pad(part.certificate.multipliers, extra),
             )
         )
-        start += len(part.lower)
-    joined = [np.concatenate(field) for field in list(zip(*parts, strict=True))[:-1]]
-    return Radius(*joined, Certificate(*map(np.concatenate, zip(*certificates, strict=True))))
+        start += len(part.adversarial)
+    joined = [np.concatenate(field) for field in list(zip(*parts, strict=True))[1:]]
+    return Found(RowCertificate(*map(np.concatenate, zip(*certificates, strict=True))), *joined)
 
 
 def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +258,7 @@ def _check_pixels(name: str, images: chex.Array, bounds) -> None:
             return
         low, high = np.min(images) / unit, np.max(images) / unit
     else:
-        low, high = float(jax.numpy.min(images)), float(jax.numpy.max(images))
+        low, high = float(jnp.min(images)), float(jnp.max(images))
     if not (np.isfinite(low) and np.isfinite(high)):
         flat = np.asarray(images, np.float32).reshape(len(images), -1)
         raise ValueError(f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}")

@@ -80,9 +80,15 @@ class _Batch:
     limits: tuple[float, float] | None
     tolerance: float
     best: np.ndarray  # [B] size of the best witness, or the cutoff
+    has_cutoff: np.ndarray
     has_witness: np.ndarray
     adversarial: np.ndarray
     opponent: np.ndarray
+
+    def values(self, rows) -> np.ndarray:
+        """Return the pixel values of rows ``[...]`` as float64 ``[..., d]``."""
+        points = np.asarray(self.reference.blocks).reshape(-1, self.pixels.shape[1])[np.asarray(rows)]
+        return (points.astype(np.float32) / np.float32(255) if points.dtype == np.uint8 else points).astype(np.float64)
 
 
 def search(
@@ -118,6 +124,7 @@ def search(
     batch = _Batch(
         reference, queries, pixels, labels, left_out, index, row_of, norm, bounds, tolerance,
         best=cutoff.astype(np.float64),
+        has_cutoff=np.isfinite(cutoff),
         has_witness=np.zeros(len(labels), bool),
         adversarial=pixels.astype(np.float32),
         opponent=np.full(len(labels), -1),
@@ -211,14 +218,16 @@ def _run(batch: _Batch, scores, others, own, anchors, distance, candidates) -> l
         _advance(batch, active)
         for task in active:
             candidates[task.image][task.opponent] = max(task.bound, candidates[task.image][task.opponent])
+        for task in active:
+            task.is_open &= not _is_done(batch, task.image)
         tasks += [task for task in active if not task.is_open]
         active = [task for task in active if task.is_open]
         width = min(2 * width, 8)
 
 
 def _is_done(batch: _Batch, image: int) -> bool:
-    """Whether a witness inside the cutoff was found by a search that asks for no more (`decide`)."""
-    return bool(batch.best[image] <= 0)
+    """Whether nothing is left to find: radius 0, or any witness inside a cutoff."""
+    return bool(batch.best[image] <= 0 or (batch.has_witness[image] and batch.has_cutoff[image]))
 
 
 def _widen(batch: _Batch, scores, others, anchors, distance, candidates, images) -> None:
@@ -327,10 +336,7 @@ def _solve_rows(
 
 def _solve_linear(batch: _Batch, task: _Task) -> np.ndarray:
     """Leave the task's linear program to HiGHS; returns the candidate witness."""
-    points = batch.reference.blocks.reshape(-1, batch.pixels.shape[1])
-    with jax.enable_x64(True):
-        z = np.asarray(cheap.values64(points[task.opponent]))
-        own = np.asarray(cheap.values64(points[np.array(task.rows)]))
+    z, own = batch.values(task.opponent), batch.values(task.rows)
     x = batch.pixels[task.image]
     gaps = z - own
     heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
@@ -362,14 +368,12 @@ def _judge(batch: _Batch, tasks: list[_Task], candidate: np.ndarray, is_converge
             task.is_open = False  # the best witness cannot be beaten here
         else:
             alive.append(i)
-    points = batch.reference.blocks.reshape(-1, batch.pixels.shape[1])
     for label in np.unique([batch.labels[tasks[i].image] for i in alive]):
         chosen = [i for i in alive if batch.labels[tasks[i].image] == label]
         nearest = _nearest_own(batch, candidate[chosen], int(label))
-        with jax.enable_x64(True):
-            rows = np.concatenate([nearest, np.array([[tasks[i].opponent] for i in chosen])], axis=1)
-            values = np.asarray(cheap.values64(points[np.maximum(rows, 0)]))
-        sq = np.sum(np.square(values - candidate[chosen].astype(np.float64)[:, None]), axis=2)
+        rows = np.concatenate([nearest, np.array([[tasks[i].opponent] for i in chosen])], axis=1)
+        difference = batch.values(np.maximum(rows, 0)) - candidate[chosen].astype(np.float64)[:, None]
+        sq = np.einsum("tkd,tkd->tk", difference, difference)
         for i, own, sq_own, sq_other in zip(chosen, nearest, sq[:, :-1], sq[:, -1], strict=True):
             task = tasks[i]
             is_near = (own >= 0) & (own != batch.left_out[task.image])
@@ -390,9 +394,9 @@ def _update(batch: _Batch, task: _Task, candidate, own, sq_own, sq_other, is_con
     is_missed = (sq_own < sq_other) | ((sq_own == sq_other) & (index[own] < index[task.opponent]))
     if not is_missed.any():
         size = _size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
-        if size < batch.best[task.image] or not batch.has_witness[task.image]:
+        if size < batch.best[task.image]:
             batch.has_witness[task.image] = True
-            batch.best[task.image] = min(size, batch.best[task.image])
+            batch.best[task.image] = size
             batch.adversarial[task.image] = candidate
             batch.opponent[task.image] = task.opponent
         gap = size - task.bound
