@@ -24,12 +24,14 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
         raise ValueError("config argument 'digits' is the CPU's scale already: leave ',cpu' out")
 
     config = ml_collections.ConfigDict()
+    config.experiment = "binary_tasks"
     config.dataset = dataset
     config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
     config.methods = METHODS
     config.seeds = (0,)
     config.radii = _radii(dataset)  # the main radius of each norm, trained for and asked for; 0: not this norm
     config.curve = (0.25, 0.5, 0.75, 1.5, 2.0)  # further radii, in multiples of the main one
+    config.fine_curve = tuple(step / 10 for step in range(1, 21))  # and more, where the exact answer is a look-up
 
     config.tasks = ml_collections.ConfigDict()
     config.tasks.kind = "pairs"  # or one_vs_rest, all
@@ -42,7 +44,6 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.evaluation.num_steps = 40
     config.evaluation.num_restarts = 1
     config.evaluation.step_share = 2.5  # step size x steps / radius
-    config.evaluation.temperature = 0.1  # of the soft 1NN that is attacked in place of 1NN
     config.evaluation.batch_size = 128
 
     config.model = ml_collections.ConfigDict()
@@ -123,7 +124,6 @@ def _mnist(config) -> None:
 def _cifar10(config) -> None:
     config.model.name = "preact_resnet18"
     config.training.update(augment="crop_flip", weight_decay=5e-4)
-    config.evaluation.temperature = 0.5
 
 
 def _shrink_for_cpu(config) -> None:

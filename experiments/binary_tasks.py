@@ -7,9 +7,6 @@ in one program; then each unit of the group is evaluated and its row is stored b
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import functools
-import platform
 import sys
 import time
 import zlib
@@ -22,12 +19,11 @@ import ml_collections
 import numpy as np
 import tqdm
 
-import nn_adv
-from experiments import classifiers, plan, report, results, storage
-from nn_adv import evaluation, training
-from nn_adv.threat import Threat
+from experiments import accuracies, classifiers, plan, radii, report, results, storage
+from nn_adv import neighbors, training
 
-_ROW_BYTES = 20_000
+_ROW_BYTES = 30_000
+_RADIUS_BYTES = 64  # an image, its radii in all norms
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
 
@@ -46,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts.
     """
     workdir = Path(workdir)
-    experiment = plan.make_experiment(config)
+    experiment = prepare(config)
     groups = plan.make_groups(config, experiment.tasks)
     mine = groups[shard[0] :: shard[1]]
 
@@ -61,6 +57,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
                 for row in _rows(experiment, group, store.done(), workdir, bar):
                     store.append(row | {"config_hash": store.config_hash})
     return _report(experiment, workdir, store.problems, {unit.name for group in groups for unit in group})
+
+
+# Checks a configuration and loads its data, so that mistakes show before long work starts.
+prepare = plan.make_experiment
+# Writes what the rows of a run say as plain text.
+summary = report.terminal_table
 
 
 def _report(experiment, workdir, problems, expected) -> Path | None:
@@ -82,32 +84,41 @@ def _effort(group) -> int:
 
 
 def _needed_bytes(experiment, groups) -> int:
-    """Room for rows, and for the checkpoints of networks: parameters, momentum, average and best."""
+    """Room for rows, for radii, and for the checkpoints of networks: parameters, momentum, average and best."""
     num_units = sum(map(len, groups))
+    num_images = sum(
+        len(unit.task.train_index) + len(unit.task.test_index)
+        for group in groups
+        for unit in group
+        if unit.method == "1nn"
+    )
+    needed = num_units * _ROW_BYTES + num_images * _RADIUS_BYTES
     if experiment.model is None:
-        return num_units * _ROW_BYTES
+        return needed
     num_networks = sum(len(group) for group in groups if group[0].method != "1nn")
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), plan.one_image(experiment.dataset))
-    return num_units * _ROW_BYTES + num_networks * 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    return needed + num_networks * 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:
     """Fit the classifiers of a group, then evaluate those whose rows are missing, one by one."""
     if group[0].method == "1nn":
-        fitted = [_neighbors(experiment, unit.task) for unit in group]
-    else:
-        fitted = _networks(experiment, group, workdir, bar)
+        (unit,) = group
+        if unit.name not in done:
+            bar.set_postfix_str(f"radii of 1nn on {unit.task.name}", refresh=False)
+            yield _neighbor_row(experiment, unit, workdir)
+        bar.update()
+        return
+    fitted = _networks(experiment, group, workdir, bar)
     for unit, (classifier, made, train_seconds) in zip(group, fitted, strict=True):
         if unit.name not in done:
             bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}", refresh=False)
-            yield _row(experiment, unit, classifier, made, train_seconds)
+            yield _network_row(experiment, unit, classifier, made, train_seconds)
         bar.update()
 
 
-def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
+def _row(experiment, unit, found, **fields) -> dict[str, Any]:
     config, dataset = experiment.config, experiment.dataset
-    start = time.perf_counter()
-    found = _evaluate(config, dataset, unit, classifier)
     return {
         "schema": 1,
         "unit": unit.name,
@@ -120,34 +131,62 @@ def _row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
         "num_train": len(unit.task.train_index) + len(unit.task.holdout_index),
         "main_radii": plan.main_radii(config),
         "evaluations": found,
-        "attack": _attack_settings(config, unit.method),
-        "training": made,
-        "seconds": {"train": round(train_seconds, 3), "evaluate": round(time.perf_counter() - start, 3)},
-        "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.local_devices()[0].device_kind,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+        **plan.circumstances(),
+    } | fields
 
 
-def _attack_settings(config, method) -> dict[str, Any]:
-    names = ["images_per_split", "num_restarts", "num_steps", "step_share"] + ["temperature"] * (method == "1nn")
-    judge = "hard 1NN" if method == "1nn" else "the network"
-    return {"name": "pgd", "loss": "margin", "judge": judge} | {name: config.evaluation[name] for name in names}
+def _network_row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
+    start = time.perf_counter()
+    found = accuracies.attacked(experiment.config, classifier, _images(experiment, unit.task), seed=unit.seed)
+    names = ["images_per_split", "num_restarts", "num_steps", "step_share"]
+    attack = {"name": "pgd", "loss": "margin"} | {name: experiment.config.evaluation[name] for name in names}
+    return _row(
+        experiment,
+        unit,
+        found,
+        attack=attack,
+        radii=None,
+        training=made,
+        seconds=_seconds(train_seconds, time.perf_counter() - start),
+    )
 
 
-def _neighbors(experiment, task):
+def _neighbor_row(experiment, unit, workdir) -> dict[str, Any]:
+    """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
+    start = time.perf_counter()
+    reference = _neighbors(experiment.dataset, unit.task)
+    fitted = time.perf_counter()
+    chosen = _images(experiment, unit.task)
+    norms = list(plan.main_radii(experiment.config))
+    known = radii.measure(reference, chosen.images, chosen.labels, norms, split=chosen.split, image=chosen.image)
+    file = f"radii/{unit.task.name}.npz"
+    radii.save(workdir / file, known)
+    return _row(
+        experiment,
+        unit,
+        accuracies.exact(experiment.config, known),
+        attack=None,
+        radii=radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
+        training=None,
+        files=[file],
+        seconds=_seconds(fitted - start, time.perf_counter() - fitted),
+    )
+
+
+def _images(experiment, task) -> accuracies.Images:
+    return accuracies.choose_images(experiment.dataset, task, experiment.config.evaluation.images_per_split)
+
+
+def _seconds(train, evaluate) -> dict[str, float]:
+    return {"train": round(train, 3), "evaluate": round(evaluate, 3)}
+
+
+def _neighbors(dataset, task) -> neighbors.Reference:
     """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
     index = np.concatenate([task.train_index, task.holdout_index])
     labels = np.concatenate([task.train_labels, task.holdout_labels])
     order = np.argsort(index)  # ties between neighbours go to the first in the dataset
-    start = time.perf_counter()
-    classifier = classifiers.nearest_neighbor(
-        experiment.dataset.train_images[index[order]],
-        labels[order],
-        task.num_classes,
-        experiment.config.evaluation.temperature,
-    )
-    return classifier, None, time.perf_counter() - start
+    return neighbors.fit(dataset.train_images[index[order]], labels[order], task.num_classes)
 
 
 def _networks(experiment, group, workdir, bar):
@@ -198,65 +237,3 @@ def _recipe_settings(recipe) -> dict[str, Any]:
     ignored = ["threats", "step_sizes", *(["num_steps"] * (not recipe.threats))]
     ignored += ["beta"] * (recipe.objective != "trades") + ["drop_epochs"] * (recipe.schedule != "step")
     return {name: value for name, value in settings.items() if name not in ignored}
-
-
-def _evaluate(config, dataset, unit, classifier) -> list[dict[str, Any]]:
-    """Count correct and unbroken images of both splits, attacked together."""
-    task, settings = unit.task, config.evaluation
-    train = _balanced(task.train_labels, settings.images_per_split)
-    test = _balanced(task.test_labels, settings.images_per_split)
-    images = np.concatenate([dataset.train_images[task.train_index[train]], dataset.test_images[task.test_index[test]]])
-    labels = np.concatenate([task.train_labels[train], task.test_labels[test]])
-    splits = {"train": slice(0, len(train)), "test": slice(len(train), None)}
-
-    predict = functools.partial(classifiers.predict, classifier)
-    attack = functools.partial(
-        classifiers.pgd_attack,
-        classifier,
-        num_steps=settings.num_steps,
-        num_restarts=settings.num_restarts,
-        step_share=settings.step_share,
-    )
-    clean = evaluation.correct(predict, images, labels, batch_size=settings.batch_size)
-    found = [_counts(splits, None, 0.0, "clean", clean)]
-    at_main_radius = []
-    for norm, radius in plan.main_radii(config).items():
-        radii = sorted({radius, *(multiple * radius for multiple in config.curve)})
-        unbroken = evaluation.unbroken_curve(
-            attack,
-            images,
-            labels,
-            threats=[Threat(norm, epsilon) for epsilon in radii],
-            key=jax.random.key(unit.seed),
-            start_from=clean,
-            batch_size=settings.batch_size,
-        )
-        for epsilon, flags in zip(radii, unbroken, strict=True):
-            found.append(_counts(splits, norm, epsilon, "attacked", flags))
-        at_main_radius.append(unbroken[radii.index(radius)])
-    found.append(_counts(splits, "worst", None, "attacked", np.logical_and.reduce(at_main_radius)))
-    return [row for rows in found for row in rows]
-
-
-def _counts(splits, norm, epsilon, kind, flags) -> list[dict[str, Any]]:
-    return [
-        {
-            "split": split,
-            "norm": norm,
-            "epsilon": epsilon,
-            "kind": kind,
-            "count": int(flags[rows].size),
-            "robust": int(flags[rows].sum()),
-        }
-        for split, rows in splits.items()
-    ]
-
-
-def _balanced(labels: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the first images of each class, ``count`` in all (0: all rows), in their order."""
-    if count == 0 or count >= len(labels):
-        return np.arange(len(labels))
-    classes = np.unique(labels)
-    share = [len(part) for part in np.array_split(np.arange(count), len(classes))]
-    rows = [np.flatnonzero(labels == label)[:size] for label, size in zip(classes, share, strict=True)]
-    return np.sort(np.concatenate(rows))

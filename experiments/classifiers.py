@@ -1,4 +1,4 @@
-"""The classifiers an experiment compares: 1NN and trained networks, as arrays with pure functions beside them."""
+"""The classifiers an experiment attacks: networks and 1NN, as arrays with pure functions beside them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nn_adv import attacks, neighbors
 from nn_adv.threat import Threat
+
+LOSSES = {"cross-entropy": attacks.cross_entropy, "margin": attacks.margin}
 
 
 class Classifier(NamedTuple):
@@ -30,9 +31,8 @@ class Classifier(NamedTuple):
     predict: Callable[[Any, chex.Array], chex.Array] | None = None
 
 
-def nearest_neighbor(points: np.ndarray, labels: np.ndarray, num_classes: int, temperature: float) -> Classifier:
-    """1NN over ``points``, attacked through the soft 1NN of ``temperature`` and judged as it is."""
-    reference = neighbors.fit(points, labels, num_classes)
+def soft_nearest_neighbor(reference: neighbors.Reference, temperature: float) -> Classifier:
+    """1NN over ``reference``, attacked through the soft 1NN of ``temperature`` and judged as it is."""
     return Classifier((reference, jnp.float32(temperature)), _soft_neighbor_logits, _neighbor_prediction)
 
 
@@ -56,13 +56,14 @@ def pgd_attack(
     num_steps: int,
     num_restarts: int,
     step_share: float,
-) -> chex.Array:
-    """Attack with PGD on the logit margin at step size ``step_share * epsilon / num_steps``; returns success ``[B]``.
+    loss: str = "margin",
+) -> attacks.AttackResult:
+    """Attack with PGD at step size ``step_share * epsilon / num_steps``, climbing one of `LOSSES`.
 
     Between two classes the margin's gradient has the direction of the cross-entropy's, but it does not vanish where
     the classifier is sure, as the soft 1NN of a low temperature is nearly everywhere.
     """
-    return _pgd_success(
+    return _pgd(
         classifier.state,
         images,
         labels,
@@ -73,6 +74,7 @@ def pgd_attack(
         judge=classifier.predict,
         num_steps=num_steps,
         num_restarts=num_restarts,
+        loss=LOSSES[loss],
     )
 
 
@@ -95,8 +97,8 @@ def _predict(state, images, logits, judge):
     return jnp.argmax(logits(state, images), axis=1) if judge is None else judge(state, images)
 
 
-@functools.partial(jax.jit, static_argnames=("logits", "judge", "num_steps", "num_restarts"))
-def _pgd_success(state, images, labels, keys, threat, step_share, *, logits, judge, num_steps, num_restarts):
+@functools.partial(jax.jit, static_argnames=("logits", "judge", "num_steps", "num_restarts", "loss"))
+def _pgd(state, images, labels, keys, threat, step_share, *, logits, judge, num_steps, num_restarts, loss):
     return attacks.pgd(
         functools.partial(logits, state),
         images,
@@ -106,6 +108,6 @@ def _pgd_success(state, images, labels, keys, threat, step_share, *, logits, jud
         num_steps=num_steps,
         step_size=step_share * threat.epsilon,
         num_restarts=num_restarts,
-        loss_fn=attacks.margin,
+        loss_fn=loss,
         predict_fn=None if judge is None else functools.partial(judge, state),
-    ).success
+    )

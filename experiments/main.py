@@ -13,8 +13,9 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import binary_tasks, plan, report, results
+from experiments import audit, binary_tasks, results
 
+_EXPERIMENTS = {"audit": audit, "binary_tasks": binary_tasks}
 # Seconds that a process of a cluster waits at its end for the others: shards may end days apart.
 _LONGEST_WAIT = 30 * 24 * 3600
 
@@ -103,14 +104,23 @@ def _run(workdir: Path) -> None:
         items = sweep_items(config_flags.get_config_filename(flag), config_flags.get_override_values(flag))
         runs = [(workdir / name, config) for name, config in items]
         for _, config in runs:  # a mistake in the last item should not show after days
-            plan.make_experiment(config)
+            _experiment(config).prepare(config)
     for folder, config in runs:
-        page = binary_tasks.run(config, folder, shard=shard)
+        experiment = _experiment(config)
+        page = experiment.run(config, folder, shard=shard)
         if page is None:
             print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
             continue
         rows, _ = results.read_rows(folder)
-        print(f"{report.terminal_table(rows)}\nReport: {page}")
+        print(f"{experiment.summary(rows)}\nReport: {page}")
+
+
+def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
+    """Return the module of the experiment that a configuration is for."""
+    name = config.get("experiment")
+    if name not in _EXPERIMENTS:
+        raise ValueError(f"the configuration's experiment must be one of {', '.join(_EXPERIMENTS)}, got {name!r}")
+    return _EXPERIMENTS[name]
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
 import functools
 import hashlib
+import platform
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+import nn_adv
 from nn_adv import data, models, training
 from nn_adv.threat import Threat
 
@@ -81,11 +85,11 @@ class Experiment(NamedTuple):
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one method and one seed; the tasks of a group are trained together.
 
-    1NN and its attack are deterministic up to the random starts, so 1NN has the first seed only.
+    1NN and its radii hold no random numbers, so 1NN has the seed 0 only.
     """
     groups = []
     for method in config.methods:
-        seeds = config.seeds[:1] if method == "1nn" else config.seeds
+        seeds = (0,) if method == "1nn" else config.seeds
         size = 1 if method == "1nn" else config.training.group_size
         for seed in seeds:
             units = [Unit(config.dataset, task, method, seed) for task in tasks]
@@ -95,12 +99,34 @@ def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -
 
 def row_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what decides what a row says, the pixels included; rows of one workdir share it."""
-    identity = config.to_dict()
-    for name in _NOT_IN_A_ROW:
+    settings = without(config.to_dict(), _NOT_IN_A_ROW)
+    return settings | {"model": model_settings(config)} | identity(dataset)
+
+
+def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a nested configuration without the values of these dotted names."""
+    settings = copy.deepcopy(settings)
+    for name in names:
         *path, last = name.split(".")
-        functools.reduce(dict.__getitem__, path, identity).pop(last)
-    identity["model"] = model_settings(config)
-    return identity | {"data": _fingerprint(dataset), "note": dataset.note}
+        functools.reduce(dict.__getitem__, path, settings).pop(last)
+    return settings
+
+
+def identity(dataset: data.Dataset) -> dict[str, Any]:
+    """Return what tells a dataset from others: the same name can stand for other pixels."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(array.tobytes())
+    return {"data": digest.hexdigest()[:12], "note": dataset.note}
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what a row says of the machine and the moment that made it."""
+    return {
+        "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "device": jax.local_devices()[0].device_kind,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -114,6 +140,12 @@ def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def main_radii(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Return the main radius of each norm that is asked for."""
     return {norm: float(radius) for norm, radius in config.radii.items() if radius != 0}
+
+
+def curve_radii(config: ml_collections.ConfigDict, radius: float, *, fine: bool = False) -> list[float]:
+    """Return the growing radii of a norm whose main radius is given; ``fine`` adds those that only cost a look-up."""
+    multiples = {1.0, *config.curve, *(config.fine_curve if fine else ())}
+    return sorted({multiple * radius for multiple in multiples})
 
 
 def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Recipe:
@@ -138,9 +170,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, least in (("num_steps", 0), ("num_restarts", 1), ("batch_size", 1), ("images_per_split", 0)):
         if config.evaluation[name] < least:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
-    for name in ("temperature", "step_share"):
-        if not config.evaluation[name] > 0:
-            raise ValueError(f"evaluation.{name} must be positive, got {config.evaluation[name]}")
+    if not config.evaluation.step_share > 0:
+        raise ValueError(f"evaluation.step_share must be positive, got {config.evaluation.step_share}")
     for name in _NOT_IN_A_RECIPE:
         if config.training[name] < 1:
             raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
@@ -161,16 +192,9 @@ def _check_radii(config):
         for norm in NETWORKS.get(method, ("", ()))[1]:
             if norm not in radii:
                 raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(radii)}")
-    if not all(multiple >= 0 for multiple in config.curve):
-        raise ValueError(f"curve must hold multiples >= 0 of the main radius, got {config.curve}")
-
-
-def _fingerprint(dataset: data.Dataset) -> str:
-    """Hash all images and labels: the same name can stand for other pixels."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:12]
+    for name in ("curve", "fine_curve"):
+        if not all(multiple >= 0 for multiple in config[name]):
+            raise ValueError(f"{name} must hold multiples >= 0 of the main radius, got {config[name]}")
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -183,19 +207,24 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         train_per_class=config.tasks.train_per_class or None,
         holdout=config.tasks.holdout,
     )
-    known = {task.name: task for task in everything}
-    unknown = [name for name in config.tasks.names if name not in known]
-    if unknown:
-        raise ValueError(f"tasks.names must be some of {', '.join(known)}, got {', '.join(unknown)}")
     most_images = max(len(task.train_index) for task in everything)
     return Experiment(
         config,
         dataset,
         jnp.asarray(dataset.train_images),
-        [known[name] for name in config.tasks.names] or everything,
+        named_tasks(everything, config.tasks.names),
         _make_model(config, dataset, everything[0].num_classes) if set(config.methods) & set(NETWORKS) else None,
         -(-most_images // config.training.batch_size),
     )
+
+
+def named_tasks(tasks: Sequence[data.Task], names: Sequence[str]) -> list[data.Task]:
+    """Return the tasks of these names, in their order; all tasks if there are no names."""
+    known = {task.name: task for task in tasks}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"tasks.names must be some of {', '.join(known)}, got {', '.join(unknown)}")
+    return [known[name] for name in names] or list(tasks)
 
 
 def _make_model(config, dataset, num_classes) -> nn.Module:

@@ -40,11 +40,11 @@ _STYLES = {
 # How a line says what it is: the truth is solid, a bound is broken.
 _LINES = {"exact": "-", "attacked": (0, (5, 1.5)), "certified": (0, (1, 1.5)), "clean": "-"}
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
-_OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
+OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
 _DIVERGING = LinearSegmentedColormap.from_list(
     "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"]
 )
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -93,7 +93,7 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
     for (one, two), value in differences.items():
         row, column = shown.index(one), shown.index(two)
         grid[row, column] = grid[column, row] = 100 * value
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.9), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(grid, cmap=_DIVERGING, vmin=-100 * limit, vmax=100 * limit)
@@ -123,14 +123,14 @@ def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> b
         bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label("← other ahead      points      1NN ahead →")
-        return _png(figure)
+        return png(figure)
 
 
 def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> bytes | None:
     """Draw mean accuracy against the radius, a line per method with a band of one standard error."""
     main = Threat(norm, results.main_radii.get(norm))
     scale = 255 if in_grey_levels(main) else 1
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
         drawn = 0
@@ -160,7 +160,7 @@ def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> byt
         axes.set_ylabel("accuracy in %")
         axes.set_title(f"{split} images, {norm_label(norm)}", pad=16)
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-        return _png(figure)
+        return png(figure)
 
 
 def _rivals(results: Results) -> list[str]:
@@ -190,7 +190,7 @@ def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[floa
     kinds = [mean.kind for epsilon, mean in points if epsilon > 0] or ["clean"]
     kind = next((kind for kind in ("attacked", "certified") if kind in kinds), kinds[0])  # a curve is its weakest point
     others = [name for name in results.methods if name not in _STYLES]
-    color, marker = _STYLES.get(method) or _OTHER_STYLES[others.index(method) % len(_OTHER_STYLES)]
+    color, marker = _STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
     radii = [scale * epsilon for epsilon, _ in points]
     values = np.array([100 * mean.value for _, mean in points])
     errors = np.array([100 * (mean.error or 0.0) for _, mean in points])
@@ -208,7 +208,8 @@ def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[floa
     axes.fill_between(radii, values - errors, values + errors, color=color, alpha=0.18, linewidth=0)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return a finished figure as PNG bytes."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})

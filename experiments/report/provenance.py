@@ -17,7 +17,7 @@ def provenance_blocks(rows: Sequence[Row]) -> list[Block]:
     """Return the section on how it was made: configuration, versions, sizes, seeds, settings, time."""
     blocks: list[Block] = [Heading("How it was made"), _general(rows)]
     methods = list(dict.fromkeys(method for results in index_rows(rows) for method in results.methods))
-    for title, field in (("Attack", "attack"), ("Training", "training")):
+    for title, field in (("Attack", "attack"), ("Exact radii", "radii"), ("Training", "training")):
         lines = _settings_lines(
             {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}
         )

@@ -70,7 +70,7 @@ def test_unknown_arguments_are_refused(argument):
         ({"evaluation": {"step_share": 0.0}}, "evaluation.step_share"),
         ({"evaluation": {"num_restarts": 0}}, "evaluation.num_restarts"),
         ({"evaluation": {"batch_size": 0}}, "evaluation.batch_size"),
-        ({"evaluation": {"temperature": 0.0}}, "evaluation.temperature"),
+        ({"fine_curve": (-1.0,)}, "fine_curve"),
         ({"training": {"group_size": 0}}, "training.group_size"),
         ({"training": {"num_epochs": -1}}, "num_epochs"),
         ({"training": {"schedule": "sometimes"}}, "schedule"),

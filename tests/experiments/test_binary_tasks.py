@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, plan, results
+from experiments import accuracies, binary_tasks, plan, radii, results
 from nn_adv import data
+from tests.certify import truths
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,6 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = {
     "methods": ("1nn", "trades-both"),
     "curve": (0.5,),
+    "fine_curve": (0.25,),
     "tasks": {"names": ("3v8", "1v7"), "train_per_class": 20},
     "evaluation": {"num_steps": 3, "images_per_split": 20, "batch_size": 16},
     "training": {"num_epochs": 2, "group_size": 2, "num_steps": 2, "select_every": 1, "checkpoint_every": 1},
@@ -62,10 +65,16 @@ def test_each_unit_has_one_row_with_what_is_needed_to_trust_it(finished):
             assert key in row
         asked = {(found["split"], found["norm"], found["epsilon"]) for found in row["evaluations"]}
         radii = {None: (0.0,), "linf": (0.05, 0.1), "l2": (0.4, 0.8), "worst": (None,)}
+        if row["method"] == "1nn":
+            radii |= {"linf": (0.025, 0.05, 0.1), "l2": (0.2, 0.4, 0.8)}
         assert asked == {(s, norm, e) for s in ("train", "test") for norm, es in radii.items() for e in es}
         assert all(found["count"] == 20 for found in row["evaluations"])
-        assert (row["training"] is None) == (row["method"] == "1nn")
-        assert ("temperature" in row["attack"]) == (row["method"] == "1nn")
+        kinds = {found["kind"] for found in row["evaluations"]}
+        if row["method"] == "1nn":
+            assert row["training"] is None and row["attack"] is None and kinds == {"clean", "exact"}
+            assert row["radii"]["images_only_bounded"] == {"linf": 0, "l2": 0}
+        else:
+            assert row["training"] and row["attack"] and row["radii"] is None and kinds == {"clean", "attacked"}
         assert row["dataset"] == "digits (scikit-learn 8x8)"
         assert row["seconds"]["evaluate"] > 0
 
@@ -83,6 +92,75 @@ def test_1nn_is_perfect_on_its_own_training_images(finished):
     assert [e["robust"] for e in found if e["split"] == "train" and e["norm"] is None] == [20]
 
 
+def test_1nn_has_the_radii_of_brute_force(finished):
+    workdir, _ = finished
+    (row,) = [row for row in results.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
+    (file,) = row["files"]
+    known = radii.load(workdir / file)
+    experiment = plan.make_experiment(tiny_config())
+    task, dataset = experiment.tasks[0], experiment.dataset
+    kept = np.sort(np.concatenate([task.train_index, task.holdout_index]))  # 1NN may use what networks hold out
+    labels = (dataset.train_labels[kept] == 8).astype(np.int32)
+    assert len(kept) == 40 and known.correct.shape == (40,)
+    for number in (0, 7, 19, 20, 33, 39):
+        images, truth = (
+            getattr(dataset, f"{known.split[number]}_images"),
+            getattr(dataset, f"{known.split[number]}_labels"),
+        )
+        image, label = images[known.image[number]], int(truth[known.image[number]] == 8)
+        for norm, lower, upper in zip(known.norms, known.lower, known.upper, strict=True):
+            expected = truths.true_radius(
+                dataset.train_images[kept], labels, image, label, norm=str(norm), bounds=(0.0, 1.0)
+            )
+            np.testing.assert_allclose([lower[number], upper[number]], expected, rtol=2e-6, atol=2e-7)
+    found = {(item["split"], item["norm"], item["epsilon"]): item["robust"] for item in row["evaluations"]}
+    test = known.split == "test"
+    lower = known.lower[known.norms.tolist().index("l2")]
+    assert found["test", "l2", 0.4] == np.sum(known.correct[test] & (lower[test] >= 0.4))
+
+
+def test_what_is_only_bounded_is_counted_from_both_sides():
+    known = radii.Radii(
+        norms=np.array(["linf", "l2"]),
+        lower=np.array([[0.1, 0.3, 0.0, 0.1], [1.0, 3.0, 0.0, np.inf]]),
+        upper=np.array([[0.1, 0.6, 0.0, 0.1], [1.0, 3.0, 0.0, np.inf]]),
+        exact=np.array([[True, False, True, True], [True, True, True, True]]),
+        correct=np.array([True, True, False, True]),
+        split=np.array(["train", "test", "test", "test"]),
+        image=np.arange(4),
+    )
+    config = tiny_config(curve=(0.5,), fine_curve=())
+    config.radii.linf, config.radii.l2 = 0.4, 1.0
+    found = {
+        (item["split"], item["norm"], item["epsilon"], item["kind"]): item["robust"]
+        for item in accuracies.exact(config, known)
+    }
+    assert found["train", "linf", 0.4, "exact"] == 0 and found["test", "linf", 0.2, "exact"] == 1
+    assert found["test", "linf", 0.4, "certified"] == 0 and found["test", "linf", 0.4, "attacked"] == 1
+    assert found["test", "l2", 1.0, "exact"] == 2 and found["test", None, 0.0, "clean"] == 2
+    assert found["test", "worst", None, "certified"] == 0 and found["test", "worst", None, "attacked"] == 1
+    assert ("test", "linf", 0.4, "exact") not in found
+    assert radii.num_bounded(known) == {"linf": 1, "l2": 0}
+
+
+def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "some")
+    (tmp_path / "some" / "radii" / "1v7.npz").unlink()
+    added, problems = results.merge(tmp_path / "all", [tmp_path / "some"])
+    assert added == 4 and len(problems) == 1 and "1v7.npz: not copied" in problems[0]
+    np.testing.assert_array_equal(
+        radii.load(tmp_path / "all" / "radii" / "3v8.npz").lower, radii.load(workdir / "radii" / "3v8.npz").lower
+    )
+
+
+@pytest.mark.parametrize("content", [b"PK", b"PK\x03\x04" + b"0" * 99])
+def test_a_damaged_file_of_radii_says_what_to_do(tmp_path, content):
+    (tmp_path / "3v8.npz").write_bytes(content)
+    with pytest.raises(results.ResultsError, match="3v8.npz cannot be read .* remove it"):
+        radii.load(tmp_path / "3v8.npz")
+
+
 def test_the_report_is_there(finished):
     workdir, page = finished
     assert page.exists() and page.is_relative_to(workdir)
@@ -92,7 +170,7 @@ def test_the_report_is_there(finished):
 def test_finished_run_runs_nothing_again(finished, monkeypatch):
     workdir, _ = finished
     before = counted(workdir)
-    monkeypatch.setattr(binary_tasks, "_row", lambda *_: pytest.fail("a unit was run twice"))
+    monkeypatch.setattr(binary_tasks, "_row", lambda *_, **__: pytest.fail("a unit was run twice"))
     binary_tasks.run(tiny_config(), workdir)
     assert counted(workdir) == before
 
@@ -128,9 +206,9 @@ def test_more_seeds_train_more_networks_but_no_second_1nn():
 
 def test_evaluated_images_are_balanced_over_classes():
     labels = np.array([0] * 50 + [1] * 50)
-    rows = binary_tasks._balanced(labels, 11)
+    rows = accuracies.balanced(labels, 11)
     assert len(rows) == 11 and np.bincount(labels[rows]).tolist() == [6, 5]
-    np.testing.assert_array_equal(binary_tasks._balanced(labels, 0), np.arange(100))
+    np.testing.assert_array_equal(accuracies.balanced(labels, 0), np.arange(100))
 
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_anything_starts():
@@ -144,7 +222,7 @@ def _command(workdir, *flags):
     small = [f"--config.tasks.{key}={value!r}" for key, value in TINY["tasks"].items()]
     small += [f"--config.evaluation.{key}={value!r}" for key, value in TINY["evaluation"].items()]
     small += [f"--config.training.{key}={value!r}" for key, value in TINY["training"].items()]
-    small += [f"--config.methods={TINY['methods']!r}", f"--config.curve={TINY['curve']!r}"]
+    small += [f"--config.{key}={TINY[key]!r}" for key in ("methods", "curve", "fine_curve")]
     small += ["--config.model.mlp.hidden_sizes=(8,)", f"--workdir={workdir}"]
     return [sys.executable, "-m", "experiments.main", "--config=configs/binary_tasks.py:digits", *small, *flags]
 
@@ -178,6 +256,8 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
     killed = [_kill_when(_command(tmp_path), moment) for moment in moments]
     assert all(killed), killed
     assert 0 < lines() < 4
+    for row in results.read_rows(tmp_path)[0]:
+        assert all(len(radii.load(tmp_path / file).correct) == 40 for file in row.get("files", ()))
     done = _run(_command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Report: " in done.stdout

@@ -1,0 +1,64 @@
+"""How far PGD through the soft 1NN overstates the robust accuracy of 1NN, whose exact value is known.
+
+    --config=configs/audit.py:digits
+    --config=configs/audit.py:cifar10 --config.num_images=100
+    --config=configs/audit.py:npz:/my/data.npz
+
+Single values are changed on the command line: --config.tasks.names="('3v5',)".
+"""
+
+import ml_collections
+
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+
+def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
+    """Build the configuration for ``arg``, a dataset."""
+    if arg not in DATASETS and not arg.startswith("npz:"):
+        raise ValueError(f"config argument must be one of {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
+    config = ml_collections.ConfigDict()
+    config.experiment = "audit"
+    config.dataset = arg
+    config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
+    config.seed = 0  # of the attacks' random starts
+    config.num_images = 200  # the first so many test images, classes balanced; 0: all
+    config.radii = _radii(arg)  # those to attack at, per norm; an empty tuple: not this norm
+
+    config.tasks = ml_collections.ConfigDict()
+    config.tasks.kind = "all"  # or pairs, one_vs_rest
+    config.tasks.names = ()  # such as ("3v8",); empty: all of them
+    config.tasks.train_per_class = 0  # the first so many training images of each class; 0: all of them
+
+    config.temperatures = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the soft 1NN
+    config.temperature = 0.1  # where the variants below are tried, unless at every temperature
+    # Steps, restarts and loss; the first at every temperature.
+    config.variants = (
+        (40, 1, "margin"),
+        (10, 1, "margin"),
+        (100, 1, "margin"),
+        (40, 5, "margin"),
+        (40, 1, "cross-entropy"),
+    )
+    config.every_variant_at_every_temperature = arg == "digits"  # elsewhere one thing is changed at a time
+    config.step_share = 2.5  # step size x steps / radius
+    config.num_inside = 20  # also attack so many images at radii that are just inside their own: none may break
+    config.batch_size = 50
+    if arg == "cifar10":
+        config.tasks.update(kind="pairs", names=("3v5",))
+    return config
+
+
+def sweep(add) -> None:
+    """Add the audit of each dataset."""
+    for dataset in ("digits", "mnist", "cifar10"):
+        add(dataset)
+
+
+def _radii(dataset: str) -> ml_collections.ConfigDict:
+    linf, l2, l1 = {
+        "digits": ((0.1, 0.15, 0.2), (0.4, 0.6, 0.8), (1.0, 1.5, 2.0)),
+        "mnist": ((0.05, 0.1, 0.15), (0.7, 1.4, 2.8), (3.0, 6.0, 12.0)),
+        "fashion_mnist": ((0.05, 0.1, 0.15), (0.7, 1.4, 2.8), (3.0, 6.0, 12.0)),
+        "cifar10": ((2 / 255, 4 / 255, 8 / 255), (0.435, 0.87, 1.74), (5.0, 10.0, 20.0)),
+    }.get(dataset, ((0.05, 0.1), (0.4, 0.8), (2.5,)))
+    return ml_collections.ConfigDict({"linf": linf, "l2": l2, "l1": l1})

@@ -1,0 +1,98 @@
+"""Exact radii of 1NN: computed once for the images of a task, kept in a file, then looked up at any radius."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.storage import ResultsError, write_whole
+from nn_adv import certify, evaluation
+from nn_adv.neighbors import Reference
+
+# What a row says of its radii.
+SETTINGS = {"by": "certify.radius", "bounds": [0, 1], "rechecked": "every opponent, in float64"}
+
+
+class Radii(NamedTuple):
+    """Radii of N images in P norms, in pixel units.
+
+    Attributes:
+      norms: ``[P]`` names.
+      lower: ``[P, N]`` proven: no smaller perturbation changes the prediction.
+      upper: ``[P, N]`` size of a perturbation that does; inf where none was found. 0 where the image is misclassified.
+      exact: ``[P, N]`` whether the two agree to the solver's tolerance.
+      correct: ``[N]`` whether 1NN classifies the clean image correctly.
+      split: ``[N]`` "train" or "test".
+      image: ``[N]`` number of the image in its split of the dataset.
+    """
+
+    norms: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    exact: np.ndarray
+    correct: np.ndarray
+    split: np.ndarray
+    image: np.ndarray
+
+
+def measure(
+    reference: Reference,
+    images: np.ndarray,
+    labels: np.ndarray,
+    norms: Sequence[str],
+    *,
+    split: np.ndarray,
+    image: np.ndarray,
+) -> Radii:
+    """Compute the radius of every image in every norm, pixels kept in [0, 1]; arguments as in `Radii`."""
+    found = [certify.radius(reference, images, labels, norm=norm) for norm in norms]
+    return Radii(
+        np.array(norms),
+        np.stack([radius.lower for radius in found]),
+        np.stack([radius.upper for radius in found]),
+        np.stack([radius.status == "exact" for radius in found]),
+        np.asarray(found[0].correct),
+        np.asarray(split),
+        np.asarray(image),
+    )
+
+
+def save(path: Path, radii: Radii) -> None:
+    """Write radii to an .npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **radii._asdict())
+    write_whole(path, buffer.getvalue())
+
+
+def load(path: Path) -> Radii:
+    """Read what `save` wrote.
+
+    Raises:
+      ResultsError: the file cannot be read; the message says what to do.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Radii(**{name: file[name] for name in Radii._fields})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+
+
+def num_bounded(radii: Radii) -> dict[str, int]:
+    """Count, per norm, the images whose radius is only known to lie between two bounds that differ."""
+    return {str(norm): int(np.sum(~known)) for norm, known in zip(radii.norms, radii.exact, strict=True)}
+
+
+def robust_between(radii: Radii, norm: str, epsilons: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which images are robust, by their proven and by their possible radius.
+
+    Returns:
+      (at least these, at most these), booleans ``[E, N]``; where an image's two agree its robustness is decided.
+    """
+    row = radii.norms.tolist().index(norm)
+    lower, upper = (evaluation.robust_curve(ends[row], radii.correct, epsilons) for ends in (radii.lower, radii.upper))
+    return lower, upper

@@ -1,0 +1,206 @@
+"""The audit of attacks against exact radii, end to end on a few digits."""
+
+import csv
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import audit as config_file
+from experiments import audit, main, plan, radii, results
+from experiments.report import audit as report
+from nn_adv import data
+from tests.experiments.test_binary_tasks import ROOT
+
+TINY = {
+    "num_images": 20,
+    "num_inside": 3,
+    "batch_size": 16,
+    "temperatures": (0.03, 0.3),
+    "variants": ((3, 1, "margin"), (3, 2, "cross-entropy")),
+    "every_variant_at_every_temperature": False,
+    "tasks": {"kind": "pairs", "names": ("3v8",), "train_per_class": 20},
+    "radii": {"linf": (0.1, 0.2), "l2": (), "l1": ()},
+}
+
+
+def tiny_config(**changes):
+    config = config_file.get_config("digits")
+    config.update(TINY)
+    config.temperature = 0.3
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("audit")
+    return workdir, audit.run(tiny_config(), workdir)
+
+
+def _rows(workdir):
+    rows, problems = results.read_rows(workdir)
+    assert not problems
+    return {row["unit"]: row for row in rows}
+
+
+def test_one_thing_is_changed_at_a_time_or_everything():
+    config = tiny_config()
+    assert [attack.name for attack in audit.make_attacks(config)] == [
+        "T0.03-3x1-margin",
+        "T0.3-3x1-margin",
+        "T0.3-3x2-cross-entropy",
+    ]
+    config.every_variant_at_every_temperature = True
+    assert len(audit.make_attacks(config)) == 4
+
+
+def test_rows_count_what_the_radii_say(finished):
+    workdir, _ = finished
+    rows = _rows(workdir)
+    assert len(rows) == 3
+    for name, row in rows.items():
+        known = radii.load(workdir / row["files"][0])
+        assert name == f"digits/3v8/{row['norm']}/" + name.rpartition("/")[2]
+        assert row["count"] == 20 == len(known.correct) and row["correct"] == known.correct.sum()
+        for item in row["audited"]:
+            robust = known.correct & (known.lower[0] >= item["epsilon"])
+            assert item["certified"] == item["at_most"] == robust.sum()
+            assert item["attacked"] == known.correct.sum() - robust.sum()
+            assert item["attacked_inside"] == min(3, robust.sum())
+            assert item["certified"] <= item["unbroken"] <= row["correct"]
+    weak = rows["digits/3v8/linf/T0.3-3x1-margin"]["audited"][1]
+    assert weak["unbroken"] < weak["certified"] + weak["attacked"], "an attack that breaks nothing tests nothing"
+
+
+def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp_path, monkeypatch):
+    config = tiny_config(temperatures=(0.3,))
+    audit.run(config, tmp_path)
+    before = _rows(tmp_path)
+    monkeypatch.setattr(radii, "measure", lambda *_, **__: pytest.fail("radii were computed twice"))
+    config.temperatures = (0.3, 0.03)
+    audit.run(config, tmp_path)
+    after = _rows(tmp_path)
+    assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
+    for name, row in after.items():
+        assert row["audited"] == _rows(finished[0])[name]["audited"]
+    monkeypatch.setattr(audit, "_audit", lambda *_: pytest.fail("an attack was run twice"))
+    audit.run(config, tmp_path)
+    config.step_share = 1.0
+    with pytest.raises(results.ResultsError, match="step_share"):
+        audit.run(config, tmp_path)
+
+
+def test_an_image_that_breaks_inside_its_radius_is_named(tmp_path):
+    config = tiny_config(temperatures=(0.3,))
+    audit.run(config, tmp_path / "right")
+    known = radii.load(tmp_path / "right" / "radii" / "3v8-linf.npz")
+    wrong = np.where(known.correct, known.upper + 0.1, 0)
+    radii.save(tmp_path / "wrong" / "radii" / "3v8-linf.npz", known._replace(lower=wrong, upper=wrong))
+    config.num_inside = 20
+    with pytest.raises(
+        ValueError, match=r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
+    ):
+        audit.run(config, tmp_path / "wrong")
+    assert not _rows(tmp_path / "wrong")
+
+
+def test_the_report_shows_points_beside_the_exact_answer(finished):
+    workdir, page = finished
+    rows = list(_rows(workdir).values())
+    text = (page.parent / "report.md").read_text()
+    assert re.search(r"\| attack \| L∞ 0\.1 \(= \d+\.\d\) \| L∞ 0\.2 \(= \d+\.\d\) \|", text)
+    assert "none broke at a smaller distance" in text
+    assert len(list((page.parent / "figures").glob("*.png"))) == 2
+    with open(page.parent / "audit.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6
+    for line in lines:
+        points = (int(line["unbroken"]) - int(line["certified"])) / int(line["count"])
+        assert float(line["overstated_most"]) == pytest.approx(points, abs=1e-6)
+        assert float(line["low95"]) - 1e-6 <= points <= float(line["high95"]) + 1e-6
+    assert max(map(len, audit.summary(rows).splitlines())) <= 100
+
+
+def _row(temperature, certified, at_most, unbroken):
+    item = {"epsilon": 0.1, "certified": certified, "at_most": at_most, "unbroken": unbroken}
+    attack = {"temperature": temperature, "num_steps": 40, "num_restarts": 1, "loss": "margin"}
+    return {"norm": "linf", "count": 200, "attack": attack, "audited": [item | {"attacked": 9, "attacked_inside": 2}]}
+
+
+def test_findings_name_the_best_and_the_worst_attack():
+    (sentence,) = report.findings([_row(10.0, 100, 100, 120), _row(0.1, 100, 100, 101)])
+    assert "= 50.0 % of the images are robust" in sentence
+    assert "leaves 50.5 % (T 0.1, 40 steps), the worst 60.0 % (T 10, 40 steps)" in sentence
+
+
+def test_points_beside_bounds_are_a_range():
+    one, two = report.overstated([_row(1.0, 90, 110, 112), _row(1.0, 90, 90, 90)])
+    assert one.points == (1.0, 11.0) and two.points == (0.0, 0.0)
+    assert (report._points(one), report._points(two)) == ("+1.0 to +11.0", "0")
+
+
+@pytest.mark.parametrize("argument", [*config_file.DATASETS, "npz:/some/where.npz"])
+def test_every_configuration_passes_the_checks(argument):
+    config = config_file.get_config(argument)
+    audit._check(config)
+    assert audit.make_attacks(config)
+
+
+def test_every_sweep_item_passes_the_checks():
+    items = main.sweep_items("configs/audit.py", {"num_images": 3})
+    assert len({name for name, _ in items}) == len(items) == 3
+    for _, config in items:
+        audit._check(config)
+        assert set(config.dataset.split()) <= set(data.DATASETS) and config.num_images == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radii": {"linf": (), "l2": (), "l1": ()}}, "radii must give"),
+        ({"radii": {"linf": (-0.1,)}}, "epsilon must be a radius"),
+        ({"temperatures": (0.0,)}, "temperatures must be above 0"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"variants": ()}, "variants must hold"),
+        ({"variants": ((3, 1, "hinge"),)}, "variants must be .*hinge"),
+        ({"variants": ((3, 0, "margin"),)}, "variants must be"),
+        ({"num_inside": -1}, "num_inside"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"step_share": 0.0}, "step_share"),
+        ({"tasks": {"names": ("3v3",)}}, "tasks.names must be some of"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        audit.prepare(tiny_config(**changes))
+
+
+@pytest.mark.parametrize("argument", ["imagenet", "", "mnist,cpu"])
+def test_unknown_arguments_are_refused(argument):
+    with pytest.raises(ValueError, match="config argument"):
+        config_file.get_config(argument)
+
+
+def test_only_what_a_row_says_belongs_to_its_identity():
+    config, other = tiny_config(), tiny_config(temperatures=(5.0,), batch_size=3, variants=((1, 1, "margin"),))
+    dataset, _ = audit.prepare(config)
+    assert audit._row_identity(config, dataset) == audit._row_identity(other, dataset)
+    other.num_images = 21
+    assert audit._row_identity(config, dataset) != audit._row_identity(other, dataset)
+    assert "experiment" in plan.without(config.to_dict(), ())
+
+
+def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished):
+    flags = [f"--config.{key}={TINY[key]!r}" for key in ("num_images", "num_inside", "temperatures", "variants")]
+    flags += ["--config.tasks.kind=pairs", "--config.tasks.names=('3v8',)", "--config.tasks.train_per_class=20"]
+    flags += [f"--config.radii.{key}={value!r}" for key, value in TINY["radii"].items()]
+    flags += ["--config.temperature=0.3", "--config.every_variant_at_every_temperature=False"]
+    command = [sys.executable, "-m", "experiments.main", "--config=configs/audit.py:digits", *flags]
+    command.append(f"--workdir={finished[0]}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Report: " in done.stdout and "% of the images are robust" in done.stdout
+    done = subprocess.run([*command, "--config.batch_size=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: batch_size must be at least 1")
