@@ -36,7 +36,7 @@ from jax import lax
 _TOLERANCE = 1e-8  # of the largest h, by which a constraint may be missed
 _GAP = 1e-7  # relative, between v and the bound
 # Steps of the centre per call, and how near it keeps v: from first to last, in units of the scaled problem.
-_OUTER_STEPS = 5
+_OUTER_STEPS = 8
 _FIRST_PROXIMITY, _SHRINK, _LAST_PROXIMITY = 0.1, 0.1, 0.003
 _MAX_NEWTON_STEPS = 40
 _MAX_HALVINGS = 30
@@ -80,13 +80,11 @@ class Solution(NamedTuple):
 
 
 class _Inner(NamedTuple):
-    """The inner maximum: v, its value, and dv/dw = (diag(free) + ridge ridge') / delta."""
+    """The inner maximum: v, its value, and dv/dw = diag(free) / delta."""
 
     perturbation: chex.Array
     value: chex.Array
     free: chex.Array
-    ridge: chex.Array | None
-    cap: chex.Array
 
 
 def _rows_times(gaps, vectors):
@@ -135,121 +133,81 @@ def _linf_root(target, size, room):
     return lax.while_loop(lambda state: state[1] & (state[2] < _MAX_ROOT_STEPS), rise, (start, True, 0))[0]
 
 
-def _inner_l2(w, cap, center, delta, low, high) -> _Inner:
-    del center, delta
-    v = jnp.clip(w, low, high)
-    return _Inner(v, jnp.sum(w * v - v**2 / 2, axis=1), (v == w).astype(w.dtype), None, cap)
+def _inner_box(w, center, delta, low, high) -> _Inner:
+    target = center + w / delta
+    v = jnp.clip(target, low, high)
+    value = jnp.sum(w * v - delta / 2 * (v - center) ** 2, axis=1)
+    return _Inner(v, value, (v == target).astype(w.dtype))
 
 
-def _inner_l1(w, cap, center, delta, low, high) -> _Inner:
+def _inner_l1(w, center, delta, low, high) -> _Inner:
     target = center + w / delta
     shrunk = jnp.sign(target) * jnp.maximum(jnp.abs(target) - 1 / delta, 0)
     v = jnp.clip(shrunk, low, high)
     value = jnp.sum(w * v - jnp.abs(v) - delta / 2 * (v - center) ** 2, axis=1)
-    return _Inner(v, value, ((v == shrunk) & (v != 0)).astype(w.dtype), None, cap)
+    return _Inner(v, value, ((v == shrunk) & (v != 0)).astype(w.dtype))
 
 
-def _inner_linf(w, cap, center, delta, low, high) -> _Inner:
-    target = center + w / delta
-    room = jnp.where(target > 0, high, -low)
-    reach = jnp.abs(target)
-    cap = _find_cap(reach, room, 1 / delta[:, 0], cap)
-    t = cap[:, None]
-    v = jnp.clip(jnp.clip(target, -t, t), low, high)
-    value = jnp.sum(w * v - delta / 2 * (v - center) ** 2, axis=1) - t[:, 0]
-    capped = (reach > t) & (room > t)
-    count = jnp.sum(capped, axis=1, keepdims=True)
-    total = jnp.sum(jnp.where(capped, reach - t, 0), axis=1, keepdims=True)
-    # Where the room of some variable ends at t, t stays there for all nearby w.
-    moves = capped & (jnp.abs(total * delta - 1) < 1e-6)
-    ridge = jnp.where(moves, jnp.sign(target), 0) / jnp.sqrt(jnp.maximum(count, 1))
-    return _Inner(v, value, ((reach <= t) & (reach <= room)).astype(w.dtype), ridge, cap)
-
-
-def _find_cap(reach, room, target, guess):
-    """Find t with sum over room > t of (reach - t)^+ = target, or where that sum, which falls in t, jumps past target.
-
-    Newton's steps inside a bracket; every third step halves it, so the jumps (where t meets the room of a variable)
-    cost a few steps more.
-    """
-
-    def step(state):
-        low, high, t, is_open, count = state
-        is_on = (reach > t[:, None]) & (room > t[:, None])
-        excess = jnp.sum(jnp.where(is_on, reach - t[:, None], 0), axis=1) - target
-        newton = t + excess / jnp.maximum(jnp.sum(is_on, axis=1), 1)
-        low, high = jnp.where(is_open & (excess >= 0), t, low), jnp.where(is_open & (excess < 0), t, high)
-        is_open = is_open & (jnp.abs(excess) > 1e-11 * target) & (high - low > 1e-14 * high)
-        inside = (newton > low) & (newton < high) & (count % 3 != 2)
-        following = jnp.where(inside, newton, (low + high) / 2)
-        return low, high, jnp.where(is_open, following, t), is_open, count + 1
-
-    top = jnp.max(reach, axis=1)
-    start = (jnp.zeros_like(guess), top, jnp.minimum(guess, top), top > 0, 0)
-    return lax.while_loop(lambda s: jnp.any(s[3]) & (s[4] < _MAX_ROOT_STEPS), step, start)[2]
-
-
-_INNER = {"l1": _inner_l1, "l2": _inner_l2, "linf": _inner_linf}
-
-
-def _newton_direction(problems: Problems, inner: _Inner, delta, gradient, working):
-    """Solve (H + damping) step = gradient on the working rows; other rows stay."""
+def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):
+    """Solve (H + give + damping) step = gradient on the working rows; other rows stay."""
     gaps = problems.gaps
     num_rows = gaps.shape[1]
     columns = [_rows_times(gaps, inner.free * gaps[:, row]) for row in range(num_rows)]
-    hessian = jnp.stack(columns, axis=1)
-    if inner.ridge is not None:
-        along = _rows_times(gaps, inner.ridge)
-        hessian = hessian + along[:, :, None] * along[:, None, :]
-    hessian = hessian / delta[:, :, None]
+    hessian = jnp.stack(columns, axis=1) / delta[:, None]
     both = working[:, :, None] & working[:, None, :]
-    full = jnp.max(jnp.sum(gaps**2, axis=2), axis=1) / delta[:, 0]  # curvature if every variable were free
-    hessian = jnp.where(both, hessian, 0)
-    diagonal = jnp.where(working, _DAMPING * full[:, None], 1.0)
-    system = hessian + jnp.eye(num_rows) * diagonal[:, :, None]
+    full = jnp.max(jnp.sum(gaps**2, axis=2), axis=1, keepdims=True) / delta  # curvature if every variable were free
+    diagonal = jnp.where(working, give + _DAMPING * full, 1.0)
+    system = jnp.where(both, hessian, 0) + jnp.eye(num_rows) * diagonal[:, :, None]
     return jnp.linalg.solve(system, jnp.where(working, gradient, 0)[..., None])[..., 0]
 
 
-def _maximize(norm, problems: Problems, multipliers, cap, center, delta):
-    """Climb q by projected Newton steps with backtracking; returns multipliers, the inner maximum and the error left."""
-    delta = jnp.broadcast_to(jnp.asarray(delta, multipliers.dtype), (len(multipliers),))[:, None]
-    inner_of = functools.partial(_INNER[norm], center=center, delta=delta, low=problems.low, high=problems.high)
+def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):
+    """Climb q(lambda) - give/2 ||lambda||^2 by projected Newton steps with backtracking.
+
+    Args:
+      inner_fn: the inner maximum.
+      problems: as in `solve`.
+      multipliers: to start from ``[S, M]``.
+      center: ``[S, d]``.
+      delta: ``[S, 1]``.
+      give: how far a constraint is missed per unit of its multiplier ``[S, 1]``; 0 for hard constraints.
+
+    Returns:
+      Multipliers, the inner maximum, and the largest derivative left over the largest h ``[S]``.
+    """
+    inner_of = functools.partial(inner_fn, center=center, delta=delta, low=problems.low, high=problems.high)
     scale = jnp.max(jnp.abs(problems.heights), axis=1) + 1e-300
 
-    def evaluate(multipliers, cap):
-        inner = inner_of(_combine(problems.gaps, multipliers), cap)
-        return inner, jnp.sum(problems.heights * multipliers, axis=1) - inner.value
+    def evaluate(multipliers):
+        inner = inner_of(_combine(problems.gaps, multipliers))
+        return inner, jnp.sum(problems.heights * multipliers - give / 2 * multipliers**2, axis=1) - inner.value
 
     def residual(multipliers, inner):
-        gradient = jnp.where(problems.is_row, problems.heights - _rows_times(problems.gaps, inner.perturbation), 0)
+        gradient = problems.heights - _rows_times(problems.gaps, inner.perturbation) - give * multipliers
         working = problems.is_row & ((multipliers > 0) | (gradient > 0))
         return gradient, working, jnp.max(jnp.where(working, jnp.abs(gradient), 0), axis=1) / scale
 
     def backtrack(multipliers, step, gradient, inner, value, is_open):
         def halve(state):
-            share, _, last, *_, count = state
+            share, *_, count = state
             trial = jnp.where(is_open[:, None], jnp.maximum(multipliers + share[:, None] * step, 0), multipliers)
-            inner, reached = evaluate(trial, last.cap)
+            inner, reached = evaluate(trial)
             gain = jnp.sum(gradient * (trial - multipliers), axis=1)
             good = ~is_open | (reached >= value + 1e-4 * gain - 1e-12 * jnp.abs(value))
             return jnp.where(good, share, share / 4), trial, inner, reached, ~jnp.all(good), count + 1
 
         start = (jnp.ones_like(value), multipliers, inner, value, True, 0)
-        _, trial, inner, reached, _, _ = lax.while_loop(lambda s: s[4] & (s[5] < _MAX_HALVINGS), halve, start)
-        return trial, inner, reached
+        return lax.while_loop(lambda s: s[4] & (s[5] < _MAX_HALVINGS), halve, start)[1:4]
 
     def climb(state):
         multipliers, inner, value, _, count = state
         gradient, working, error = residual(multipliers, inner)
-        is_open = error > _TOLERANCE
-        step = _newton_direction(problems, inner, delta, gradient, working)
-        trial, inner, value = backtrack(multipliers, step, gradient, inner, value, is_open)
-        error = residual(trial, inner)[2]
-        return trial, inner, value, jnp.any(error > _TOLERANCE), count + 1
+        step = _newton_direction(problems, inner, delta, give, gradient, working)
+        trial, inner, value = backtrack(multipliers, step, gradient, inner, value, error > _TOLERANCE)
+        return trial, inner, value, jnp.any(residual(trial, inner)[2] > _TOLERANCE), count + 1
 
-    inner, value = evaluate(multipliers, cap)
-    error = residual(multipliers, inner)[2]
-    start = (multipliers, inner, value, jnp.any(error > _TOLERANCE), 0)
+    inner, value = evaluate(multipliers)
+    start = (multipliers, inner, value, jnp.any(residual(multipliers, inner)[2] > _TOLERANCE), 0)
     multipliers, inner, *_ = lax.while_loop(lambda s: s[3] & (s[4] < _MAX_NEWTON_STEPS), climb, start)
     return multipliers, inner, residual(multipliers, inner)[2]
 
@@ -284,23 +242,60 @@ def solve(
     size = size[:, None]
     scaled = problems._replace(heights=problems.heights / size, low=problems.low / size, high=problems.high / size)
     if norm == "l2":
-        multipliers, inner, error = _maximize(norm, scaled, multipliers / size, size[:, 0], 0.0, 1.0)
+        one = jnp.ones_like(size)
+        multipliers, inner, error = _maximize(_inner_box, scaled, multipliers / size, 0.0, one, 0 * one)
         multipliers = multipliers * size
         return Solution(multipliers, inner.perturbation * size, bound(norm, problems, multipliers), error <= _TOLERANCE)
-    spread = problems.gaps.shape[2] if norm == "linf" else 1
+    solved = (_solve_l1 if norm == "l1" else _solve_linf)(scaled, multipliers, center / size, rounds)
+    return solved._replace(perturbation=solved.perturbation * size, bound=solved.bound * size[:, 0])
+
+
+def _solve_l1(problems: Problems, multipliers, center, rounds) -> Solution:
+    """Proximal point steps: the centre moves to the last v."""
 
     def outer(state):
-        multipliers, center, cap, *_, count = state
-        share = jnp.maximum(_FIRST_PROXIMITY * _SHRINK ** (count + _OUTER_STEPS * rounds), _LAST_PROXIMITY)
-        multipliers, inner, error = _maximize(norm, scaled, multipliers, cap, center, share / spread)
-        v = inner.perturbation
-        reached = jnp.sum(jnp.abs(v), axis=1) if norm == "l1" else jnp.max(jnp.abs(v), axis=1)
-        lower = bound(norm, scaled, multipliers)
+        multipliers, center, *_, count = state
+        share = jnp.maximum(_FIRST_PROXIMITY * _SHRINK ** (count + _OUTER_STEPS * rounds), _LAST_PROXIMITY)[:, None]
+        multipliers, inner, error = _maximize(_inner_l1, problems, multipliers, center, share, 0 * share)
+        reached = jnp.sum(jnp.abs(inner.perturbation), axis=1)
+        lower = bound("l1", problems, multipliers)
         is_converged = (error <= _TOLERANCE) & (reached - lower <= _GAP * reached)
-        return multipliers, v, inner.cap, lower, is_converged, count + 1
+        return multipliers, inner.perturbation, lower, is_converged, count + 1
 
-    zeros = jnp.zeros_like(size[:, 0])
-    start = (multipliers, center / size, zeros + 1, zeros, zeros > 0, 0)
+    zeros = jnp.zeros_like(problems.heights[:, 0])
+    start = (multipliers, center, zeros, zeros > 0, 0)
+    state = lax.while_loop(lambda s: ~jnp.all(s[3]) & (s[4] < _OUTER_STEPS), outer, start)
+    return Solution(*state[:4])
+
+
+def _solve_linf(problems: Problems, multipliers, center, rounds) -> Solution:
+    """Raise epsilon until the constraints can be met within it.
+
+    At each epsilon the constraints may be missed at a price. What is missed, mu = C (h - G v)^+, separates the box of
+    epsilon from the constraints, so the bound it proves is above epsilon: that is the next epsilon.
+    """
+    lengths = jnp.sum(jnp.abs(problems.gaps), axis=2)
+    lengths = jnp.where(lengths > 0, lengths, 1)
+    rows = problems._replace(gaps=problems.gaps / lengths[:, :, None], heights=problems.heights / lengths)
+    num_variables = problems.gaps.shape[2]
+
+    def outer(state):
+        best, price, center, lower, _, count = state
+        epsilon = lower[:, None] * (1 + 1e-9)
+        boxed = rows._replace(low=jnp.maximum(rows.low, -epsilon), high=jnp.minimum(rows.high, epsilon))
+        stage = (count + _OUTER_STEPS * rounds)[:, None]
+        delta = jnp.maximum(1e-3 * 0.3**stage, 1e-6) / num_variables
+        give = jnp.maximum(0.1**stage, 1e-5)
+        price, inner, _ = _maximize(_inner_box, boxed, price, center, delta, give)
+        proved = bound("linf", rows, price)
+        best = jnp.where((proved > lower)[:, None], price, best)
+        missed = jnp.max(jnp.where(rows.is_row, rows.heights - _rows_times(rows.gaps, inner.perturbation), 0), axis=1)
+        is_converged = missed <= _TOLERANCE * lower
+        return best, price, inner.perturbation, jnp.maximum(proved, lower), is_converged, count + 1
+
+    best = multipliers * lengths
+    lower = bound("linf", rows, best)
+    start = (best, jnp.zeros_like(best), center, lower, lower < 0, 0)
     state = lax.while_loop(lambda s: ~jnp.all(s[4]) & (s[5] < _OUTER_STEPS), outer, start)
-    multipliers, v, _, lower, is_converged, _ = state
-    return Solution(multipliers, v * size, lower * size[:, 0], is_converged)
+    best, _, v, lower, is_converged, _ = state
+    return Solution(best / lengths, v, lower, is_converged)

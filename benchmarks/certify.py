@@ -1,0 +1,227 @@
+"""How long do exact radii of 1NN take, beside the distance product they need and beside a textbook QP?
+
+Three questions, each a sub-command; radii are those of the predicted class, so that every image is searched.
+
+  floor   seconds per image of `certify.radius`, search and recheck apart, over the time of the products that the
+          screening of all opponents against 4 own points would need: 5 n d multiplications and additions per image.
+  peer    against dual coordinate ascent on one image and opponent at a time (n=2,000, d=784, ten classes).
+  full    every test image of a dataset in one run: time and the curve of exact robust accuracy.
+
+  python benchmarks/certify.py floor --data_dir=../shared/tfds --output=docs/benchmarks/certify_floor.json
+  python benchmarks/certify.py peer --data_dir=../shared/tfds --output=docs/benchmarks/certify_peer.json
+  python benchmarks/certify.py full --norm=l2 --data_dir=../shared/tfds --output=docs/benchmarks/certify_full_l2.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv import certify, data, evaluation, neighbors
+from nn_adv.certify import radius as radius_module
+from nn_adv.neighbors.distances import centered_pixels, matmul_t
+
+_CURVES = {
+    "l2": [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.74, 2.5],
+    "linf": [k / 255 for k in (0.5, 1, 2, 4, 6, 8, 12, 16)],
+    "l1": [0.5, 1, 2, 4, 8, 12, 16, 24],
+}
+
+
+def _environment() -> dict:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "device": str(jax.devices()[0]),
+        "cpu": names[0],
+        "cores": len(names),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy")},
+        "commit": commit,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+@jax.jit
+def _products(queries, blocks):
+    """The products of the floor: 5 rows per image with all points, in bfloat16, exact for these integers."""
+    rows = centered_pixels(jnp.tile(queries, (5, 1)))
+    return jax.lax.map(lambda block: matmul_t(rows, centered_pixels(block)).max(axis=1), blocks)
+
+
+def _timed(fn) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = fn()
+    return time.perf_counter() - start, result
+
+
+def _search_only(reference, images, labels, norm):
+    """`certify.radius` without the recheck: replaced by one that believes the search."""
+    real = radius_module.recheck
+    size = len(labels)
+
+    class _Believed:
+        lower = np.zeros(size)
+        upper = np.zeros(size)
+        correct = np.ones(size, bool)
+
+    radius_module.recheck = lambda *_, **__: _Believed
+    try:
+        return certify.radius(reference, images, labels, norm=norm)
+    finally:
+        radius_module.recheck = real
+
+
+def floor(arguments: argparse.Namespace) -> dict:
+    """Time radii in each norm beside the products, taking turns."""
+    dataset = data.load("cifar10", data_dir=arguments.data_dir)
+    reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
+    images = dataset.test_images[: arguments.images]
+    labels = np.asarray(neighbors.predict(reference, images))
+    queries = jnp.asarray(images.reshape(len(images), -1))
+    contestants = {"products": lambda: jax.block_until_ready(_products(queries, reference.blocks))}
+    for norm in arguments.norms.split(","):
+        contestants[f"{norm} search"] = lambda norm=norm: _search_only(reference, images, labels, norm)
+        contestants[f"{norm} with recheck"] = lambda norm=norm: certify.radius(reference, images, labels, norm=norm)
+    found = {name: fn() for name, fn in contestants.items()}  # warm-up, and the answers
+    turns: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(arguments.repeats):
+        for name, fn in contestants.items():
+            turns[name].append(_timed(fn)[0] * 1000 / len(images))
+    base = float(np.median(turns["products"]))
+    rows = []
+    for name, seconds in turns.items():
+        median = float(np.median(seconds))
+        row = {"name": name, "ms_per_image": round(median, 2), "ratio_to_products": round(median / base, 2),
+               "spread": [round(min(seconds), 2), round(max(seconds), 2)]}  # fmt: skip
+        if name.endswith("recheck"):
+            row["exact"] = int(np.sum(found[name].status == "exact"))
+        rows.append(row)
+        print(row, flush=True)
+    return {"data": dataset.title, "images": len(images), "points": 50_000, "rows": rows,
+            "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
+
+
+def coordinate_ascent(gaps: np.ndarray, heights: np.ndarray, low, high, *, tolerance: float = 1e-7) -> float:
+    """Return the l2 radius of one opponent by dual coordinate ascent over all own points and bounds (Hildreth 1957)."""
+    lengths = np.einsum("md,md->m", gaps, gaps)
+    multipliers = np.zeros(len(heights))
+    w = np.zeros(gaps.shape[1])
+    for _ in range(2000):
+        before = multipliers.copy()
+        for row in np.flatnonzero(lengths > 0):
+            # In one multiplier the dual is concave and piecewise quadratic: a few Newton steps on its derivative.
+            for _ in range(8):
+                v = np.clip(w, low, high)
+                free = v == w
+                slope = heights[row] - gaps[row] @ v
+                curvature = max(float(np.sum(np.square(gaps[row][free]))), 1e-12)
+                value = max(0.0, multipliers[row] + slope / curvature)
+                step = value - multipliers[row]
+                if abs(step) <= tolerance * 1e-2:
+                    break
+                w += step * gaps[row]
+                multipliers[row] = value
+        if np.max(np.abs(multipliers - before)) <= tolerance:
+            break
+    return float(np.linalg.norm(np.clip(w, low, high)))
+
+
+def peer(arguments: argparse.Namespace) -> dict:
+    """Compare with one problem per opponent, opponents in the order of their bound, all own points as constraints."""
+    dataset = data.load("mnist", data_dir=arguments.data_dir)
+    points, labels = dataset.train_images[:2000], dataset.train_labels[:2000]
+    reference = neighbors.fit(points, labels, 10)
+    images = dataset.test_images[: arguments.images]
+    image_labels = np.asarray(neighbors.predict(reference, images))
+
+    def textbook(image, label):
+        x = image.reshape(-1) / 255.0
+        z = points.reshape(len(points), -1) / 255.0
+        sq = np.sum(np.square(z - x), axis=1)
+        own, other = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        bound = (np.sqrt(sq[other]) - np.sqrt(sq[own].min())) / 2
+        best = np.inf
+        for j in other[np.argsort(bound)]:
+            if (np.sqrt(sq[j]) - np.sqrt(sq[own].min())) / 2 >= best:
+                break
+            gaps = z[j] - z[own]
+            heights = (sq[j] - sq[own]) / 2
+            single = np.max(heights / np.linalg.norm(gaps, axis=1))
+            if single < best:
+                best = min(best, coordinate_ascent(gaps, heights, -x, 1 - x))
+        return best
+
+    ours = certify.radius(reference, images, image_labels, norm="l2")
+    seconds = [_timed(lambda: certify.radius(reference, images, image_labels, norm="l2"))[0] for _ in range(3)]
+    few = arguments.peer_images
+    theirs, truth = [], []
+    for image, label in zip(images[:few], image_labels[:few], strict=True):
+        taken, value = _timed(lambda image=image, label=label: textbook(image, label))
+        theirs.append(taken)
+        truth.append(value)
+    difference = float(np.max(np.abs(np.array(truth) / ours.lower[:few] - 1)))
+    ms = float(np.median(seconds)) * 1000 / len(images)
+    row = {"ours_ms": round(ms, 3), "textbook_ms": round(float(np.mean(theirs)) * 1000, 1),
+           "ratio": round(float(np.mean(theirs)) * 1000 / ms, 1), "largest_relative_difference": difference,
+           "images": len(images), "textbook_images": few}  # fmt: skip
+    print(row)
+    return {"data": dataset.title, "points": 2000, "pixels": 784, "rows": [row]}
+
+
+def full(arguments: argparse.Namespace) -> dict:
+    """Compute the radius of every test image and the curve."""
+    dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
+    reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
+    images, labels = dataset.test_images[: arguments.images], dataset.test_labels[: arguments.images]
+    seconds, found = _timed(lambda: certify.radius(reference, images, labels, norm=arguments.norm))
+    robust = {}
+    for epsilon in [0.0, *_CURVES[arguments.norm]]:
+        lower = int(np.sum(found.correct & (found.lower >= epsilon)))
+        upper = int(np.sum(found.correct & (found.upper >= epsilon)))
+        low, high = evaluation.wilson_interval(lower, len(images))
+        robust[f"{epsilon:.6g}"] = {"lower": lower, "upper": upper, "interval": [round(low, 4), round(high, 4)]}
+        print(f"{arguments.norm} {epsilon:.4f}: {lower}..{upper} of {len(images)}")
+    statuses = {name: int(np.sum((found.status == name) & found.correct)) for name in ("exact", "bounded")}
+    print(statuses, f"{seconds:.0f} s")
+    return {"data": dataset.title, "norm": arguments.norm, "images": len(images), "correct": int(found.correct.sum()),
+            "seconds": round(seconds, 1), "status_of_correct": statuses, "robust": robust,
+            "median_radius_of_correct": float(np.median(found.lower[found.correct])),
+            "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("question", choices=["floor", "peer", "full"])
+    parser.add_argument("--data_dir", help="tensorflow-datasets folder")
+    parser.add_argument("--dataset", default="cifar10", help="for full")
+    parser.add_argument("--norm", default="l2", help="for full")
+    parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
+    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, full all)")
+    parser.add_argument("--peer_images", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    arguments.images = arguments.images or {"floor": 512, "peer": 256, "full": None}[arguments.question]
+    report = {"floor": floor, "peer": peer, "full": full}[arguments.question](arguments)
+    report = {"environment": _environment(), **report}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
