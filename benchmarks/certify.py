@@ -24,13 +24,13 @@ import platform
 import resource
 import subprocess
 import time
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nn_adv import certify, data, evaluation, neighbors
-from nn_adv.certify import radius as radius_module
 from nn_adv.neighbors.distances import centered_pixels, matmul_t
 
 _CURVES = {
@@ -70,20 +70,11 @@ def _timed(fn) -> tuple[float, object]:
 
 
 def _search_only(reference, images, labels, norm):
-    """`certify.radius` without the recheck: replaced by one that believes the search."""
-    real = radius_module.recheck
+    """`certify.radius` with a recheck that believes the search."""
     size = len(labels)
-
-    class _Believed:
-        lower = np.zeros(size)
-        upper = np.zeros(size)
-        correct = np.ones(size, bool)
-
-    radius_module.recheck = lambda *_, **__: _Believed
-    try:
+    believed = certify.Recheck(np.zeros(size), np.zeros(size), np.ones(size, bool))
+    with unittest.mock.patch("nn_adv.certify.radius.recheck", lambda *_, **__: believed):
         return certify.radius(reference, images, labels, norm=norm)
-    finally:
-        radius_module.recheck = real
 
 
 def floor(arguments: argparse.Namespace) -> dict:
@@ -197,9 +188,12 @@ def full(arguments: argparse.Namespace) -> dict:
         robust[f"{epsilon:.6g}"] = {"lower": lower, "upper": upper, "interval": [round(low, 4), round(high, 4)]}
         print(f"{arguments.norm} {epsilon:.4f}: {lower}..{upper} of {len(images)}")
     statuses = {name: int(np.sum((found.status == name) & found.correct)) for name in ("exact", "bounded")}
-    print(statuses, f"{seconds:.0f} s")
+    bounded = np.flatnonzero(found.status == "bounded")
+    gaps = {int(b): [float(found.lower[b]), float(found.upper[b])] for b in bounded[:20]}
+    print(statuses, f"{seconds:.0f} s", gaps)
     return {"data": dataset.title, "norm": arguments.norm, "images": len(images), "correct": int(found.correct.sum()),
-            "seconds": round(seconds, 1), "status_of_correct": statuses, "robust": robust,
+            "seconds": round(seconds, 1), "status_of_correct": statuses, "bounded": gaps,
+            "robust": robust,
             "median_radius_of_correct": float(np.median(found.lower[found.correct])),
             "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Cheap bounds that leave few opponents: distances first, then one constraint at a time.
 
 For an image x with nearest own-class point i at squared distance D_i, an opponent j wins only where
-``||u - z_j|| <= ||u - z_i||``, so by the triangle inequality ``r_j >= (sqrt(D_j) - sqrt(D_i)) / 2`` in l2 (Hagai & Weiss
-2024): one distance product rules out all but the nearest opponents, whatever their number. For those,
+``||u - z_j|| <= ||u - z_i||``, so by the triangle inequality ``r_j >= (sqrt(D_j) - sqrt(D_i)) / 2`` in l2 (Hagai &
+Weiss 2024): one distance product rules out all but the nearest opponents, whatever their number. For those,
 ``r_j >= max_i h_ij / ||g_ij||_q`` over a few own points, with q the dual norm (``g_ij = z_j - z_i``,
 ``h_ij = (D_j - D_i) / 2``).
 """
@@ -54,7 +54,13 @@ def reach(norm: str, radius: chex.Array, size: int) -> chex.Array:
 
 @functools.partial(jax.jit, static_argnames="norm")
 def single(
-    reference: Reference, queries: chex.Array, image: chex.Array, opponents: chex.Array, anchors: chex.Array, *, norm: str
+    reference: Reference,
+    queries: chex.Array,
+    image: chex.Array,
+    opponents: chex.Array,
+    anchors: chex.Array,
+    *,
+    norm: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Return squared distances ``[T, K]`` to opponents and the best bound from one constraint, in float64.
 

@@ -4,20 +4,19 @@ For one opponent z_j and own-class points z_i the problem is
 
   r = min ||v||_p   subject to   G v >= h,   low <= v <= high,      G_i = z_j - z_i,  h_i = (D_j - D_i) / 2.
 
-All norms run through one method. Around a centre c, the proximal problem ``min f(v) + delta/2 ||v - c||^2`` has a dual
-in the few multipliers only,
+The dual has only the few multipliers. Around a centre c, ``min f(v) + delta/2 ||v - c||^2`` has the dual
 
-  q(lambda) = h.lambda - max_v { w.v - f(v) - delta/2 ||v - c||^2 },      w = G' lambda >= 0,
+  q(lambda) = h.lambda - max_v { w.v - f(v) - delta/2 ||v - c||^2 },      w = G' lambda,   lambda >= 0,
 
-which is concave, has one derivative, and whose inner maximum is closed or one-dimensional because the box is separable:
+which is concave, has one derivative, and whose inner maximum is closed because the box is separable. So one projected
+Newton method (`_maximize`) serves all norms:
 
-  l2:   f = 0, c = 0, delta = 1          v = clip(w)                              (no outer steps: 1/2 ||v||^2 is the goal)
-  l1:   f = ||v||_1                      v = clip(soft(c + w / delta, 1 / delta))
-  linf: f = t, |v_k| <= t                v = clip(clip(c + w / delta, -t, t)),    t from a scalar equation
-
-For l1 and linf the centre moves to the last v and the problem is solved again (proximal point method, Rockafellar 1976;
-with Newton inside as in Li, Sun & Toh 2020, "An asymptotically superlinearly convergent semismooth Newton augmented
-Lagrangian method for linear programming"); a linear program is solved exactly after finitely many such steps.
+  l2:   f = 0, c = 0, delta = 1:  v = clip(w).  This is the problem itself, 1/2 ||v||^2.
+  l1:   f = ||v||_1:  v = clip(soft(c + w / delta, 1 / delta)); then the centre moves to v, and again (proximal point
+        method, Rockafellar 1976; with Newton inside as in Li, Sun & Toh 2020, "An asymptotically superlinearly
+        convergent semismooth Newton augmented Lagrangian method for linear programming"). A linear program is solved
+        exactly after finitely many such steps.
+  linf: f = 0 in the box cut to |v_k| <= epsilon, for a growing epsilon (`_solve_linf`).
 
 Whatever the multipliers, they prove a lower bound (`bound`), so an early stop or a rounding error costs time, never
 soundness. Everything is float64: call under ``jax.enable_x64(True)``.

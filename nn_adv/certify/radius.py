@@ -1,11 +1,12 @@
 """The exact robust radius of 1NN: the size of the smallest perturbation that changes its prediction.
 
-  r(x) = min over opponents j of   min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
+  r(x) = min over opponents j of
+           min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
 
 Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
-(`bounds`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is judged by a
-nearest-neighbour search that adds the own points it missed. At the end `recheck`, which shares no code with all this,
-computes the bounds again.
+(`bounds`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is judged
+by a nearest-neighbour search that adds the own points it missed (`search`). At the end `recheck`, which shares no code
+with all this, computes the bounds again.
 
 Host code that keeps the books; the heavy parts are jitted and work on many images at once.
 """
@@ -18,6 +19,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.certify.embedded import embedded_radius
+from nn_adv.certify.embeddings import Embedding
 from nn_adv.certify.recheck import recheck
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
@@ -85,6 +88,7 @@ def radius(
     norm: str,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     leave_out: chex.Array | None = None,
+    embed: Embedding | None = None,
     recheck_all: bool = True,
     batch_size: int = 512,
     tolerance: float = 1e-6,
@@ -103,6 +107,8 @@ def radius(
       bounds: lowest and highest pixel value of a perturbed image, or None.
       leave_out: index of a point to leave out for each image ``[B]``, -1 for none; None: no point is left out, and a
         training image is its own nearest neighbour.
+      embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded
+        from below, and pixel bounds are not used (see `embedded_radius`).
       recheck_all: also check the opponents that were screened out in float64; without it their bound is the solver's.
       batch_size: images at a time; memory grows with it times the number of points.
       tolerance: relative gap below which a radius is exact.
@@ -112,6 +118,11 @@ def radius(
         finite or outside the bounds, leave_out out of range, batch_size below 1.
     """
     check_norm(norm)
+    if embed is not None:
+        options = {"recheck_all": recheck_all, "batch_size": batch_size, "tolerance": tolerance}
+        return embedded_radius(
+            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, **options
+        )
     labels, leave_out = _check(reference, images, labels, bounds, leave_out, batch_size)
     cutoff = np.full(len(labels), np.inf)
     return _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance)
@@ -152,9 +163,7 @@ def decide(
     return Decision(robust, found.adversarial, status)
 
 
-def _radius(
-    reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance
-) -> Radius:
+def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
     images = np.asarray(images)
     points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
@@ -179,9 +188,8 @@ def _radius(
         norm=norm, bounds=bounds, index=index.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else found.screened,
     )  # fmt: skip
-    gap = checked.upper - checked.lower
-    is_exact = ~checked.correct | (gap <= tolerance * checked.upper + _ABSOLUTE_TOLERANCE)
-    is_exact |= np.isinf(checked.lower) & np.isinf(checked.upper)
+    closed = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE <= checked.lower
+    is_exact = closed & (np.isfinite(checked.upper) | np.isinf(checked.lower))
 
     def original(rows):
         return np.where(rows >= 0, index[np.maximum(rows, 0)], -1).astype(np.int32)
@@ -224,11 +232,11 @@ def _join(parts: list[Found]) -> Found:
 
 def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np.ndarray, np.ndarray]:
     """Refuse bad input; return labels and leave_out as NumPy arrays."""
-    flatten_queries(reference, images[:1])  # shape and dtype
     labels = np.asarray(labels)
     count = len(images)
     if count == 0:
         raise ValueError("images must hold at least one image, got none")
+    flatten_queries(reference, images[:1])  # shape and dtype
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers [{count}], got {labels.dtype} of shape {labels.shape}")
     _check_range("labels", labels, 0, reference.num_classes - 1)
@@ -236,7 +244,9 @@ def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     leave_out = np.full(count, -1) if leave_out is None else np.asarray(leave_out)
     if leave_out.shape != (count,) or not np.issubdtype(leave_out.dtype, np.integer):
-        raise ValueError(f"leave_out must be integers [{count}] or None, got {leave_out.dtype} of shape {leave_out.shape}")
+        raise ValueError(
+            f"leave_out must be integers [{count}] or None, got {leave_out.dtype} of shape {leave_out.shape}"
+        )
     _check_range("leave_out", leave_out, -NO_POINT, int(reference.num_points or 0) - 1)
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
@@ -248,19 +258,21 @@ def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np
 def _check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
     outside = (values < low) | (values > high)
     if outside.any():
-        raise ValueError(f"{name} must be at most {high} and at least {low}, got {values[outside][0]} at index {int(np.argmax(outside))}")
+        first = int(np.argmax(outside))
+        raise ValueError(f"{name} must be at least {low} and at most {high}, got {values[first]} at index {first}")
 
 
 def _check_pixels(name: str, images: chex.Array, bounds) -> None:
     if images.dtype == np.uint8:
-        low, high, unit = 0, 255, np.float32(255)
         if bounds is None or (bounds[0] <= 0 and bounds[1] >= 1):
             return
-        low, high = np.min(images) / unit, np.max(images) / unit
+        low, high = float(np.min(images)) / 255, float(np.max(images)) / 255
     else:
         low, high = float(jnp.min(images)), float(jnp.max(images))
     if not (np.isfinite(low) and np.isfinite(high)):
         flat = np.asarray(images, np.float32).reshape(len(images), -1)
-        raise ValueError(f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}")
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}"
+        )
     if bounds is not None and (low < bounds[0] or high > bounds[1]):
         raise ValueError(f"{name} must be inside the bounds {bounds}, got pixels from {low:.6g} to {high:.6g}")

@@ -30,11 +30,25 @@ _FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
 class CertificateLike(Protocol):
     """What `recheck` reads of a certificate; all point indices are rows of ``points``, negative ones are padding."""
 
-    anchors: np.ndarray  # [B, m] own-class points near each image
-    image: np.ndarray  # [S] the image of each solved opponent
-    opponent: np.ndarray  # [S]
-    rows: np.ndarray  # [S, M] own-class points of its constraints
-    multipliers: np.ndarray  # [S, M]
+    @property
+    def anchors(self) -> np.ndarray:
+        """Own-class points near each image ``[B, m]``."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image of each solved opponent ``[S]``."""
+
+    @property
+    def opponent(self) -> np.ndarray:
+        """The opponent ``[S]``."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Own-class points of its constraints ``[S, M]``."""
+
+    @property
+    def multipliers(self) -> np.ndarray:
+        """One per constraint ``[S, M]``."""
 
 
 class Recheck(NamedTuple):

@@ -44,7 +44,14 @@ class RowCertificate(NamedTuple):
 
 
 class Found(NamedTuple):
-    """certificate; witness ``[B, d]`` float32 (the image where there is none), opponent row ``[B]``, screened ``[B]``."""
+    """What a search found for B images.
+
+    Attributes:
+      certificate: see `RowCertificate`.
+      adversarial: witness ``[B, d]`` float32; the image where there is none.
+      opponent: row of the opponent the witness is nearest to ``[B]``, -1 for none.
+      screened: lower bound over the opponents that were not solved ``[B]``, unchecked.
+    """
 
     certificate: RowCertificate
     adversarial: np.ndarray
@@ -148,15 +155,15 @@ def search(
     # Images of another prediction have radius 0: nothing to search. Ties go to the search, which ends at once.
     is_searched = (own[:, 0] >= 0) & ~((near >= 0) & (sq_near < sq_own[:, :1])).any(axis=1)
     candidates = [
-        dict(zip(near[b][near[b] >= 0].tolist(), singles[b][near[b] >= 0].tolist(), strict=True)) if is_searched[b] else {}
+        dict(zip(near[b][near[b] >= 0].tolist(), singles[b][near[b] >= 0].tolist(), strict=True))
+        if is_searched[b]
+        else {}
         for b in range(len(labels))
     ]
     wrong = np.flatnonzero((own[:, 0] >= 0) & ~is_searched)
     batch.best[wrong] = 0
     tasks = _run(batch, scores, others, own, anchors, distance, candidates)
-    screened = np.array(
-        [min((bound for row, bound in found.items()), default=np.inf) for found in candidates]
-    )
+    screened = np.array([min((bound for row, bound in found.items()), default=np.inf) for found in candidates])
     return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, np.minimum(screened, batch.best))
 
 
@@ -170,7 +177,9 @@ def _copies(reference: Reference, row_labels, index) -> list[tuple[int, int, int
     _, group, count = np.unique(sums, return_inverse=True, return_counts=True)
     for row in order[(count[group] > 1)[order] & (row_labels[order] >= 0)]:
         earlier = first.setdefault(points[row].tobytes(), [])
-        found += [(int(row), other, int(row_labels[other])) for other in earlier if row_labels[other] != row_labels[row]]
+        found += [
+            (int(row), other, int(row_labels[other])) for other in earlier if row_labels[other] != row_labels[row]
+        ]
         earlier.append(int(row))
     return found
 
@@ -189,7 +198,8 @@ def _single(batch: _Batch, image, opponents, anchors) -> tuple[np.ndarray, np.nd
             np.pad(anchors, pad, constant_values=-1).astype(np.int32),
             norm=batch.norm,
         )
-    return tuple(np.array(value)[:count] for value in values)
+    sq_distances, found = (np.array(value)[:count] for value in values)
+    return sq_distances, found
 
 
 def _run(batch: _Batch, scores, others, own, anchors, distance, candidates) -> list[_Task]:
@@ -207,7 +217,9 @@ def _run(batch: _Batch, scores, others, own, anchors, distance, candidates) -> l
         for b, found in enumerate(candidates):
             if b in busy or _is_done(batch, b):
                 continue
-            left = sorted((bound, row) for row, bound in found.items() if row not in started[b] and bound < batch.best[b])
+            left = sorted(
+                (bound, row) for row, bound in found.items() if row not in started[b] and bound < batch.best[b]
+            )
             for bound, row in left[:width]:
                 rows = [int(r) for r in own[b] if r >= 0]
                 task = _Task(b, row, rows, np.zeros(len(rows)), bound)
@@ -251,7 +263,11 @@ def _widen(batch: _Batch, scores, others, anchors, distance, candidates, images)
         found = _single(batch, np.array(image), np.stack(lists), anchors[np.array(image)])[1]
         for b, rows, values in zip(image, lists, found, strict=True):
             candidates[b].update(
-                {int(row): float(bound) for row, bound in zip(rows, values, strict=True) if row >= 0 and bound < batch.best[b]}
+                {
+                    int(row): float(bound)
+                    for row, bound in zip(rows, values, strict=True)
+                    if row >= 0 and bound < batch.best[b]
+                }
             )
 
 
@@ -310,9 +326,7 @@ def _solve(batch: _Batch, tasks: list[_Task], width: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "limits"))
-def _solve_rows(
-    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, *, norm, limits
-):
+def _solve_rows(reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, *, norm, limits):
     """Build the problems of S tasks, solve them, and return also the candidate witnesses, moved off the border."""
     points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
     x = cheap.values64(queries[image])
@@ -325,7 +339,9 @@ def _solve_rows(
     low, high = (-jnp.inf, jnp.inf) if limits is None else (limits[0] - x, limits[1] - x)
     problems = dual.Problems(gaps, heights, is_row, jnp.broadcast_to(low, x.shape), jnp.broadcast_to(high, x.shape))
     if norm != "l2":
-        multipliers = jnp.where(jnp.any(multipliers > 0, axis=1, keepdims=True), multipliers, dual.start(norm, problems))
+        multipliers = jnp.where(
+            jnp.any(multipliers > 0, axis=1, keepdims=True), multipliers, dual.start(norm, problems)
+        )
     solution = dual.solve(norm, problems, multipliers, size, center=center, rounds=rounds)
     v = solution.perturbation
     candidate = x + v + shift[:, None] * (z - x - v)
@@ -346,9 +362,7 @@ def _solve_linear(batch: _Batch, task: _Task) -> np.ndarray:
     task.multipliers, v = solved
     with jax.enable_x64(True):
         low, high = _room(batch, x)
-        problems = dual.Problems(
-            gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None]
-        )
+        problems = dual.Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
         task.bound = max(task.bound, float(dual.bound(batch.norm, problems, task.multipliers[None])[0]))
     candidate = x + v + task.shift * (z - x - v)
     return (candidate if batch.limits is None else np.clip(candidate, *batch.limits)).astype(np.float32)

@@ -1,0 +1,177 @@
+"""Radii and decisions on small problems against one LP or QP per opponent with every constraint, and on bad input."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from nn_adv import certify, neighbors
+from nn_adv.threat import NORMS, Threat
+from tests.certify.truths import true_radius
+
+# Grids of pixel values make ties, copies and shared borders likely.
+_STEPS = {"coarse": 3, "fine": 1000}
+
+
+@st.composite
+def _tasks(draw):
+    seed = draw(st.integers(0, 2**32 - 1))
+    num_points, size, num_images = draw(st.integers(2, 14)), draw(st.sampled_from([1, 6])), 3
+    steps = _STEPS[draw(st.sampled_from(sorted(_STEPS)))]
+    rng = np.random.default_rng(seed)
+    points = (rng.integers(0, steps + 1, (num_points, size)) / steps).astype(np.float32)
+    images = (rng.integers(0, steps + 1, (num_images, size)) / steps).astype(np.float32)
+    labels = rng.integers(0, 3, num_points)
+    leave_out = np.full(num_images, -1)
+    if draw(st.booleans()):  # train images, the first left out
+        images[:2] = points[rng.integers(0, num_points, 2)]
+        leave_out[0] = int(np.flatnonzero((points == images[0]).all(axis=1))[0])
+    return points, labels, images, rng.integers(0, 3, num_images), leave_out
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", NORMS)
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.given(task=_tasks())
+def test_brackets_the_brute_force_radius(norm, bounds, task):
+    points, labels, images, image_labels, leave_out = task
+    reference = neighbors.fit(points, labels, 3, block_size=16)
+    found = certify.radius(reference, images, image_labels, norm=norm, bounds=bounds, leave_out=leave_out)
+    for b, (image, label) in enumerate(zip(images, image_labels, strict=True)):
+        left_out = None if leave_out[b] < 0 else int(leave_out[b])
+        truth = true_radius(points, labels, image, int(label), norm=norm, bounds=bounds, leave_out=left_out)
+        assert found.lower[b] <= truth * (1 + 1e-9) + 1e-12, (b, truth)
+        assert found.upper[b] >= truth * (1 - 1e-9) - 1e-12, (b, truth)
+        if found.status[b] == "exact" and np.isfinite(truth):
+            assert abs(found.lower[b] - truth) <= 2e-6 * truth + 2e-7, (b, truth)
+
+
+def _problem(seed=0, n=60, size=16, classes=3, dtype=np.uint8):
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 256, (n, 4, size // 4)).astype(np.uint8)
+    images = rng.integers(0, 256, (7, 4, size // 4)).astype(np.uint8)
+    labels = rng.integers(0, classes, n)
+    if dtype != np.uint8:
+        points, images = ((x.astype(np.float32) / 255).astype(dtype) for x in (points, images))
+    reference = neighbors.fit(points, labels, classes)
+    return reference, images, np.asarray(neighbors.predict(reference, images)), points, labels
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_everything_is_exact_and_every_witness_is_one(norm):
+    reference, images, labels, *_ = _problem(n=200)
+    found = certify.radius(reference, images, labels, norm=norm, batch_size=3)
+    np.testing.assert_array_equal(found.status, "exact")
+    assert np.all(found.correct) and np.all(found.lower > 0)
+    assert found.adversarial.shape == images.shape and found.adversarial.dtype == np.float32
+    assert np.all(np.asarray(neighbors.predict(reference, found.adversarial)) != labels)
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    np.testing.assert_array_equal(reference.labels[found.opponent], neighbors.predict(reference, found.adversarial))
+
+
+def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
+    reference, images, labels, *_ = _problem(n=200)
+    whole = certify.radius(reference, images, labels, norm="l2")
+    parts = certify.radius(reference, images, labels, norm="l2", batch_size=2)
+    trusting = certify.radius(reference, images, labels, norm="l2", recheck_all=False)
+    np.testing.assert_allclose(parts.lower, whole.lower, rtol=1e-9)
+    np.testing.assert_allclose(trusting.lower, whole.lower, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_images_give_the_radii_of_uint8_ones(dtype):
+    reference, images, labels, *_ = _problem()
+    expected = certify.radius(reference, images, labels, norm="l2").lower
+    floats, pixels, *_ = _problem(dtype=dtype)
+    found = certify.radius(floats, pixels, labels, norm="l2")
+    np.testing.assert_allclose(found.lower, expected, rtol=1e-5 if dtype != np.float16 else 0.05, atol=1e-3)
+    np.testing.assert_array_equal(found.status, "exact")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_decides_as_the_radius_says(norm):
+    reference, images, labels, *_ = _problem(n=200)
+    radius = certify.radius(reference, images, labels, norm=norm)
+    for share, status in ((0.999, "robust"), (1.001, "broken")):
+        epsilon = (share * radius.upper).astype(np.float32)
+        decision = certify.decide(reference, images, labels, threat=Threat(norm, epsilon))
+        np.testing.assert_array_equal(decision.status, status)
+        np.testing.assert_array_equal(decision.robust, status == "robust")
+    size = np.abs(decision.adversarial - images / np.float32(255)).reshape(len(images), -1)
+    size = {"l1": size.sum(axis=1), "l2": np.sqrt((size**2).sum(axis=1)), "linf": size.max(axis=1)}[norm]
+    assert np.all(size < epsilon)
+
+
+def test_misclassified_images_have_radius_zero():
+    reference, images, labels, *_ = _problem()
+    found = certify.radius(reference, images, (labels + 1) % 3, norm="linf")
+    assert not found.correct.any()
+    assert np.all(found.lower == 0) and np.all(found.upper == 0)
+    decision = certify.decide(reference, images, (labels + 1) % 3, threat=Threat("linf", 0.0))
+    np.testing.assert_array_equal(decision.status, "broken")
+
+
+def test_a_train_image_is_its_own_neighbour_unless_left_out():
+    reference, _, _, points, labels = _problem(n=40)
+    own = certify.radius(reference, points[:6], labels[:6], norm="l2")
+    assert np.all(own.correct)
+    without = certify.radius(reference, points[:6], labels[:6], norm="l2", leave_out=np.arange(6))
+    rest = neighbors.fit(points[1:], labels[1:], 3)
+    alone = certify.radius(rest, points[:1], labels[:1], norm="l2")
+    np.testing.assert_allclose(without.lower[0], alone.lower[0], rtol=1e-7)
+    assert np.all(without.lower <= own.lower)
+
+
+def test_a_query_on_a_point_of_another_class_and_copies_across_classes():
+    points = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]], np.float32)
+    reference = neighbors.fit(points, np.array([0, 1, 0, 0]), 2)
+    # The copy of lower index wins the tie: the point of class 0 at (1, 1) is never predicted.
+    found = certify.radius(reference, points[[1, 1, 0]], np.array([0, 1, 0]), norm="l2")
+    np.testing.assert_array_equal(found.correct, [False, True, True])
+    np.testing.assert_allclose(found.upper, [0, 0.5, np.sqrt(0.5)], rtol=1e-6)
+    # Here no point of class 1 can ever win.
+    hidden = neighbors.fit(points, np.array([0, 0, 1, 0]), 2)
+    found = certify.radius(hidden, points[:1], np.array([0]), norm="linf")
+    assert np.isinf(found.lower[0]) and np.isinf(found.upper[0])
+
+
+def test_constant_images_and_one_point_per_class():
+    points = np.array([0.0, 0.25, 1.0], np.float32)[:, None] * np.ones((1, 9), np.float32)
+    reference = neighbors.fit(points, np.arange(3), 3)
+    for norm, expected in (("linf", 0.125), ("l2", 0.375), ("l1", 1.125)):
+        found = certify.radius(reference, points[:1], np.array([0]), norm=norm)
+        np.testing.assert_allclose([found.lower[0], found.upper[0]], expected, rtol=1e-6)
+
+
+def test_a_class_without_points():
+    reference = neighbors.fit(np.array([[0.2], [0.4]], np.float32), np.array([0, 0]), 3)
+    found = certify.radius(reference, np.array([[0.1], [0.9]], np.float32), np.array([0, 2]), norm="l2")
+    np.testing.assert_array_equal(found.correct, [True, False])
+    np.testing.assert_array_equal(found.lower, [np.inf, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "l3"}, "norm must be one of"),
+        ({"images": np.zeros((2, 5), np.float32)}, "queries must be"),
+        ({"images": np.zeros((0, 4, 4), np.float32), "labels": np.zeros(0, int)}, "at least one image"),
+        ({"images": np.full((2, 4, 4), 1.5, np.float32)}, "inside the bounds"),
+        ({"images": np.full((2, 4, 4), np.nan, np.float32)}, "finite"),
+        ({"images": np.zeros((2, 4, 4), np.int32)}, "uint8 or float"),
+        ({"labels": np.array([0, 3])}, "labels must be"),
+        ({"labels": np.array([0.0, 1.0])}, "labels must be integers"),
+        ({"labels": np.array([0])}, "labels must be integers"),
+        ({"leave_out": np.array([0, 60])}, "leave_out must be"),
+        ({"leave_out": np.array([0.0, 1.0])}, "leave_out must be"),
+        ({"bounds": (1.0, 0.0)}, "bounds must be"),
+        ({"bounds": (0.4, 0.6)}, "inside the bounds"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(change, message):
+    reference, images, labels, *_ = _problem()
+    arguments = {"images": images[:2], "labels": labels[:2], "norm": "l2"} | change
+    with pytest.raises(ValueError, match=message) as error:
+        certify.radius(reference, arguments.pop("images"), arguments.pop("labels"), **arguments)
+    assert "\n" not in str(error.value)
