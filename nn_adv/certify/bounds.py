@@ -47,9 +47,20 @@ def lowest(scores: chex.Array, usable: chex.Array, *, count: int) -> jax.Array:
     return jnp.where(jnp.isfinite(values), rows, -1)
 
 
-def reach(norm: str, radius: chex.Array, size: int) -> chex.Array:
-    """Return how far, in l2, an lp perturbation of ``radius`` can move an image of ``size`` pixels."""
-    return radius * np.sqrt(size) if norm == "linf" else radius
+def distance_limit(norm: str, radius: np.ndarray, nearest: np.ndarray, size: int, spread: float) -> np.ndarray:
+    """Return the l2 distance beyond which no opponent can win within ``radius``.
+
+    Args:
+      norm: of the perturbation.
+      radius: ``[B]``.
+      nearest: distance of the nearest own point ``[B]``.
+      size: number of pixels.
+      spread: largest difference of two pixels of the points, a bound on ``max |g|``.
+    """
+    limit = nearest + 2 * radius * (np.sqrt(size) if norm == "linf" else 1)
+    if norm == "l1":  # h_ij <= g_ij . v <= max |g| ||v||_1
+        limit = np.minimum(limit, np.sqrt(nearest**2 + 2 * spread * radius))
+    return limit
 
 
 @functools.partial(jax.jit, static_argnames="norm")
@@ -79,24 +90,20 @@ def single(
     def one(inputs):
         image, opponents, anchors = inputs
         query = values64(queries[image])
-        near = values64(points[anchors])
-        far = values64(points[opponents])
-        sq_near = float64_distances("l2", query, near)
-        sq_far = float64_distances("l2", query, far)
-
-        def bound(inputs):
-            own, sq_own, is_anchor = inputs
-            gap = far - own
-            length = {
-                "l2": lambda: jnp.sqrt(jnp.sum(jnp.square(gap), axis=1)),
-                "linf": lambda: jnp.sum(jnp.abs(gap), axis=1),
-                "l1": lambda: jnp.max(jnp.abs(gap), axis=1),
-            }[norm]()
-            height = (sq_far - sq_own) / 2
-            return jnp.where(is_anchor & (length > 0), height / jnp.where(length > 0, length, 1), 0)
-
-        bounds = lax.map(bound, (near, sq_near, anchors >= 0)).max(axis=0)
-        return sq_far, jnp.where(opponents >= 0, jnp.maximum(bounds, 0), jnp.inf)
+        own, other = values64(points[anchors]), values64(points[opponents])
+        sq_own = float64_distances("l2", query, own)
+        sq_other = float64_distances("l2", query, other)
+        if norm == "l2":  # expanded: only a relative error of the length matters here
+            products = (other - query) @ (own - query).T
+            lengths = jnp.sqrt(jnp.maximum(sq_other[:, None] + sq_own - 2 * products, 0))
+        else:
+            reduce = jnp.sum if norm == "linf" else jnp.max
+            lengths = lax.map(lambda point: reduce(jnp.abs(other - point), axis=1), own).T
+        heights = (sq_other[:, None] - sq_own) / 2
+        bounds = jnp.where((anchors >= 0) & (lengths > 0), heights / jnp.where(lengths > 0, lengths, 1), 0)
+        # A little is given away for the rounding; what comes near the radius is solved in any case.
+        bounds = jnp.maximum(bounds.max(axis=1), 0) * (1 - 1e-7)
+        return sq_other, jnp.where(opponents >= 0, bounds, jnp.inf)
 
     return lax.map(one, (image, opponents, anchors))
 

@@ -29,6 +29,7 @@ _TILE = 16  # opponents bounded together
 _WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
 _BATCHES = (8, 32, 128, 256)  # padded numbers of tasks
 _MAX_ROUNDS = 40
+_ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _LINEAR_AFTER = 12  # rounds after which a linear program is left to a library
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
 
@@ -88,6 +89,7 @@ class _Batch:
     tolerance: float
     best: np.ndarray  # [B] size of the best witness, or the cutoff
     has_cutoff: np.ndarray
+    spread: float  # largest difference of two pixels
     has_witness: np.ndarray
     adversarial: np.ndarray
     opponent: np.ndarray
@@ -132,6 +134,7 @@ def search(
         reference, queries, pixels, labels, left_out, index, row_of, norm, bounds, tolerance,
         best=cutoff.astype(np.float64),
         has_cutoff=np.isfinite(cutoff),
+        spread=_spread(reference),
         has_witness=np.zeros(len(labels), bool),
         adversarial=pixels.astype(np.float32),
         opponent=np.full(len(labels), -1),
@@ -149,8 +152,8 @@ def search(
     others = usable & ~is_own
     near = np.asarray(cheap.lowest(scores, others, count=min(_FIRST_OPPONENTS, is_own.shape[1])))
     anchors = own[:, :_NUM_ANCHORS]
-    sq_own, _ = _single(batch, np.arange(len(labels)), own[:, :1], anchors)
-    sq_near, singles = _single(batch, np.arange(len(labels)), near, anchors)
+    sq_own, _ = _single(batch, np.arange(len(labels)), own[:, :1], anchors, norm)
+    sq_near, singles = _single(batch, np.arange(len(labels)), near, anchors, norm)
     distance = np.sqrt(np.maximum(sq_own[:, 0], 0))
     # Images of another prediction have radius 0: nothing to search. Ties go to the search, which ends at once.
     is_searched = (own[:, 0] >= 0) & ~((near >= 0) & (sq_near < sq_own[:, :1])).any(axis=1)
@@ -165,6 +168,12 @@ def search(
     tasks = _run(batch, scores, others, own, anchors, distance, candidates)
     screened = np.array([min((bound for row, bound in found.items()), default=np.inf) for found in candidates])
     return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, np.minimum(screened, batch.best))
+
+
+def _spread(reference: Reference) -> float:
+    if reference.blocks.dtype == jnp.uint8:
+        return 1.0
+    return float(jnp.max(reference.blocks) - jnp.min(reference.blocks))
 
 
 def _copies(reference: Reference, row_labels, index) -> list[tuple[int, int, int]]:
@@ -184,7 +193,7 @@ def _copies(reference: Reference, row_labels, index) -> list[tuple[int, int, int
     return found
 
 
-def _single(batch: _Batch, image, opponents, anchors) -> tuple[np.ndarray, np.ndarray]:
+def _single(batch: _Batch, image, opponents, anchors, norm: str) -> tuple[np.ndarray, np.ndarray]:
     """Bound lists of opponents ``[T, K]``; padded so that few shapes are compiled."""
     count = len(image)
     size = 1 << max(3, int(count - 1).bit_length())
@@ -196,7 +205,7 @@ def _single(batch: _Batch, image, opponents, anchors) -> tuple[np.ndarray, np.nd
             np.pad(image, (0, size - count)).astype(np.int32),
             np.pad(opponents, pad, constant_values=-1).astype(np.int32),
             np.pad(anchors, pad, constant_values=-1).astype(np.int32),
-            norm=batch.norm,
+            norm=norm,
         )
     sq_distances, found = (np.array(value)[:count] for value in values)
     return sq_distances, found
@@ -243,32 +252,36 @@ def _is_done(batch: _Batch, image: int) -> bool:
 
 
 def _widen(batch: _Batch, scores, others, anchors, distance, candidates, images) -> None:
-    """Add every opponent that the triangle inequality does not rule out at the best radius known."""
+    """Add every opponent that distances and single constraints do not rule out at the best radius known."""
     if not len(images):
         return
     size = batch.pixels.shape[1]
-    needed = np.zeros(len(distance), np.float32)
-    needed[images] = 2 * cheap.reach(batch.norm, batch.best[images], size) + distance[images]
-    limit = np.asarray(cheap.score_ceiling(batch.reference, batch.queries, jnp.asarray(needed * np.float32(1 + 1e-6))))
+    limit = np.zeros(len(distance), np.float32)
+    limit[images] = cheap.distance_limit(batch.norm, batch.best[images], distance[images], size, batch.spread)
+    ceiling = np.asarray(cheap.score_ceiling(batch.reference, batch.queries, jnp.asarray(limit * np.float32(1 + 1e-6))))
     host = np.asarray(scores)
-    image, lists = [], []
-    for b in images:
-        rows = np.flatnonzero((host[b] <= limit[b]) & others[b])
-        rows = rows[~np.isin(rows, list(candidates[b]))]
-        for start in range(0, len(rows), _TILE):
-            part = rows[start : start + _TILE]
-            image.append(b)
-            lists.append(np.pad(part, (0, _TILE - len(part)), constant_values=-1))
-    if image:
-        found = _single(batch, np.array(image), np.stack(lists), anchors[np.array(image)])[1]
-        for b, rows, values in zip(image, lists, found, strict=True):
-            candidates[b].update(
-                {
-                    int(row): float(bound)
-                    for row, bound in zip(rows, values, strict=True)
-                    if row >= 0 and bound < batch.best[b]
-                }
-            )
+    left = {b: np.flatnonzero((host[b] <= ceiling[b]) & others[b]) for b in images.tolist()}
+    left = {b: rows[~np.isin(rows, list(candidates[b]))] for b, rows in left.items()}
+    if batch.norm == "linf":  # the l2 length is a matrix product, the l1 length is not: it is left for few
+        weak = _tiled(batch, left, anchors, "l2")
+        left = {b: rows[weak[b] / np.sqrt(size) < batch.best[b]] for b, rows in left.items()}
+    for b, bounds in _tiled(batch, left, anchors, batch.norm).items():
+        is_near = bounds < batch.best[b]
+        candidates[b].update(zip(left[b][is_near].tolist(), bounds[is_near].tolist(), strict=True))
+
+
+def _tiled(batch: _Batch, opponents: dict[int, np.ndarray], anchors, norm: str) -> dict[int, np.ndarray]:
+    """Bound lists of opponents of any length: cut into tiles, joined again."""
+    image, tiles = [], []
+    for b, rows in opponents.items():
+        padded = np.pad(rows, (0, -len(rows) % _TILE), constant_values=-1).reshape(-1, _TILE)
+        image += [b] * len(padded)
+        tiles.append(padded)
+    if not image:
+        return {b: np.zeros(0) for b in opponents}
+    found = _single(batch, np.array(image), np.concatenate(tiles), anchors[np.array(image)], norm)[1]
+    owner = np.array(image)
+    return {b: found[owner == b].reshape(-1)[: len(rows)] for b, rows in opponents.items()}
 
 
 def _advance(batch: _Batch, tasks: list[_Task]) -> None:
@@ -319,7 +332,7 @@ def _solve(batch: _Batch, tasks: list[_Task], width: int) -> None:
         task.multipliers = multipliers[i, : len(task.rows)].copy()
         task.bound = max(task.bound, float(bound[i]))
         task.center = perturbation[i] if batch.norm != "l2" else None
-        if task.rounds > _LINEAR_AFTER and batch.norm != "l2":
+        if task.rounds > _LINEAR_AFTER and batch.norm != "l2" and not is_converged[i]:
             candidate = candidate.copy()
             candidate[i] = _solve_linear(batch, task)
     _judge(batch, tasks, candidate, is_converged)
@@ -414,7 +427,7 @@ def _update(batch: _Batch, task: _Task, candidate, own, sq_own, sq_other, is_con
             batch.adversarial[task.image] = candidate
             batch.opponent[task.image] = task.opponent
         gap = size - task.bound
-        if gap <= batch.tolerance * size / 2 + 2e-8 or task.rounds >= _MAX_ROUNDS:
+        if gap <= batch.tolerance * size / 2 + _ROUNDING or task.rounds >= _MAX_ROUNDS:
             task.is_open = False
         elif is_converged:  # the way off the border was too long
             task.shift, task.is_open = task.shift / 4, task.shift > 1e-12
