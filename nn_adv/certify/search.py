@@ -29,6 +29,7 @@ _TILE = 16  # opponents bounded together
 _WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
 _BATCHES = (8, 32, 128, 256)  # padded numbers of tasks
 _MAX_ROUNDS = 40
+_ENOUGH_ROUNDS = 6  # after which a witness off a solved border is not improved any more
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _LINEAR_AFTER = 12  # rounds after which a linear program is left to a library
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
@@ -418,6 +419,7 @@ def _nearest_own(batch: _Batch, candidates: np.ndarray, label: int) -> np.ndarra
 
 def _update(batch: _Batch, task: _Task, candidate, own, sq_own, sq_other, is_converged) -> None:
     index = batch.index
+    task.is_open = task.rounds < _MAX_ROUNDS
     is_missed = (sq_own < sq_other) | ((sq_own == sq_other) & (index[own] < index[task.opponent]))
     if not is_missed.any():
         size = _size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
@@ -427,10 +429,10 @@ def _update(batch: _Batch, task: _Task, candidate, own, sq_own, sq_other, is_con
             batch.adversarial[task.image] = candidate
             batch.opponent[task.image] = task.opponent
         gap = size - task.bound
-        if gap <= batch.tolerance * size / 2 + _ROUNDING or task.rounds >= _MAX_ROUNDS:
+        if gap <= batch.tolerance * size / 2 + _ROUNDING or (is_converged and task.rounds >= _ENOUGH_ROUNDS):
             task.is_open = False
         elif is_converged:  # the way off the border was too long
-            task.shift, task.is_open = task.shift / 4, task.shift > 1e-12
+            task.shift /= 4
         return
     new = [int(row) for row in own[is_missed] if int(row) not in task.rows]
     if new:
@@ -442,8 +444,6 @@ def _update(batch: _Batch, task: _Task, candidate, own, sq_own, sq_other, is_con
         task.multipliers = np.append(task.multipliers, np.zeros(len(new)))[: _WIDTHS[-1]]
     elif is_converged:
         task.shift *= 6
-    if task.rounds >= _MAX_ROUNDS:
-        task.is_open = False
 
 
 def _size(norm: str, perturbation: np.ndarray) -> float:

@@ -274,7 +274,8 @@ def test_own_float_arrays_run_end_to_end(tmp_path):
         kept = labels < 2
         arrays |= {f"{split}_images": images[kept] / np.float32(255), f"{split}_labels": labels[kept]}
     np.savez(tmp_path / "mine.npz", **arrays)
-    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}")
+    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("1nn", "trades-l2"))
+    config.radii.linf = 0.0
     config.tasks.names = ()
     binary_tasks.run(config, tmp_path / "run")
     found = counted(tmp_path / "run")
