@@ -1,0 +1,89 @@
+"""What do the other bounds give: the distance between classes, the vote of k neighbours, 1NN on features?
+
+  python benchmarks/bounds.py separation --dataset=cifar10 --norm=l2 --data_dir=../shared/tfds
+  python benchmarks/bounds.py vote --dataset=cifar10 --norm=l2 --images=200 --data_dir=../shared/tfds
+  python benchmarks/bounds.py embedding --dataset=cifar10 --task=0v1 --images=300 --data_dir=../shared/tfds
+
+Each prints one line per setting. Vote and embedding figures are bounds; those of pixels are exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from nn_adv import certify, data, neighbors
+
+_RADII = {"cifar10": (0.25, 0.5, 1.0), "mnist": (0.5, 1.0, 1.5, 2.0), "digits": (0.25, 0.5, 0.8)}
+
+
+def separation(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
+    """Print the smallest distance between training images of different classes."""
+    found = certify.separation(dataset.train_images, dataset.train_labels, norm=arguments.norm)
+    print(
+        f"{arguments.norm}: d0 {found.distance:.4f}, guaranteed radius {found.guaranteed_radius:.4f}, pair {found.pair}"
+    )
+
+
+def vote(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
+    """Print bounds on the radius of the vote of k neighbours."""
+    reference = neighbors.fit(dataset.train_images, dataset.train_labels, len(dataset.class_names))
+    images, labels = dataset.test_images[: arguments.images], dataset.test_labels[: arguments.images]
+    for k in (1, 3, 5, 11):
+        found = certify.vote_bounds(reference, images, labels, k=k, norm=arguments.norm)
+        known = found.correct & np.isfinite(found.upper)
+        lower, upper = found.lower[known], found.upper[known]
+        print(
+            f"k={k}: correct {found.correct.sum()} of {len(labels)}, mean lower {lower.mean():.4f}, "
+            f"mean upper {upper.mean():.4f}, median ratio {np.median(lower / upper):.2f}"
+        )
+
+
+def embedding(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
+    """Print clean and certified accuracy in pixel l2 of 1NN on pixels (exact) and on features (bounds)."""
+    kind = "all" if arguments.task == "all" else "pairs"
+    task = next(task for task in data.tasks(dataset, kind) if task.name == arguments.task)
+    points = dataset.train_images[task.train_index]
+    images = dataset.test_images[task.test_index[: arguments.images]]
+    labels = task.test_labels[: arguments.images]
+    for embed in _embeddings(points):
+        reference = neighbors.fit(points if embed is None else embed(points), task.train_labels, task.num_classes)
+        started = time.perf_counter()
+        found = certify.radius(reference, images, labels, norm="l2", embed=embed)
+        shares = [
+            f"@{radius}: {np.mean(found.correct & (found.lower >= radius)):.3f}" for radius in _RADII[dataset.name]
+        ]
+        name = "pixels, exact" if embed is None else embed.name
+        seconds = time.perf_counter() - started
+        print(f"{name:20s} clean {found.correct.mean():.3f} certified {' '.join(shares)}  {seconds:.0f} s", flush=True)
+
+
+def _embeddings(points: np.ndarray) -> Iterator[certify.Embedding | None]:
+    shape = points.shape[1:]
+    yield None
+    for count in (8, 32, 128):
+        yield certify.pca(points, count)
+    for window in (2, 4):
+        yield certify.average_pool(shape, window)
+    for cutoff in (4, 8, 16):
+        yield certify.low_pass(shape, cutoff)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("question", choices=["separation", "vote", "embedding"])
+    parser.add_argument("--data_dir", help="tensorflow-datasets folder")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--task", default="0v1", help="for embedding: a pair such as 0v1, or all")
+    parser.add_argument("--norm", default="l2", help="for separation and vote")
+    parser.add_argument("--images", type=int, default=200)
+    arguments = parser.parse_args()
+    dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
+    {"separation": separation, "vote": vote, "embedding": embedding}[arguments.question](dataset, arguments)
+
+
+if __name__ == "__main__":
+    main()
