@@ -105,7 +105,7 @@ def bound(norm: str, problems: Problems, multipliers: chex.Array) -> jax.Array:
         return jnp.sqrt(2 * jnp.maximum(target - jnp.sum(w * v - v**2 / 2, axis=1), 0))
     if norm == "l1":
         return jnp.maximum(_l1_value(1.0, target, size, room), _l1_value(jnp.max(size, axis=1), target, size, room))
-    return _linf_root(target, size, room)
+    return linf_root(target, size, room)
 
 
 def _l1_value(threshold, target, size, room):
@@ -116,8 +116,16 @@ def _l1_value(threshold, target, size, room):
     return jnp.where(threshold > 0, (target - held_back) / jnp.where(threshold > 0, threshold, 1), 0)
 
 
-def _linf_root(target, size, room):
-    """Root of sum |w| min(eps, room) = target: concave in eps, so Newton's steps rise to it from 0."""
+def linf_root(target, size, room):
+    """Return the eps ``[S]`` at which sum |w| min(eps, room) = target: the least linf size of v with w.v >= target.
+
+    The sum is concave in eps, so Newton's steps rise to the root from 0.
+
+    Args:
+      target: ``[S]``.
+      size: |w| ``[S, d]``.
+      room: how far each variable may move in the direction of w ``[S, d]``; may be inf.
+    """
 
     def rise(state):
         eps, _, count = state

@@ -207,6 +207,7 @@ def _single(batch: _Batch, image, opponents, anchors, norm: str) -> tuple[np.nda
             np.pad(opponents, pad, constant_values=-1).astype(np.int32),
             np.pad(anchors, pad, constant_values=-1).astype(np.int32),
             norm=norm,
+            limits=batch.limits,
         )
     sq_distances, found = (np.array(value)[:count] for value in values)
     return sq_distances, found
@@ -244,7 +245,7 @@ def _run(batch: _Batch, scores, others, own, anchors, distance, candidates) -> l
             task.is_open &= not _is_done(batch, task.image)
         tasks += [task for task in active if not task.is_open]
         active = [task for task in active if task.is_open]
-        width = min(2 * width, 8)
+        width = min(2 * width, 32)
 
 
 def _is_done(batch: _Batch, image: int) -> bool:
