@@ -126,8 +126,11 @@ def search(
       bounds: of pixels, or None.
       tolerance: relative gap to close.
     """
+    count = len(labels)
     with jax.enable_x64(True):
         pixels = np.asarray(cheap.values64(queries))
+    # Filled up, so that batches of about the same size share their compilations.
+    queries = jnp.pad(queries, ((0, _power_of_two(count) - count), (0, 0)))
     index = np.asarray(reference.index).reshape(-1)
     row_of = np.full(int(index[index != NO_POINT].max()) + 1, -1, np.int64)
     row_of[index[index != NO_POINT]] = np.flatnonzero(index != NO_POINT)
@@ -149,9 +152,9 @@ def search(
         usable[(labels == label) & (left_out != original), copy] = False
 
     scores = cheap.screen(reference, queries)
-    own = np.asarray(cheap.lowest(scores, is_own & usable, count=min(_FIRST_ROWS, is_own.shape[1])))
     others = usable & ~is_own
-    near = np.asarray(cheap.lowest(scores, others, count=min(_FIRST_OPPONENTS, is_own.shape[1])))
+    own = _lowest(scores, is_own & usable, _FIRST_ROWS)
+    near = _lowest(scores, others, _FIRST_OPPONENTS)
     anchors = own[:, :_NUM_ANCHORS]
     sq_own, _ = _single(batch, np.arange(len(labels)), own[:, :1], anchors, norm)
     sq_near, singles = _single(batch, np.arange(len(labels)), near, anchors, norm)
@@ -169,6 +172,16 @@ def search(
     tasks = _run(batch, scores, others, own, anchors, distance, candidates)
     screened = np.array([min((bound for row, bound in found.items()), default=np.inf) for found in candidates])
     return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, np.minimum(screened, batch.best))
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(3, int(count - 1).bit_length())
+
+
+def _lowest(scores: jax.Array, usable: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the lowest usable scores for each of the images, without the filling."""
+    padded = np.pad(usable, ((0, len(scores) - len(usable)), (0, 0)))
+    return np.asarray(cheap.lowest(scores, padded, count=min(count, usable.shape[1])))[: len(usable)]
 
 
 def _spread(reference: Reference) -> float:
@@ -197,7 +210,7 @@ def _copies(reference: Reference, row_labels, index) -> list[tuple[int, int, int
 def _single(batch: _Batch, image, opponents, anchors, norm: str) -> tuple[np.ndarray, np.ndarray]:
     """Bound lists of opponents ``[T, K]``; padded so that few shapes are compiled."""
     count = len(image)
-    size = 1 << max(3, int(count - 1).bit_length())
+    size = _power_of_two(count)
     pad = ((0, size - count), (0, 0))
     with jax.enable_x64(True):
         values = cheap.single(
@@ -258,7 +271,7 @@ def _widen(batch: _Batch, scores, others, anchors, distance, candidates, images)
     if not len(images):
         return
     size = batch.pixels.shape[1]
-    limit = np.zeros(len(distance), np.float32)
+    limit = np.zeros(len(batch.queries), np.float32)
     limit[images] = cheap.distance_limit(batch.norm, batch.best[images], distance[images], size, batch.spread)
     ceiling = np.asarray(cheap.score_ceiling(batch.reference, batch.queries, jnp.asarray(limit * np.float32(1 + 1e-6))))
     host = np.asarray(scores)
@@ -412,7 +425,7 @@ def _judge(batch: _Batch, tasks: list[_Task], candidate: np.ndarray, is_converge
 def _nearest_own(batch: _Batch, candidates: np.ndarray, label: int) -> np.ndarray:
     """Return rows ``[T, k]`` of the own points nearest to each candidate, -1 for none."""
     count = len(candidates)
-    size = 1 << max(3, int(count - 1).bit_length())
+    size = _power_of_two(count)
     padded = np.pad(candidates, ((0, size - count), (0, 0)), mode="edge")
     indices = np.asarray(nearest_in_class(batch.reference, padded, label, k=_NEW_ROWS).indices)[:count]
     return np.where(indices == NO_POINT, -1, batch.row_of[np.where(indices == NO_POINT, 0, indices)])
