@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from nn_adv import neighbors
+from nn_adv import certify, neighbors
 from nn_adv.certify import embedded, embeddings
 from nn_adv.threat import NORMS
 
@@ -230,3 +230,19 @@ def test_constants_that_the_images_contradict_are_refused():
         embed = embeddings.average_pool(SHAPE, 2)
         reference = neighbors.fit(embed(points), labels, 2)
         embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l3")
+
+
+def test_radius_takes_an_embedding():
+    """All principal components together keep every distance: the bound is the free l2 radius on pixels."""
+    rng = np.random.default_rng(0)
+    points, labels = rng.uniform(size=(40, 9)).astype(np.float32), rng.integers(0, 2, 40)
+    images = rng.uniform(size=(5, 9)).astype(np.float32)
+    reference = neighbors.fit(points, labels, 2)
+    predicted = np.asarray(neighbors.predict(reference, images))
+    embed = certify.pca(points, 9)
+    embedded = neighbors.fit(embed(points), labels, 2)
+    found = certify.radius(embedded, images, predicted, norm="l2", embed=embed)
+    expected = certify.radius(reference, images, predicted, norm="l2", bounds=None)
+    np.testing.assert_array_equal(found.status, "bounded")
+    np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-4)
+    assert np.all(found.lower <= expected.upper)
