@@ -4,7 +4,8 @@ For an image x with nearest own-class point i at squared distance D_i, an oppone
 ``||u - z_j|| <= ||u - z_i||``, so by the triangle inequality ``r_j >= (sqrt(D_j) - sqrt(D_i)) / 2`` in l2 (Hagai &
 Weiss 2024): one distance product rules out all but the nearest opponents, whatever their number. For those,
 ``r_j >= max_i h_ij / ||g_ij||_q`` over a few own points, with q the dual norm (``g_ij = z_j - z_i``,
-``h_ij = (D_j - D_i) / 2``).
+``h_ij = (D_j - D_i) / 2``). In linf distances rule out little where most pixels are black or white; there one more
+product does (`linf_reach`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jax import lax
 
 from nn_adv import pixels
 from nn_adv.certify import dual
-from nn_adv.neighbors.distances import float64_distances
+from nn_adv.neighbors.distances import float64_distances, matmul_t
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.screens import make_screen
 
@@ -64,6 +65,57 @@ def distance_limit(norm: str, radius: np.ndarray, nearest: np.ndarray, size: int
     return limit
 
 
+@functools.partial(jax.jit, static_argnames="limits")
+def linf_reach(
+    reference: Reference,
+    queries: chex.Array,
+    anchors: chex.Array,
+    epsilon: chex.Array,
+    lowest_pixel: float,
+    spread: float,
+    *,
+    limits: tuple[float, float] | None = None,
+) -> jax.Array:
+    """Return which points may win against single own-class points within epsilon in linf, booleans ``[Q, rows]``.
+
+    Within epsilon and the limits each pixel moves by c +- w, so that ``g . v <= g . c + |g| . w``. Numbers p, q of
+    [0, s] have ``|p - q| <= p + q - 2 p q / s``, with equality at the ends: a bound on ``|g|`` linear in z_j, so that
+    one product of an own-class point bounds all opponents.
+
+    Args:
+      reference: points from `fit`.
+      queries: images ``[Q, d]``.
+      anchors: own-class rows ``[Q, m]``, -1 for none.
+      epsilon: ``[Q]`` float32.
+      lowest_pixel: no pixel of the points is below.
+      spread: largest difference of two pixels of the points, above 0.
+      limits: bounds of pixels.
+    """
+    points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
+    x, own = pixels.as_float(queries)[:, None], pixels.as_float(points[anchors])
+    low, high = -epsilon[:, None, None], epsilon[:, None, None]
+    if limits is not None:
+        low, high = jnp.maximum(low, limits[0] - x), jnp.minimum(high, limits[1] - x)
+    center, width = (low + high) / 2, (high - low) / 2
+    slope = 1 - 2 * (own - lowest_pixel) / spread  # |g| <= (z_j - lowest) slope + (z_i - lowest)
+    # h - g . c - |g| . w >= |z_j|^2 / 2 - z_j . normal + offset
+    normal = x + center + width * slope
+    offset = own * (x + center - own / 2) + width * (lowest_pixel * slope - (own - lowest_pixel))
+    offset = jnp.where(anchors >= 0, jnp.sum(offset, axis=2), -jnp.inf)
+    flat, length = normal.reshape(-1, x.shape[-1]), jnp.linalg.norm(normal, axis=2)
+
+    def tile(block):
+        z = pixels.as_float(block)
+        sq = jnp.sum(jnp.square(z), axis=1)
+        margins = sq / 2 - matmul_t(flat, z).reshape(*anchors.shape, -1) + offset[..., None]
+        # Generous for rounding: what is ruled out wrongly all the same, the recheck finds.
+        slack = 3e-6 * (sq + length[..., None] * jnp.sqrt(sq))
+        return ~jnp.any(margins > slack, axis=1)
+
+    reached = lax.map(tile, reference.blocks)
+    return jnp.moveaxis(reached, 0, 1).reshape(len(queries), -1)
+
+
 @functools.partial(jax.jit, static_argnames=("norm", "limits"))
 def single(
     reference: Reference,
@@ -86,7 +138,7 @@ def single(
       opponents: rows ``[T, K]``, -1 for none.
       anchors: own-class rows ``[T, m]``, -1 for none.
       norm: of the perturbation.
-      limits: bounds of pixels; used in linf only, where one constraint alone gains much from them.
+      limits: bounds of pixels; not used in l2, where one constraint alone gains little from them.
     """
     points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
 
@@ -104,12 +156,13 @@ def single(
             lengths = lax.map(lambda point: reduce(jnp.abs(other - point), axis=1), own).T
         heights = (sq_other[:, None] - sq_own) / 2
         bounds = jnp.where((anchors >= 0) & (lengths > 0), heights / jnp.where(lengths > 0, lengths, 1), 0)
-        if norm == "linf" and limits is not None:  # the box matters most here: pixels at a bound move one way only
+        if norm != "l2" and limits is not None:  # the box matters more here: at a bound pixels move one way only
             nearest = jnp.argmax(bounds, axis=1)
             gap = other - own[nearest]
             room = jnp.where(gap > 0, limits[1] - query, query - limits[0])
             height = jnp.take_along_axis(heights, nearest[:, None], axis=1)[:, 0]
-            bounds = jnp.maximum(bounds, dual.linf_root(height, jnp.abs(gap), room)[:, None])
+            boxed = dual.linf_root if norm == "linf" else dual.l1_maximum
+            bounds = jnp.maximum(bounds, boxed(height, jnp.abs(gap), room)[:, None])
         # A little is given away for the rounding; what comes near the radius is solved in any case.
         bounds = jnp.maximum(bounds.max(axis=1), 0) * (1 - 1e-7)
         return sq_other, jnp.where(opponents >= 0, bounds, jnp.inf)

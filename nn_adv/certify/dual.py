@@ -40,6 +40,7 @@ _FIRST_PROXIMITY, _SHRINK, _LAST_PROXIMITY = 0.1, 0.1, 0.003
 _MAX_NEWTON_STEPS = 40
 _MAX_HALVINGS = 30
 _MAX_ROOT_STEPS = 150
+_LEAST_THRESHOLD, _NUM_HALVINGS = 2.0**-12, 14  # where the best threshold of l1 is looked for
 # Share of the largest curvature added to the diagonal: keeps a singular Newton system solvable.
 _DAMPING = 1e-10
 
@@ -104,7 +105,7 @@ def bound(norm: str, problems: Problems, multipliers: chex.Array) -> jax.Array:
         v = jnp.clip(w, problems.low, problems.high)
         return jnp.sqrt(2 * jnp.maximum(target - jnp.sum(w * v - v**2 / 2, axis=1), 0))
     if norm == "l1":
-        return jnp.maximum(_l1_value(1.0, target, size, room), _l1_value(jnp.max(size, axis=1), target, size, room))
+        return jnp.maximum(_l1_value(1.0, target, size, room), l1_maximum(target, size, room))
     return linf_root(target, size, room)
 
 
@@ -114,6 +115,23 @@ def _l1_value(threshold, target, size, room):
     excess = jnp.maximum(size - threshold[:, None], 0)
     held_back = jnp.sum(jnp.where(excess > 0, room, 0) * excess, axis=1)
     return jnp.where(threshold > 0, (target - held_back) / jnp.where(threshold > 0, threshold, 1), 0)
+
+
+def l1_maximum(target, size, room):
+    """Return a bound ``[S]``, near the best, on the least l1 size of v with w.v >= target; arguments as in `linf_root`.
+
+    The bound of `_l1_value` is concave in 1 / mu: its derivative tells on which side of mu the best one lies.
+    """
+    largest = jnp.max(size, axis=1)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = jnp.sqrt(low * high)
+        held = jnp.sum(jnp.where(size > middle[:, None], room * size, 0), axis=1)
+        return jnp.where(target > held, low, middle), jnp.where(target > held, middle, high)
+
+    low, _ = lax.fori_loop(0, _NUM_HALVINGS, halve, (largest * _LEAST_THRESHOLD, largest))
+    return jnp.maximum(_l1_value(low, target, size, room), _l1_value(largest, target, size, room))
 
 
 def linf_root(target, size, room):
@@ -153,6 +171,26 @@ def _inner_l1(w, center, delta, low, high) -> _Inner:
     v = jnp.clip(shrunk, low, high)
     value = jnp.sum(w * v - jnp.abs(v) - delta / 2 * (v - center) ** 2, axis=1)
     return _Inner(v, value, ((v == shrunk) & (v != 0)).astype(w.dtype))
+
+
+def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.Array, margin: chex.Array) -> jax.Array:
+    """Return the shortest change ``[S, d]`` of moved, free pixels that overfulfils the active constraints by a margin.
+
+    At an optimum in l1 few pixels are neither at rest nor at a bound, and no other way of gaining a margin is cheaper.
+
+    Args:
+      problems: as in `solve`.
+      multipliers: positive where a constraint is active ``[S, M]``.
+      perturbation: v ``[S, d]``.
+      margin: ``[S]``.
+    """
+    is_free = (perturbation != 0) & (perturbation > problems.low) & (perturbation < problems.high)
+    gaps = problems.gaps * (is_free[:, None] & (multipliers > 0)[:, :, None])
+    gram = jnp.einsum("smd,snd->smn", gaps, gaps)
+    size = jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1)[:, None, None]
+    system = gram + jnp.eye(gaps.shape[1]) * (_DAMPING * size + 1e-300)
+    wanted = jnp.broadcast_to(margin[:, None], multipliers.shape) * jnp.any(gaps != 0, axis=2)
+    return _combine(gaps, jnp.linalg.solve(system, wanted[..., None])[..., 0])
 
 
 def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):

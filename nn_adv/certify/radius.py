@@ -5,8 +5,8 @@
 
 Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
 (`bounds`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is judged
-by a nearest-neighbour search that adds the own points it missed (`search`). At the end `recheck`, which shares no code
-with all this, computes the bounds again.
+by a nearest-neighbour search that adds the own points it missed (`tasks`; `search` keeps the books). At the end
+`recheck`, which shares no code with all this, computes the bounds again.
 
 Host code that keeps the books; the heavy parts are jitted and work on many images at once.
 """
@@ -22,6 +22,7 @@ import numpy as np
 from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
 from nn_adv.certify.recheck import recheck
+from nn_adv.certify.rows import cross_class_copies, host_rows
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
 from nn_adv.neighbors.reference import NO_POINT
@@ -166,33 +167,29 @@ def decide(
 def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
     images = np.asarray(images)
-    points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
-    index = np.asarray(reference.index).reshape(-1)
-    is_point = index != NO_POINT
-    row_of = np.full(index.size + 1, -1, np.int64)
-    row_of[index[is_point]] = np.flatnonzero(is_point)
-    row_labels = np.where(is_point, np.asarray(reference.labels)[np.where(is_point, index, 0)], -1)
-    left_out = np.where(leave_out >= 0, row_of[leave_out], -1)
+    rows = host_rows(reference)
+    copies = cross_class_copies(rows)
+    left_out = np.where(leave_out >= 0, rows.row_of[leave_out], -1)
     queries = np.asarray(flatten_queries(reference, images))
 
     parts = [
         search(
-            reference, jnp.asarray(queries[rows]), labels[rows], left_out[rows], row_labels, cutoff[rows],
+            reference, rows, copies, jnp.asarray(queries[part]), labels[part], left_out[part], cutoff[part],
             norm=norm, bounds=bounds, tolerance=tolerance,
         )
-        for rows in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
+        for part in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
     ]  # fmt: skip
     found = _join(parts)
     checked = recheck(
-        points, row_labels, queries, labels, found.certificate, found.adversarial,
-        norm=norm, bounds=bounds, index=index.astype(np.int64), leave_out=left_out,
+        rows.points, rows.labels, queries, labels, found.certificate, found.adversarial,
+        norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else found.screened,
     )  # fmt: skip
     closed = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE <= checked.lower
     is_exact = closed & (np.isfinite(checked.upper) | np.isinf(checked.lower))
 
-    def original(rows):
-        return np.where(rows >= 0, index[np.maximum(rows, 0)], -1).astype(np.int32)
+    def original(found_rows):
+        return np.where(found_rows >= 0, rows.origins[np.maximum(found_rows, 0)], -1).astype(np.int32)
 
     certificate = found.certificate
     return Radius(

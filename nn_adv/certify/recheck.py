@@ -21,10 +21,21 @@ from nn_adv.certify.recheck_bounds import (
     quotient,
     sq_lengths,
 )
-from nn_adv.certify.recheck_views import Base, View, is_correct, own_floors, views, witness_size
+from nn_adv.certify.recheck_views import Base, View, is_correct, own_floors, reached_within, views, witness_size
 
 _MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
 _FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
+_TOGETHER = 64  # images screened together
+_MANY = 1 / 64  # share of the points from which on a product with all of them is cheaper than one by one
+
+
+class _Screening(NamedTuple):
+    """What is left to prove: that no opponent in the view of image b lies below the target."""
+
+    image: int
+    view: View
+    anchors: np.ndarray
+    target: float
 
 
 class CertificateLike(Protocol):
@@ -110,6 +121,7 @@ def recheck(
         real = _is_possible(images[part], adversarial[part], bounds)
         floors = np.zeros(len(real))
         floors[real] = own_floors(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
+        pending: list[_Screening] = []
         for k, view in enumerate(views(base, images[part], image_labels[part], leave_out[part])):
             b = start + k
             result.correct[b] = is_correct(base, view)
@@ -118,16 +130,25 @@ def recheck(
                 continue
             if real[k]:
                 result.upper[b] = witness_size(base, view, adversarial[b], floors[k], norm)
-            anchors, proved = certificate.anchors[b], listed.get(b, {})
-            given = None if screened is None else screened[b]
-            result.lower[b] = _lower(base, view, anchors, proved, given, result.upper[b], norm, bounds)
+            proved = listed.get(b, {})
+            result.lower[b] = min(proved.values(), default=np.inf)
+            if screened is not None:
+                result.lower[b] = min(result.lower[b], max(0.0, np.nan_to_num(screened[b], posinf=np.inf)))
+                continue
+            view.other[list(proved)] = False
+            anchors = _own_rows(view, certificate.anchors[b])
+            pending.append(_Screening(b, view, anchors, min(result.lower[b], result.upper[b])))
+            if len(pending) == _TOGETHER:
+                _screen_all(base, pending, result.lower, norm, bounds)
+                pending = []
+        _screen_all(base, pending, result.lower, norm, bounds)
     return result
 
 
 def _base(points: np.ndarray, labels: np.ndarray, index: np.ndarray | None) -> Base:
     indices = np.arange(len(points)) if index is None else np.asarray(index)
-    ends = pixel_values(np.array([points.min(), points.max()]))
-    return Base(points, np.asarray(labels), indices, float(ends[1] - ends[0]) * (1 + gamma(4)))
+    low, high = pixel_values(np.array([points.min(), points.max()])).tolist()
+    return Base(points, np.asarray(labels), indices, low, high, (high - low) * (1 + gamma(4)))
 
 
 def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndarray:
@@ -137,15 +158,6 @@ def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndar
     if bounds is not None:
         possible &= ((moved >= bounds[0]) & (moved <= bounds[1])).all(axis=1)
     return possible
-
-
-def _lower(base: Base, view: View, anchors, proved: dict[int, float], given, upper: float, norm: str, bounds) -> float:
-    """Return the least bound of the listed opponents and of the others, which are screened unless theirs is given."""
-    lower = min(proved.values(), default=np.inf)
-    if given is not None:
-        return float(min(lower, max(0.0, np.nan_to_num(given, posinf=np.inf))))
-    view.other[list(proved)] = False
-    return min(lower, _screen(base, view, _own_rows(view, anchors), min(lower, upper), norm, bounds))
 
 
 def _listed_bounds(
@@ -174,6 +186,29 @@ def _own_rows(view: View, anchors: np.ndarray) -> np.ndarray:
     """Return the anchors that are own-class points, and the nearest of those."""
     anchors = anchors[(anchors >= 0) & (anchors < len(view.own))]
     return np.unique(np.append(anchors[view.own[anchors]], np.argmin(np.where(view.own, view.distances, np.inf))))
+
+
+def _screen_all(base: Base, pending: list[_Screening], lower: np.ndarray, norm: str, bounds) -> None:
+    """Screen images, those with many opponents in linf together first; their bounds go to ``lower``."""
+    many = []
+    for some in pending if norm == "linf" else []:
+        some.view.other[:] &= _is_below(base, some.view, some.view.distances, some.anchors, some.target, norm)
+        if np.isfinite(some.target) and some.view.other.sum() > _MANY * len(base.points):
+            many.append(some)
+    if many:
+        width = max(len(some.anchors) for some in many)
+        reached = reached_within(
+            base,
+            np.stack([np.pad(some.anchors, (0, width - len(some.anchors)), constant_values=-1) for some in many]),
+            np.stack([some.view.values for some in many]),
+            np.stack([some.view.distances - some.view.error for some in many]),
+            np.array([some.target for some in many]),
+            bounds,
+        )
+        for some, is_reached in zip(many, reached, strict=True):
+            some.view.other[:] &= is_reached
+    for b, view, anchors, target in pending:
+        lower[b] = min(lower[b], _screen(base, view, anchors, target, norm, bounds))
 
 
 def _screen(base: Base, view: View, anchors: np.ndarray, target: float, norm: str, bounds) -> float:
@@ -224,18 +259,21 @@ def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.n
         lengths *= math.sqrt(size) * (1 + gamma(4))
     elif norm == "l1":
         lengths = np.minimum(lengths, base.spread * (1 + gamma(4)))
-    found = quotient(margins, lengths).max(axis=1)
+    free = quotient(margins, lengths)
+    found = free.max(axis=1)
     if norm != "l2":
         low = np.flatnonzero(found < target)
         gaps = others[low][:, None] - owns
-        found[low] = np.maximum(found[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)).max(axis=1))
-        if bounds is not None:
+        free[low] = np.maximum(free[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)))
+        found = free.max(axis=1)
+        for count in (1, len(anchors)) if bounds is not None else ():  # the best anchor alone is mostly enough
             low = np.flatnonzero(found < target)
-            rows = np.tile(anchors, len(low))[:, None]
-            which = np.repeat(opponents[low], len(anchors))
-            arguments = (np.zeros(len(which), int), which, rows, np.ones(rows.shape))
-            boxed = multiplier_bounds(base.points, view.image[None], *arguments, norm=norm, bounds=bounds)
-            found[low] = np.maximum(found[low], boxed.reshape(len(low), len(anchors)).max(axis=1))
+            tried = anchors[np.argsort(-free[low], axis=1)[:, :count]]
+            arguments = (np.zeros(tried.size, int), np.repeat(opponents[low], count), tried.reshape(-1, 1))
+            boxed = multiplier_bounds(
+                base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=norm, bounds=bounds
+            )
+            found[low] = np.maximum(found[low], boxed.reshape(len(low), count).max(axis=1))
     for k in np.flatnonzero(found < target):
         found[k] = np.inf if _never_wins(base, view, opponents[k]) else found[k]
     return found

@@ -12,19 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.recheck_bounds import dual_norms, gamma, pixel_values, sq_lengths
+from nn_adv.certify.recheck_bounds import box_room, dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
 _RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
 class Base(NamedTuple):
-    """The points [n, d] as given, their labels and original indices [n], the spread of their pixel values."""
+    """The points [n, d] as given, their labels and original indices [n], the ends and spread of their pixel values."""
 
     points: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-    spread: float
+    lowest_pixel: float
+    largest_pixel: float
+    spread: float  # rounded up
 
 
 class View(NamedTuple):
@@ -67,6 +69,50 @@ def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tupl
         distances[:, block] += own_sq_norms[:, None]
     lengths = np.sqrt(own_sq_norms) + np.sqrt(sq_norms[used].max(initial=0))
     return distances, gamma(values.shape[1] + 8) * lengths**2
+
+
+def reached_within(
+    base: Base,
+    anchors: np.ndarray,
+    images: np.ndarray,
+    distances: np.ndarray,
+    epsilons: np.ndarray,
+    bounds: tuple[float, float] | None,
+) -> np.ndarray:
+    """Return which points single own-class points do not prove to lose within linf changes of epsilon, ``[c, n]``.
+
+    With pixels that move by c +- w, ``g . v <= g . c + |g| . w``, and numbers p, q in [0, s] have ``|p - q| <= p + q -
+    2 p q / s``, so that the sum is at most linear in z_j: a product with all points.
+
+    Args:
+      base: the points.
+      anchors: own-class rows ``[c, m]``, negative ones count for nothing.
+      images: values ``[c, d]``.
+      distances: squared distances to the points less their errors ``[c, n]``.
+      epsilons: ``[c]``, finite.
+      bounds: the box, or None.
+    """
+    count, size = images.shape
+    own, x = pixel_values(base.points[np.maximum(anchors, 0)]), images[:, None]
+    low, high = (room[:, None] for room in box_room(images, bounds))
+    low, high = np.maximum(low, -epsilons[:, None, None]), np.minimum(high, epsilons[:, None, None])
+    center, width = (low + high) / 2, (high - low) / 2
+    slope = 1 - 2 * (own - base.lowest_pixel) / (base.spread or 1.0)
+    normal = center + width * slope  # |g| <= (z_j - lowest) slope + (z_i - lowest)
+    offset = np.sum(width * (own - base.lowest_pixel - base.lowest_pixel * slope) - own * center, axis=2)
+    nearest = sq_lengths(own - x) / 2
+    # No number summed above exceeds 4 top (|c| + w), and each is off by a few roundings.
+    top = max(abs(base.lowest_pixel), abs(base.largest_pixel)) + base.spread
+    error = 4 * gamma(size + 32) * (top * np.sum(np.abs(center) + width, axis=2) + nearest)
+    ceiling = np.where(anchors >= 0, nearest + offset + error, np.inf)[..., None]
+    flat = normal.reshape(-1, size)
+    reached = np.empty((count, len(base.points)), bool)
+    for start in range(0, len(base.points), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        products = (flat @ pixel_values(base.points[block]).T).reshape(*anchors.shape, -1)
+        # Not proved unless a comparison says so: NaN, which numbers near the largest may give, proves nothing.
+        reached[:, block] = ~(distances[:, None, block] / 2 > products + ceiling).any(axis=1)
+    return reached
 
 
 def is_correct(base: Base, view: View) -> bool:

@@ -26,6 +26,7 @@ from scipy.spatial import distance as scipy_distance
 
 from nn_adv import neighbors
 from nn_adv.certify.margins import norm_ratio
+from nn_adv.certify.rows import Rows, pixel_values
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.reference import NO_POINT
 from nn_adv.pixels import as_float
@@ -38,44 +39,12 @@ _SPARE_POINTS = 8
 _SLACK = 1e-9
 
 
-class Rows(NamedTuple):
-    """The points of a reference on the host, block after block.
-
-    Attributes:
-      points: ``[R, d]``, uint8 or float32.
-      origins: ``[R]`` original index, `NO_POINT` in the padding.
-      labels: ``[R]`` class; any in the padding.
-      extent: largest difference between two pixels of any points.
-    """
-
-    points: np.ndarray
-    origins: np.ndarray
-    labels: np.ndarray
-    extent: float
-
-
 class Near(NamedTuple):
     """Rows near one image, nearest first up to rounding: own points and opponents; all other opponents are beyond."""
 
     own: np.ndarray
     opponents: np.ndarray
     beyond: float
-
-
-def host_rows(reference: neighbors.Reference) -> Rows:
-    """Return the points of a reference as NumPy arrays."""
-    points = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
-    origins = np.asarray(reference.index).reshape(-1)
-    labels = np.asarray(reference.labels)[np.where(origins == NO_POINT, 0, origins)]
-    low, high = pixel_values(np.array([points.min(), points.max()]), np.float64)
-    return Rows(points, origins, labels, float(high - low))
-
-
-def pixel_values(points: np.ndarray, dtype) -> np.ndarray:
-    """Return the numbers that points stand for: uint8 pixels are ``v / 255`` rounded to float32."""
-    if points.dtype == np.uint8:
-        points = points.astype(np.float32) / np.float32(255)
-    return points.astype(dtype)
 
 
 def near_rows(
@@ -153,8 +122,8 @@ def _beyond(rows: Rows, sq_pool: np.ndarray, beyond: float, norm: str) -> np.nda
     """Bound r_ij from below for any j at least ``beyond`` away, since ``||g||_2 <= sqrt(D_i) + sqrt(D_j)``."""
     apart = beyond - np.sqrt(sq_pool) * (1 + _SLACK)
     bound = apart / (2 * norm_ratio("l2", norm, rows.points.shape[1]))
-    if norm == "l1" and rows.extent > 0:  # ||g||_inf is also at most the extent of the points
-        bound = np.maximum(bound, apart * (beyond + np.sqrt(sq_pool)) / (2 * rows.extent))
+    if norm == "l1" and rows.spread > 0:  # ||g||_inf is also at most the extent of the points
+        bound = np.maximum(bound, apart * (beyond + np.sqrt(sq_pool)) / (2 * rows.spread))
     return np.maximum(bound, 0) * (1 - _SLACK)
 
 

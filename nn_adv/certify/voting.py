@@ -16,6 +16,7 @@ import numpy as np
 
 from nn_adv import neighbors
 from nn_adv.certify import vote_attack, vote_counting
+from nn_adv.certify.rows import host_rows, pixel_values
 from nn_adv.neighbors.search import flatten_queries
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
@@ -105,7 +106,7 @@ def vote_bounds(
     labels = np.asarray(labels, np.int32)
     left_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
     _check(images, labels, reference.num_classes, bounds)
-    rows = vote_counting.host_rows(reference)
+    rows = host_rows(reference)
     results = []
     for start in range(0, len(images), batch_size):
         # The first images fill the last batch: one shape, one compilation.
@@ -139,7 +140,7 @@ def _attack(rows, images, labels, near, k: int, norm: str, bounds, num_classes: 
     chosen = [np.concatenate([rows[:_ATTACKED_POINTS] for rows in (some.own, some.opponents)]) for some in near]
     size = max([k] + [len(some) for some in chosen])
     padded = np.stack([np.pad(some, (0, size - len(some)), constant_values=-1) for some in chosen])
-    points = vote_counting.pixel_values(rows.points[padded], np.float32)
+    points = pixel_values(rows.points[padded], np.float32)
     point_labels = np.where(padded < 0, -1, rows.labels[padded])
     return np.asarray(
         vote_attack.attack(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nn_adv import data, neighbors
 from nn_adv.certify import vote_counting, voting
+from nn_adv.certify.rows import host_rows
 from nn_adv.threat import NORMS
 
 ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
@@ -41,7 +42,7 @@ def _problem(seed, num_classes, count=14, size=3, num_images=12, levels=None):
 
 def _lower(reference, images, labels, k, norm, leave_out=None, num_near=256):
     """Return the lower bounds alone: no attack to compile."""
-    rows = vote_counting.host_rows(reference)
+    rows = host_rows(reference)
     leave_out = np.full(len(images), -1) if leave_out is None else leave_out
     near = vote_counting.near_rows(reference, rows, images, labels, leave_out, k=k, num_near=num_near)
     return vote_counting.lower_bounds(rows, images, labels, near, k=k, norm=norm, num_classes=reference.num_classes)
