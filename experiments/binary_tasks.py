@@ -39,7 +39,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       The path of the report's page; None if there is no row yet, which a shard without work may find.
 
     Raises:
-      ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts.
+      ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or, when
+        all is done and reported, bounds that contradict each other.
     """
     workdir = Path(workdir)
     experiment = prepare(config)
@@ -69,13 +70,20 @@ def _report(experiment, workdir, problems, expected) -> Path | None:
     rows, still_there = results.read_rows(workdir)
     if not rows:
         return None
-    return report.write_report(
+    page = report.write_report(
         workdir,
         rows,
         [*problems, *(line for line in still_there if line not in problems)],
         title=f"1NN and adversarially trained networks on {experiment.dataset.title}",
         num_missing=len(expected - {row["unit"] for row in rows}),
     ).html
+    wrong = report.order_violations(rows)
+    if wrong:
+        more = f" ({len(wrong)} in all)" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"certified <= exact <= attacked does not hold: {wrong[0]}{more}; all rows are kept, see {page}"
+        )
+    return page
 
 
 def _effort(group) -> int:

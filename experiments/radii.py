@@ -14,7 +14,6 @@ from experiments.storage import ResultsError, write_whole
 from nn_adv import certify, evaluation
 from nn_adv.neighbors import Reference
 
-_MULTIPLE = 128  # images are filled up to a multiple of this
 # What a row says of its radii.
 SETTINGS = {"by": "certify.radius", "bounds": [0, 1], "rechecked": "every opponent, in float64"}
 
@@ -51,18 +50,13 @@ def measure(
     image: np.ndarray,
 ) -> Radii:
     """Compute the radius of every image in every norm, pixels kept in [0, 1]; arguments as in `Radii`."""
-    count = len(images)
-    # Tasks of about the same size share what is compiled. The filling has a wrong label, so it costs no search.
-    rows = np.minimum(np.arange(count + -count % _MULTIPLE), count)
-    images = np.concatenate([images, images[:1]])[rows]
-    labels = np.concatenate([labels, (labels[:1] + 1) % reference.num_classes])[rows]
     found = [certify.radius(reference, images, labels, norm=norm) for norm in norms]
     return Radii(
         np.array(norms),
-        np.stack([radius.lower[:count] for radius in found]),
-        np.stack([radius.upper[:count] for radius in found]),
-        np.stack([radius.status[:count] == "exact" for radius in found]),
-        found[0].correct[:count],
+        np.stack([radius.lower for radius in found]),
+        np.stack([radius.upper for radius in found]),
+        np.stack([radius.status == "exact" for radius in found]),
+        found[0].correct,
         np.asarray(split),
         np.asarray(image),
     )

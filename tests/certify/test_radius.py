@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
+from nn_adv.certify import tasks
 from nn_adv.threat import NORMS, Threat
 from tests.certify.truths import true_radius
 
@@ -76,6 +77,16 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
     trusting = certify.radius(reference, images, labels, norm="l2", recheck_all=False)
     np.testing.assert_allclose(parts.lower, whole.lower, rtol=1e-9)
     np.testing.assert_allclose(trusting.lower, whole.lower, rtol=1e-6)
+
+
+@pytest.mark.parametrize("recheck_all", [True, False])
+def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
+    reference, images, labels, *_ = _problem(n=200)
+    truth = certify.radius(reference, images, labels, norm="l2")
+    monkeypatch.setattr(tasks, "_size", lambda *_: np.inf)
+    found = certify.radius(reference, images, labels, norm="l2", recheck_all=recheck_all)
+    assert np.all(found.lower <= truth.upper) and np.all(np.isinf(found.upper))
+    np.testing.assert_array_equal(found.status, "bounded")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -167,6 +167,20 @@ def test_the_report_is_there(finished):
     assert "digits" in page.read_text()
 
 
+def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path, monkeypatch):
+    config = tiny_config(methods=("1nn",))
+    exact = binary_tasks.accuracies.exact
+
+    def wrong(*arguments):
+        found = exact(*arguments)
+        return [item | {"robust": item["count"] + (item["kind"] == "exact")} for item in found]
+
+    monkeypatch.setattr(binary_tasks.accuracies, "exact", wrong)
+    with pytest.raises(ValueError, match=r"certified <= exact <= attacked does not hold: .* exact .* > clean"):
+        binary_tasks.run(config, tmp_path)
+    assert counted(tmp_path) and "trust nothing" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_finished_run_runs_nothing_again(finished, monkeypatch):
     workdir, _ = finished
     before = counted(workdir)
