@@ -177,6 +177,7 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
     """Return the shortest change ``[S, d]`` of moved, free pixels that overfulfils the active constraints by a margin.
 
     At an optimum in l1 few pixels are neither at rest nor at a bound, and no other way of gaining a margin is cheaper.
+    Where they are fewer than the active constraints it is a compromise, which may gain nothing.
 
     Args:
       problems: as in `solve`.

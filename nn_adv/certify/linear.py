@@ -6,6 +6,8 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
+_OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+
 
 def solve_linear(
     norm: str, gaps: np.ndarray, heights: np.ndarray, low: np.ndarray, high: np.ndarray
@@ -30,6 +32,7 @@ def solve_linear(
             b_ub=-heights,
             bounds=np.stack([np.zeros(2 * size), np.concatenate([high, -low])], axis=1),
             method="highs-ds",
+            options=_OPTIONS,
         )
     else:  # |v_k| <= t
         identity, ones = scipy.sparse.identity(size, format="csr"), np.ones((size, 1))
@@ -40,6 +43,7 @@ def solve_linear(
             b_ub=np.append(-heights, np.zeros(2 * size)),
             bounds=np.stack([np.append(low, 0), np.append(high, np.inf)], axis=1),
             method="highs-ds",
+            options=_OPTIONS,
         )
     if result.x is None or result.status != 0:
         return None

@@ -29,7 +29,8 @@ _BATCHES = (8, 32, 128, 256)  # padded numbers of tasks that an accelerator solv
 _PIECE = 16  # tasks per call on a CPU
 _MAX_ROUNDS = 40
 _ENOUGH_ROUNDS = 10  # after which a witness off a solved border is not improved any more
-_LINEAR_AFTER = 12  # rounds after which a linear program is left to a library
+_LINEAR_AFTER = 6  # rounds after which a linear program is left to a library
+_LIFT = 4e-7  # by which its constraints are overfulfilled: several times the rounding of a float32 witness
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
 
@@ -142,7 +143,7 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
         task.multipliers = multipliers[i, : len(task.rows)].copy()
         task.bound = max(task.bound, float(bound[i]))
         task.center = perturbation[i] if batch.norm != "l2" else None
-        if task.rounds > _LINEAR_AFTER and batch.norm != "l2" and not is_converged[i]:
+        if task.rounds > _LINEAR_AFTER and batch.norm != "l2":
             candidate[i], is_converged[i] = _solve_linear(batch, task)
     return candidate, is_converged
 
@@ -182,21 +183,26 @@ def _solve_together(
     v = solution.perturbation
     candidate = x + v + shift[:, None] * (z - x - v)
     if norm == "l1":  # that way most pixels would move by less than float32 can tell, and all would count
-        candidate += dual.off_border(
-            problems, solution.multipliers, v, shift * jnp.max(jnp.sum(gaps**2, axis=2), axis=1)
-        )
+        margin = shift * jnp.max(jnp.sum(gaps**2, axis=2), axis=1)
+        candidate += dual.off_border(problems, solution.multipliers, v, margin)
     if limits is not None:
         candidate = jnp.clip(candidate, *limits)
     return solution.multipliers, v, solution.bound, candidate.astype(jnp.float32), solution.is_converged
 
 
 def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
-    """Leave the task's linear program to HiGHS; returns the candidate witness and whether one was found."""
+    """Leave the task's linear program to HiGHS; returns the candidate witness and whether one was found.
+
+    To bring the witness off the border the constraints are overfulfilled, by a multiple of `_LIFT` that the shift says.
+    """
+    if task.rounds == _LINEAR_AFTER + 1:
+        task.shift, task.too_short, task.far_enough = _FIRST_SHIFT, 0.0, np.inf
+    lift = _LIFT * task.shift / _FIRST_SHIFT
     z, own = batch.values(task.opponent), batch.values(task.rows)
     x = batch.pixels[task.image]
     gaps = z - own
     heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
-    solved = solve_linear(batch.norm, gaps, heights, *_room(batch, x))
+    solved = solve_linear(batch.norm, gaps, heights + lift, *_room(batch, x))
     if solved is None:
         return x.astype(np.float32), False
     task.multipliers, v = solved
@@ -204,8 +210,7 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
         low, high = _room(batch, x)
         problems = dual.Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
         task.bound = max(task.bound, float(dual.bound(batch.norm, problems, task.multipliers[None])[0]))
-    candidate = x + v + task.shift * (z - x - v)
-    return (candidate if batch.limits is None else np.clip(candidate, *batch.limits)).astype(np.float32), True
+    return (x + v if batch.limits is None else np.clip(x + v, *batch.limits)).astype(np.float32), True
 
 
 def _room(batch: Batch, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
