@@ -1,0 +1,84 @@
+"""What all attacks share: their result, keys per example, and the best point visited so far."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class AttackResult(NamedTuple):
+    """What an attack found for each image.
+
+    Attributes:
+      adversarial: ``[B, ...]`` the best point visited, inside ball and bounds; the image itself if nothing is better.
+      success: ``[B]`` whether the classifier gets ``adversarial`` wrong. False proves nothing.
+      loss: ``[B]`` loss at ``adversarial``.
+      distance: ``[B]`` size of the perturbation in the threat's norm.
+    """
+
+    adversarial: chex.Array
+    success: chex.Array
+    loss: chex.Array
+    distance: chex.Array
+
+
+class Visited(NamedTuple):
+    """Points ``[B, ...]``, whether each is misclassified ``[B]``, and their losses ``[B]``."""
+
+    images: chex.Array
+    success: chex.Array
+    loss: chex.Array
+
+
+def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
+    """Derive one key per example from its index in the dataset.
+
+    Given such keys an attack's result for an example depends neither on the batch it is in nor on its place there.
+
+    Args:
+      key: a typed key (``jax.random.key``).
+      indices: integers ``[B]``.
+
+    Returns:
+      Keys ``[B]``.
+    """
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
+
+
+def image_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
+    """Return one key per image ``[count]``: those given, or those of the places 0 to count - 1."""
+    return key if key.ndim else example_keys(key, jnp.arange(count))
+
+
+def fold_in_each(keys: chex.PRNGKey, index: chex.Numeric) -> chex.PRNGKey:
+    """Fold one number, the restart's, into every image's key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+
+
+def better(best: Visited, other: Visited) -> Visited:
+    """Keep for each image what breaks it, then what has the higher loss; the first of equals."""
+    wins = (other.success & ~best.success) | ((other.success == best.success) & (other.loss > best.loss))
+    return where_each(wins, other, best)
+
+
+def where_each(condition, yes, no):
+    """Choose per image, field by field."""
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b), yes, no)
+
+
+def check_images_and_key(images: chex.Array, labels: chex.Array, key: chex.PRNGKey) -> None:
+    """Raise ValueError for integer images or an old-style integer key."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide uint8 images by 255")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be a typed key from jax.random.key, got an array of {key.dtype}")
+    chex.assert_equal_shape_prefix([images, labels], 1)
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless ``value`` is at least ``least``."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
