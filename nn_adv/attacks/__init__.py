@@ -1,7 +1,19 @@
 """Attacks: search for a perturbation that changes the prediction. What they miss is not proven robust."""
 
+from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import AttackResult, example_keys
-from nn_adv.attacks.losses import cross_entropy, margin
+from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
 
-__all__ = ["AttackResult", "cross_entropy", "example_keys", "margin", "pgd"]
+__all__ = [
+    "AttackResult",
+    "apgd",
+    "cross_entropy",
+    "cross_entropy_plain",
+    "dlr",
+    "example_keys",
+    "margin",
+    "pgd",
+    "targeted_dlr",
+    "targeted_margin",
+]

@@ -6,6 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# Keeps the quotient finite where the largest logits are equal; the value of the published code.
+_DLR_FLOOR = 1e-12
+
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """Compute ``-log softmax(logits)[label]`` in a form whose gradient does not vanish in float32.
@@ -24,6 +27,22 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return jax.nn.softplus(jax.nn.logsumexp(_others_minus_label(logits, labels), axis=1))
 
 
+def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Compute ``-log softmax(logits)[label]`` in the usual form, to compare with published code.
+
+    Not for evaluations: see `cross_entropy` for what its float32 gradient loses.
+
+    Args:
+      logits: ``[B, C]``, C >= 2.
+      labels: class indices ``[B]``.
+
+    Returns:
+      Losses ``[B]``, at least 0.
+    """
+    _check(logits, labels, 2)
+    return -_pick(jax.nn.log_softmax(logits, axis=1), labels)
+
+
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """Compute ``max_{j != y} z_j - z_y``: positive exactly where the prediction is wrong.
 
@@ -37,11 +56,74 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return jnp.max(_others_minus_label(logits, labels), axis=1)
 
 
+def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
+    """Compute ``z_t - z_y``: where it is positive the prediction is wrong.
+
+    Args:
+      logits: ``[B, C]``, C >= 2.
+      labels: class indices ``[B]``.
+      targets: class indices ``[B]``, other than the labels.
+
+    Returns:
+      Losses ``[B]``.
+    """
+    _check(logits, labels, 2)
+    return _pick(logits, targets) - _pick(logits, labels)
+
+
+def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Compute the difference of logits ratio, the margin over the spread ``z_(1) - z_(3)`` of the largest logits.
+
+    It changes neither with the scale nor with the offset of the logits (Croce & Hein 2020, arXiv 2003.01690,
+    equation 6). Values of different points have different denominators: as a measure of closeness take the margin.
+
+    Args:
+      logits: ``[B, C]``, C >= 3.
+      labels: class indices ``[B]``.
+
+    Returns:
+      Losses ``[B]``, positive exactly where the prediction is wrong.
+
+    Raises:
+      ValueError: fewer than 3 classes.
+    """
+    _check(logits, labels, 3, "; with 2 classes take the loss margin")
+    largest = jnp.sort(logits, axis=1)
+    return margin(logits, labels) / (largest[:, -1] - largest[:, -3] + _DLR_FLOOR)
+
+
+def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
+    """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, arXiv 2003.01690, equation 7).
+
+    Args:
+      logits: ``[B, C]``, C >= 4.
+      labels: class indices ``[B]``.
+      targets: class indices ``[B]``, other than the labels.
+
+    Returns:
+      Losses ``[B]``; not to be compared between targets.
+
+    Raises:
+      ValueError: fewer than 4 classes.
+    """
+    _check(logits, labels, 4, "; with 2 or 3 classes take the loss targeted_margin")
+    largest = jnp.sort(logits, axis=1)
+    spread = largest[:, -1] - (largest[:, -3] + largest[:, -4]) / 2
+    return targeted_margin(logits, labels, targets) / (spread + _DLR_FLOOR)
+
+
 def _others_minus_label(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """``z_j - z_y`` for every other class j, and -inf in the label's own place."""
-    chex.assert_rank([logits, labels], [2, 1])
-    if logits.shape[1] < 2:
-        raise ValueError(f"logits must have at least 2 classes, got shape {logits.shape}")
+    _check(logits, labels, 2)
     own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
-    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    return jnp.where(own, -jnp.inf, logits - label_logit)
+    return jnp.where(own, -jnp.inf, logits - _pick(logits, labels)[:, None])
+
+
+def _pick(values: chex.Array, classes: chex.Array) -> chex.Array:
+    return jnp.take_along_axis(values, classes[:, None], axis=1)[:, 0]
+
+
+def _check(logits: chex.Array, labels: chex.Array, least: int, remedy: str = "") -> None:
+    chex.assert_rank([logits, labels], [2, 1])
+    if logits.shape[1] < least:
+        raise ValueError(f"logits must have at least {least} classes, got shape {logits.shape}{remedy}")

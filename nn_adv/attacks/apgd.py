@@ -1,0 +1,335 @@
+"""Auto-PGD, ascent whose step sizes look after themselves (Croce & Hein 2020, arXiv 2003.01690, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv.attacks.apgd_l1 import ascend_l1
+from nn_adv.attacks.common import (
+    AttackResult,
+    Visited,
+    better,
+    check_at_least,
+    check_images_and_key,
+    fold_in_each,
+    image_keys,
+    where_each,
+)
+from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
+from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start
+
+_GAIN = 0.75  # rho of the paper: a step size must gain in more than this share of a window's iterations
+_FLOOR = 1e-12  # keeps quotients finite
+_SHARE_OF_STEP = 0.75  # alpha of the paper: the rest of a move repeats the move before it
+
+
+def apgd(
+    logits_fn: Callable[..., chex.Array],
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    key: chex.PRNGKey,
+    threat: Threat,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    loss_fn: Callable[..., chex.Array] | None = None,
+    targets: int | None = None,
+    starts: chex.Array | None = None,
+    num_samples: int | None = None,
+    predict_fn: Callable[[chex.Array], chex.Array] | None = None,
+) -> AttackResult:
+    """Attack a classifier by ascent with momentum whose step size is halved where it stops gaining.
+
+    l2 and linf follow Croce & Hein 2020, arXiv 2003.01690, and the details of the authors' code; l1 follows Croce &
+    Hein 2021, arXiv 2103.01208 (`nn_adv.attacks.apgd_l1`). No step size is to be chosen. Every point visited is
+    scored: one that is misclassified is better than one that is not, then the higher loss is better. An image that
+    is wrong from the start is returned unchanged, and one that a restart breaks is left to that restart. Wrap the
+    call in ``jax.jit``: the radius is traced.
+
+    Args:
+      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``; with ``num_samples`` it takes one key per
+        image ``[B]`` as well.
+      images: clean images ``[B, ...]``, floating point, inside the bounds.
+      labels: class indices ``[B]``.
+      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
+      threat: the perturbations allowed.
+      num_steps: gradient steps per restart; 0 only tries the starts.
+      num_restarts: independent random starts, per target if there are targets; at least 1.
+      loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`; by default `cross_entropy`. With
+        ``targets`` it takes the target classes ``[B]`` as well, by default `targeted_dlr`.
+      targets: None, or the number of classes tried in turn, those that the clean image comes closest to first.
+      starts: where the first restart of each target starts, ``[B, ...]``, moved into ball and bounds; None draws it.
+      num_samples: None for a deterministic model. For a stochastic one, the evaluations that gradient, loss and
+        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397).
+      predict_fn: the classifier that decides success, images to labels, where it is not the argmax of the (mean)
+        logits. It is asked once per restart.
+
+    Returns:
+      An `AttackResult`. With ``targets`` its ``loss`` is the `margin`, as losses for different targets do not compare.
+
+    Raises:
+      ValueError: negative ``num_steps``; ``num_restarts``, ``targets`` or ``num_samples`` below 1; more targets than
+        other classes; integer images, labels that are no integers or out of range (seen only outside jit); an
+        old-style integer key; starts or logits of a wrong shape.
+    """
+    check_images_and_key(images, labels, key)
+    _check_options(num_steps, num_restarts, targets, num_samples)
+    if starts is not None and starts.shape != images.shape:
+        raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
+    problem = _Problem(logits_fn, loss_fn or (cross_entropy if targets is None else targeted_dlr), labels, num_samples)
+    rank_fn = problem.loss_fn if targets is None else margin
+    # Number 0 is the clean image's, the runs count from 1.
+    keys = image_keys(key, images.shape[0])
+    clean_logits = problem.logits(images, fold_in_each(keys, 0))
+    _check_classes(clean_logits, labels, targets)
+    classes = _closest_classes(clean_logits, labels)
+
+    def visit(points: chex.Array, logits: chex.Array) -> Visited:
+        return Visited(points, jnp.argmax(logits, axis=1) != labels, rank_fn(logits, labels))
+
+    def judge(visited: Visited) -> Visited:
+        return visited if predict_fn is None else visited._replace(success=predict_fn(visited.images) != labels)
+
+    def run(number: chex.Numeric) -> Visited:
+        run_keys = fold_in_each(keys, 1 + number)
+        start_keys, noise_keys = fold_in_each(run_keys, 0), fold_in_each(run_keys, 1)
+        start = _random_start(threat, start_keys, images)
+        if starts is not None:
+            given = project(threat, starts.astype(images.dtype), images)
+            start = jnp.where(number % num_restarts == 0, given, start)
+        target = None if targets is None else classes[:, number // num_restarts]
+
+        def evaluate(points, step):
+            loss, gradient, logits = problem.evaluate(points, fold_in_each(noise_keys, step), target)
+            return loss, gradient, visit(points, logits)
+
+        if threat.norm == "l1":
+            return judge(ascend_l1(evaluate, start, images, threat, num_steps))
+        return judge(_ascend(evaluate, start, images, threat, num_steps)[0])
+
+    def attack_survivors(state):
+        number, best = state
+        return number + 1, where_each(best.success, best, better(best, run(number)))
+
+    num_runs = num_restarts * (targets or 1)
+    clean = judge(visit(images, clean_logits))
+    _, best = jax.lax.while_loop(
+        lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
+    )
+    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+
+
+class _Problem(NamedTuple):
+    """The classifier, and the loss to climb on it; see `apgd`."""
+
+    logits_fn: Callable[..., chex.Array]
+    loss_fn: Callable[..., chex.Array]
+    labels: chex.Array
+    num_samples: int | None
+
+    def logits(self, points, keys):
+        """Return the (mean) logits ``[B, C]`` at ``points``."""
+        return self._mean(lambda keys: self._logits(points, keys), keys)
+
+    def evaluate(self, points, keys, targets):
+        """Return loss ``[B]``, gradient ``[B, ...]`` and logits ``[B, C]`` at ``points``, means over the samples."""
+
+        def total_loss(points, keys):
+            logits = self._logits(points, keys)
+            loss = self.loss_fn(logits, self.labels, *(() if targets is None else (targets,)))
+            chex.assert_equal_shape([loss, self.labels])
+            return jnp.sum(loss), (loss, logits)
+
+        ascent = jax.value_and_grad(total_loss, has_aux=True)
+        (_, (loss, logits)), gradient = self._mean(lambda keys: ascent(points, keys), keys)
+        return loss, gradient, logits
+
+    def _logits(self, points, keys):
+        logits = self.logits_fn(points) if self.num_samples is None else self.logits_fn(points, keys)
+        if logits.ndim != 2 or logits.shape[0] != points.shape[0] or logits.shape[1] < 2:
+            raise ValueError(f"logits_fn must return [{points.shape[0]}, C] with C >= 2, got shape {logits.shape}")
+        return logits
+
+    def _mean(self, sample, keys):
+        if self.num_samples is None:
+            return sample(keys)
+        total = jax.lax.fori_loop(
+            1,
+            self.num_samples,
+            lambda number, total: jax.tree.map(jnp.add, total, sample(fold_in_each(keys, number))),
+            sample(fold_in_each(keys, 0)),
+        )
+        return jax.tree.map(lambda x: x / self.num_samples, total)
+
+
+class _State(NamedTuple):
+    """One run: all ``[B]`` or ``[B, ...]``. The best point is that of the highest loss, misclassified or not."""
+
+    points: chex.Array
+    previous: chex.Array
+    gradient: chex.Array
+    loss: chex.Array
+    step_size: chex.Array
+    best_points: chex.Array
+    best_gradient: chex.Array
+    best_loss: chex.Array
+    gains: chex.Array  # iterations of this window in which the loss rose
+    was_halved: chex.Array  # at the last checkpoint
+    checked_loss: chex.Array  # best loss at the last checkpoint
+    visited: Visited
+
+
+class _Trace(NamedTuple):
+    """What a run did: loss at the start and after each step ``[num_steps + 1, B]``, steps ``[num_steps, B]``."""
+
+    loss: chex.Array
+    step_size: chex.Array
+
+
+def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, _Trace]:
+    """Run the ascent in l2 or linf once.
+
+    ``evaluate(points, step)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The start counts as visited
+    and is taken as it is.
+    """
+    loss, gradient, visited = evaluate(start, 0)
+    step_size = jnp.broadcast_to(2 * jnp.asarray(threat.epsilon, images.dtype), loss.shape)
+    state = _State(
+        points=start,
+        previous=start,
+        gradient=gradient,
+        # The authors' list of losses begins after the first step, so their first comparison is with an empty entry.
+        loss=jnp.zeros_like(loss),
+        step_size=step_size,
+        best_points=start,
+        best_gradient=gradient,
+        best_loss=loss,
+        gains=jnp.zeros(loss.shape, jnp.int32),
+        was_halved=jnp.ones(loss.shape, bool),
+        checked_loss=loss,
+        visited=visited,
+    )
+
+    def step(state, inputs):
+        number, window = inputs
+        moved = _move(state, evaluate, number, images, threat)
+        checked = jax.lax.cond(window > 0, _checkpoint, lambda state, _: state, moved, window)
+        return checked, (moved.loss, state.step_size)
+
+    state, (losses, step_sizes) = jax.lax.scan(step, state, (jnp.arange(num_steps), _windows(num_steps)))
+    return state.visited, _Trace(jnp.concatenate([loss[None], losses]), step_sizes)
+
+
+def _move(state: _State, evaluate, number, images, threat) -> _State:
+    """Step, mix in the move before, and evaluate (algorithm 1, lines 7 and 8)."""
+    points = state.points
+    step = per_image(state.step_size, images) * _direction(threat.norm, state.gradient)
+    aim = _into(threat, points + step, images)
+    share = jnp.where(number == 0, 1, _SHARE_OF_STEP).astype(images.dtype)
+    mixed = points + share * (aim - points) + (1 - share) * (points - state.previous)
+    moved = _into(threat, mixed, images)
+    loss, gradient, visited = evaluate(moved, number + 1)
+    best = where_each(
+        loss > state.best_loss,
+        (moved, gradient, loss),
+        (state.best_points, state.best_gradient, state.best_loss),
+    )
+    return state._replace(
+        points=moved,
+        previous=points,
+        gradient=gradient,
+        loss=loss,
+        best_points=best[0],
+        best_gradient=best[1],
+        best_loss=best[2],
+        gains=state.gains + (loss > state.loss),
+        visited=better(state.visited, visited),
+    )
+
+
+def _checkpoint(state: _State, window) -> _State:
+    """Halve steps that gained too little and return to the best point; the point before the last step is kept."""
+    gained_little = state.gains <= _GAIN * window
+    no_better = ~state.was_halved & (state.checked_loss >= state.best_loss)
+    halve = gained_little | no_better
+    points, gradient = where_each(halve, (state.best_points, state.best_gradient), (state.points, state.gradient))
+    return state._replace(
+        points=points,
+        gradient=gradient,
+        step_size=jnp.where(halve, state.step_size / 2, state.step_size),
+        gains=jnp.zeros_like(state.gains),
+        was_halved=halve,
+        checked_loss=state.best_loss,
+    )
+
+
+def _windows(num_steps: int) -> np.ndarray:
+    """Give for each step the length of the window that ends with it, or 0 (section 3.1 of the paper)."""
+    lengths = np.zeros(num_steps, np.int32)
+    window, shrink, least = (max(percent * num_steps // 100, 1) for percent in (22, 3, 6))
+    end = window
+    while end <= num_steps:
+        lengths[end - 1] = window
+        window = max(window - shrink, least)
+        end += window
+    return lengths
+
+
+def _direction(norm: str, gradient: chex.Array) -> chex.Array:
+    if norm == "linf":
+        return jnp.sign(gradient)
+    # The authors add a floor to the norm, which swallows the step where a confident model's gradient is as small.
+    largest = per_image(perturbation_size("linf", gradient), gradient)
+    gradient = gradient / jnp.where(largest > 0, largest, 1)
+    return gradient / jnp.maximum(per_image(perturbation_size("l2", gradient), gradient), 1)
+
+
+def _into(threat: Threat, points: chex.Array, images: chex.Array) -> chex.Array:
+    """Move points into ball and bounds; in l2, as the authors do, scaled and then clipped, which is not nearest."""
+    if threat.norm == "linf" or threat.bounds is None:
+        return project(threat, points, images)
+    offset = points - images
+    size = per_image(perturbation_size("l2", offset), images)
+    inside = offset / (size + _FLOOR) * jnp.minimum(per_image(threat.epsilon, images), size)
+    return jnp.clip(images + inside, *threat.bounds)
+
+
+def _random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    if threat.norm != "l1":
+        return random_start(threat, keys, images)
+    # A point drawn from the l1 ball changes every pixel by next to nothing; projected noise changes some by much.
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+    return images + noise
+
+
+def _closest_classes(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Sort the classes other than the label by falling logit, ``[B, C - 1]``."""
+    own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    return jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)[:, 1:]
+
+
+def _check_options(num_steps, num_restarts, targets, num_samples) -> None:
+    check_at_least("num_steps", num_steps, 0)
+    check_at_least("num_restarts", num_restarts, 1)
+    for name, value in (("targets", targets), ("num_samples", num_samples)):
+        if value is not None:
+            check_at_least(name, value, 1)
+
+
+def _check_classes(logits: chex.Array, labels: chex.Array, targets: int | None) -> None:
+    num_classes = logits.shape[1]
+    if targets is not None and targets >= num_classes:
+        raise ValueError(f"targets must be at most the {num_classes - 1} other classes, got {targets}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    if not np.all((values >= 0) & (values < num_classes)):
+        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {values.min()} to {values.max()}")
