@@ -35,9 +35,16 @@ from nn_adv import certify, data, evaluation, neighbors
 from nn_adv.neighbors.distances import centered_pixels, matmul_t
 
 _CURVES = {
-    "l2": [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.74, 2.5],
-    "linf": [k / 255 for k in (0.5, 1, 2, 4, 6, 8, 12, 16)],
-    "l1": [0.5, 1, 2, 4, 8, 12, 16, 24],
+    "mnist": {
+        "l2": [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 2.8, 3.0],
+        "linf": [0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35],
+        "l1": [1, 2, 4, 6, 8, 12, 16, 24],
+    },
+    "cifar10": {
+        "l2": [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.74, 2.5],
+        "linf": [k / 255 for k in (0.5, 1, 2, 4, 6, 8, 12, 16)],
+        "l1": [0.5, 1, 2, 4, 8, 12, 16, 24],
+    },
 }
 
 
@@ -182,7 +189,7 @@ def full(arguments: argparse.Namespace) -> dict:
     images, labels = dataset.test_images[: arguments.images], dataset.test_labels[: arguments.images]
     seconds, found = _timed(lambda: certify.radius(reference, images, labels, norm=arguments.norm))
     robust = {}
-    for epsilon in [0.0, *_CURVES[arguments.norm]]:
+    for epsilon in [0.0, *_CURVES[arguments.dataset][arguments.norm]]:
         lower = int(np.sum(found.correct & (found.lower >= epsilon)))
         upper = int(np.sum(found.correct & (found.upper >= epsilon)))
         low, high = evaluation.wilson_interval(lower, len(images))
@@ -203,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=["floor", "peer", "full"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
-    parser.add_argument("--dataset", default="cifar10", help="for full")
+    parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full")
     parser.add_argument("--norm", default="l2", help="for full")
     parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
     parser.add_argument("--images", type=int, help="images (floor 512, peer 256, full all)")

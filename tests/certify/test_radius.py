@@ -20,8 +20,11 @@ def _tasks(draw):
     num_points, size, num_images = draw(st.integers(2, 14)), draw(st.sampled_from([1, 6])), 3
     steps = _STEPS[draw(st.sampled_from(sorted(_STEPS)))]
     rng = np.random.default_rng(seed)
-    points = (rng.integers(0, steps + 1, (num_points, size)) / steps).astype(np.float32)
-    images = (rng.integers(0, steps + 1, (num_images, size)) / steps).astype(np.float32)
+    # Pixels beyond `size` are 0 everywhere, so that problems on a line share the compilation of those in space.
+    points = np.zeros((num_points, 6), np.float32)
+    images = np.zeros((num_images, 6), np.float32)
+    points[:, :size] = rng.integers(0, steps + 1, (num_points, size)) / steps
+    images[:, :size] = rng.integers(0, steps + 1, (num_images, size)) / steps
     labels = rng.integers(0, 3, num_points)
     leave_out = np.full(num_images, -1)
     if draw(st.booleans()):  # train images, the first left out
