@@ -2,18 +2,25 @@
 
 from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import AttackResult, example_keys
+from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
+from nn_adv.attacks.minimum_norm import MinimumNorm, minimum_norm
 from nn_adv.attacks.pgd import pgd
+from nn_adv.attacks.square import square
 
 __all__ = [
     "AttackResult",
+    "MinimumNorm",
     "apgd",
     "cross_entropy",
     "cross_entropy_plain",
     "dlr",
     "example_keys",
+    "fab",
     "margin",
+    "minimum_norm",
     "pgd",
+    "square",
     "targeted_dlr",
     "targeted_margin",
 ]

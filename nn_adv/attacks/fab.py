@@ -1,0 +1,230 @@
+"""FAB: minimum-norm attack by projections onto the linearised decision border (Croce & Hein 2020, arXiv 1907.02044)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from nn_adv.attacks.common import (
+    AttackResult,
+    check_at_least,
+    check_images_and_key,
+    fold_in_each,
+    image_keys,
+    where_each,
+)
+from nn_adv.attacks.losses import margin, targeted_margin
+from nn_adv.threat import Threat, check_norm, dual_norm, per_image, perturbation_size, random_start
+
+
+class _Nearest(NamedTuple):
+    """The nearest misclassified points ``[B, ...]`` found so far and their distances ``[B]``, inf where none was."""
+
+    images: chex.Array
+    distance: chex.Array
+
+
+def fab(
+    logits_fn: Callable[[chex.Array], chex.Array],
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    key: chex.PRNGKey,
+    threat: Threat,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    num_targets: int | None = None,
+    alpha_max: chex.Numeric = 0.1,
+    eta: chex.Numeric = 1.05,
+    beta: chex.Numeric = 0.9,
+) -> AttackResult:
+    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1).
+
+    Each step projects the current point and the image onto the border of the classifier linearised at the current
+    point, goes a little beyond both projections, and mixes them with a bias to the image. A point that is
+    misclassified is pulled back towards the image. Any change of the prediction counts, whatever class a step aims
+    at: untargeted, the class whose linearised border is nearest (one gradient per class); targeted (FAB-T), in turn
+    each of the ``num_targets`` highest other logits of the clean image (one gradient, ``num_targets`` runs). Wrap the
+    call in ``jax.jit``: the radius, ``alpha_max``, ``eta`` and ``beta`` are traced.
+
+    Args:
+      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
+      images: clean images ``[B, ...]``, floating point, inside the bounds.
+      labels: class indices ``[B]``.
+      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here. Only restarts use it.
+      threat: the perturbations allowed. The radius decides success, and how far away restarts begin: at most half of
+        it, and half of the distance found. Steps do not use it.
+      num_steps: gradient steps per run, at least 1.
+      num_restarts: runs from random points beside the first, which begins at the image, make up this number.
+      num_targets: classes to aim at in turn, at most C - 1; None for the untargeted attack.
+      alpha_max: largest weight of the image's projection, in [0, 1].
+      eta: how far to go along a projection, 1 for the border itself.
+      beta: what remains of the offset of a misclassified point, in (0, 1).
+
+    Returns:
+      An `AttackResult`. ``distance`` is that of the nearest misclassified point found, inf where there was none. Where
+      it exceeds the radius, ``success`` is False and ``adversarial`` is the image. ``loss`` is the `margin`.
+
+    Raises:
+      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer images, or an
+        old-style integer key.
+    """
+    check_images_and_key(images, labels, key)
+    check_at_least("num_steps", num_steps, 1)
+    check_at_least("num_restarts", num_restarts, 1)
+    keys = image_keys(key, images.shape[0])
+    clean_logits = logits_fn(images)
+    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+    num_runs = num_targets or 1
+
+    def step(target, points, nearest):
+        gap, normal = _border(logits_fn, points, labels, target, threat.norm)
+        # The same border seen from the image: gap and normal belong to the linearisation at the current point.
+        gap_of_image = gap - jnp.sum((normal * (images - points)).reshape(gap.shape[0], -1), axis=1)
+        from_point = project_onto_hyperplane(threat.norm, threat.bounds, points, normal, gap)
+        from_image = project_onto_hyperplane(threat.norm, threat.bounds, images, normal, gap_of_image)
+        size, size_of_image = (perturbation_size(threat.norm, move) for move in (from_point, from_image))
+        total = size + size_of_image
+        alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), alpha_max), images)
+        points = (1 - alpha) * (points + eta * from_point) + alpha * (images + eta * from_image)
+        points = points if threat.bounds is None else jnp.clip(points, *threat.bounds)
+        found = jnp.argmax(logits_fn(points), axis=1) != labels
+        distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
+        nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
+        return where_each(found, images + beta * (points - images), points), nearest
+
+    def run(number, nearest):
+        target = None if targets is None else targets[:, number % num_runs]
+        # Half of an infinite radius is nowhere: such a restart begins at the image again.
+        reach = jnp.minimum(nearest.distance, threat.epsilon) / 2
+        around = Threat(threat.norm, jnp.where(jnp.isfinite(reach), reach, 0), threat.bounds)
+        start = jnp.where(number < num_runs, images, random_start(around, fold_in_each(keys, number), images))
+        return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(target, *carry), (start, nearest))[1]
+
+    wrong = jnp.argmax(clean_logits, axis=1) != labels
+    clean = _Nearest(images, jnp.where(wrong, 0, jnp.inf).astype(images.dtype))
+    nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
+    success = nearest.distance <= threat.epsilon
+    adversarial = where_each(success, nearest.images, images)
+    return AttackResult(adversarial, success, margin(logits_fn(adversarial), labels), nearest.distance)
+
+
+def project_onto_hyperplane(
+    norm: str, bounds: tuple[float, float] | None, points: chex.Array, normal: chex.Array, gap: chex.Array
+) -> chex.Array:
+    """Find the smallest move of each point within the bounds onto a hyperplane: ``normal . move = gap``.
+
+    With ``r`` the room of each component towards the hyperplane, the optimality conditions leave one number per point
+    to find (section 3.2 of the paper, in other words):
+
+      linf: |move| = min(t, r);   l2: |move| = min(t |normal|, r);   l1: |move| = r in the largest |normal| first.
+
+    Where the hyperplane misses the box, the move ends in the corner nearest to it.
+
+    Args:
+      norm: what is smallest, "l1", "l2" or "linf".
+      bounds: lowest and highest value of a component, or None.
+      points: ``[B, ...]`` inside the bounds.
+      normal: ``[B, ...]``; a zero normal gives no move.
+      gap: ``[B]``.
+
+    Returns:
+      Moves ``[B, ...]``.
+
+    Raises:
+      ValueError: unknown norm.
+    """
+    check_norm(norm)
+    count = points.shape[0]
+    toward = (normal * jnp.where(per_image(gap, points) < 0, -1, 1)).reshape(count, -1)
+    weight, flat, gap = jnp.abs(toward), points.reshape(count, -1), jnp.abs(gap)[:, None]
+    if bounds is None:
+        room = jnp.full_like(flat, jnp.inf)
+    else:
+        room = jnp.maximum(jnp.where(toward > 0, bounds[1] - flat, flat - bounds[0]), 0)
+    room = jnp.where(weight > 0, room, 0)
+    # In units of the largest weight nothing under- or overflows where gradients have almost vanished.
+    largest = jnp.max(weight, axis=1, keepdims=True)
+    weight, gap = (values / jnp.where(largest > 0, largest, 1) for values in (weight, gap))
+    if norm == "l1":
+        size = _fill_largest_first(weight, room, gap)
+    else:
+        size = _rise_together(jnp.ones_like(weight) if norm == "linf" else weight, weight, room, gap)
+    return (jnp.sign(toward) * size).reshape(points.shape)
+
+
+def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.Array:
+    """Rank the classes other than the label by their logits.
+
+    Args:
+      logits: ``[B, C]``.
+      labels: class indices ``[B]``.
+      count: how many, 1 to C - 1.
+
+    Returns:
+      Class indices ``[B, count]``, highest logit first.
+
+    Raises:
+      ValueError: ``count``, which callers name ``num_targets``, outside 1 to C - 1.
+    """
+    num_classes = logits.shape[1]
+    if not 1 <= count < num_classes:
+        raise ValueError(f"num_targets must be None or 1 to {num_classes - 1} for {num_classes} classes, got {count}")
+    own = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1]
+
+
+def _rise_together(speed, weight, room, gap):
+    """Solve ``sum weight min(t speed, room) = gap`` for ``t``, by Newton's steps on a concave function from its left.
+
+    Each step assumes that no further component runs out of room, so ``t`` only rises and ends at the root, once that
+    is true; a handful of steps is usual.
+    """
+
+    def rise(state):
+        time, _, count = state
+        is_free = time * speed < room
+        filled = jnp.sum(jnp.where(is_free, 0, weight * room), axis=1, keepdims=True)
+        slope = jnp.sum(jnp.where(is_free, weight * speed, 0), axis=1, keepdims=True)
+        risen = jnp.where(slope > 0, (gap - filled) / jnp.where(slope > 0, slope, 1), time)
+        return jnp.maximum(risen, time), jnp.any(risen > time), count + 1
+
+    time, *_ = jax.lax.while_loop(lambda state: state[1] & (state[2] < 50), rise, (jnp.zeros_like(gap), True, 0))
+    return jnp.where(room > 0, jnp.minimum(time * speed, room), 0)
+
+
+def _fill_largest_first(weight, room, gap):
+    """Use up the room of the components with the largest weights, until ``sum weight size = gap``."""
+    order = jnp.argsort(-weight, axis=1)
+    weight, room = (jnp.take_along_axis(values, order, axis=1) for values in (weight, room))
+    gained = jnp.cumsum(jnp.where(weight > 0, weight * room, 0), axis=1)
+    before = jnp.concatenate([jnp.zeros_like(gap), gained[:, :-1]], axis=1)
+    size = jnp.clip((gap - before) / jnp.where(weight > 0, weight, 1), 0, room)
+    return jnp.take_along_axis(size, jnp.argsort(order, axis=1), axis=1)
+
+
+def _border(logits_fn, points, labels, target, norm):
+    """Linearise the border between the label and another class: the gap ``[B]`` to close, and its slope ``[B, ...]``.
+
+    The gap is the label's logit minus the other's, the slope the gradient of the other's minus the label's. Without a
+    target the other class is the one whose linearised border is nearest in ``norm``, bounds aside.
+    """
+
+    def gap_and_slope(other):
+        value, pull = jax.vjp(lambda points: targeted_margin(logits_fn(points), labels, other), points)
+        return -value, pull(jnp.ones_like(value))[0]
+
+    if target is not None:
+        return gap_and_slope(target)
+    num_classes = jax.eval_shape(logits_fn, points).shape[1]
+    classes = jnp.broadcast_to(jnp.arange(num_classes)[:, None], (num_classes, len(labels)))
+    gaps, slopes = jax.vmap(gap_and_slope)(classes)
+    steepness = jax.vmap(lambda slope: perturbation_size(dual_norm(norm), slope))(slopes)
+    away = jnp.where(steepness > 0, jnp.abs(gaps) / jnp.where(steepness > 0, steepness, 1), jnp.inf)
+    nearest = jnp.argmin(jnp.where(classes == labels, jnp.inf, away), axis=0)
+    chosen = (nearest, jnp.arange(len(labels)))
+    return gaps[chosen], slopes[chosen]

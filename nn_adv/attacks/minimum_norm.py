@@ -1,0 +1,148 @@
+"""FMN: the nearest misclassified point by ascent inside a ball that grows and shrinks.
+
+Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints" (arXiv 2102.12827).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from nn_adv.attacks.common import check_at_least, check_images_and_key, fold_in_each, image_keys, where_each
+from nn_adv.attacks.fab import highest_others
+from nn_adv.attacks.losses import margin, targeted_margin
+from nn_adv.threat import (
+    Threat,
+    check_norm,
+    dual_norm,
+    per_image,
+    perturbation_size,
+    project,
+    random_start,
+    steepest_step,
+)
+
+
+class MinimumNorm(NamedTuple):
+    """The nearest misclassified point found for each image.
+
+    Attributes:
+      adversarial: ``[B, ...]`` that point, inside the bounds; the image itself where none was found.
+      distance: ``[B]`` size of its offset, an upper bound of the radius of robustness; inf where none was found.
+      success: ``[B]`` whether one was found.
+    """
+
+    adversarial: chex.Array
+    distance: chex.Array
+    success: chex.Array
+
+
+def minimum_norm(
+    logits_fn: Callable[[chex.Array], chex.Array],
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    key: chex.PRNGKey,
+    norm: str,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    num_targets: int | None = None,
+    step_size: chex.Numeric = 1.0,
+    final_step_size: chex.Numeric = 0.01,
+    gamma: chex.Numeric = 0.05,
+) -> MinimumNorm:
+    """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1).
+
+    A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches as far as
+    the border of the linearised classifier; from then on it shrinks by ``gamma`` at each misclassified point and grows
+    by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0. Unlike the paper, a step is
+    measured in radii of the ball, so that images of any size take the same settings, and the projection is the exact
+    one onto ball and bounds. Wrap the call in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
+
+    Args:
+      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
+      images: clean images ``[B, ...]``, floating point, inside the bounds.
+      labels: class indices ``[B]``.
+      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here. Only restarts use it.
+      norm: "l1", "l2" or "linf", what is smallest.
+      bounds: lowest and highest pixel value, or None for no box.
+      num_steps: gradient steps per run, at least 1; the point after the last one counts too.
+      num_restarts: the first begins at the image, each further one at a random point of the ball half as large as the
+        nearest misclassified point so far is far (half as large as the box, where there is none).
+      num_targets: highest other classes of the clean image to aim at in turn in each restart, at most C - 1, at the
+        price of as many runs; None aims at whichever is highest at each step. Any wrong class counts either way.
+      step_size: Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube).
+      final_step_size: that of the last step.
+      gamma: share by which the ball first grows or shrinks, in (0, 1).
+
+    Returns:
+      A `MinimumNorm`. An image that is misclassified itself is returned with distance 0.
+
+    Raises:
+      ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer
+        images, or an old-style integer key.
+    """
+    check_norm(norm)
+    check_images_and_key(images, labels, key)
+    check_at_least("num_steps", num_steps, 1)
+    check_at_least("num_restarts", num_restarts, 1)
+    keys = image_keys(key, images.shape[0])
+
+    clean_logits = logits_fn(images)
+    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+    num_runs = num_targets or 1
+
+    def score(points, target):
+        logits = logits_fn(points)
+        loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
+        return jnp.sum(loss), (loss, jnp.argmax(logits, axis=1) != labels)
+
+    def remember(best, points, found):
+        distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
+        return where_each(distance < best.distance, MinimumNorm(points, distance, found), best)
+
+    def step(index, carry, target):
+        points, radius, best = carry
+        (_, (loss, found)), slope = jax.value_and_grad(score, has_aux=True)(points, target)
+        best = remember(best, points, found)
+        falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
+        steepness = perturbation_size(dual_norm(norm), slope)
+        to_border = -loss / jnp.where(steepness > 0, steepness, jnp.inf)
+        border = perturbation_size(norm, points - images) + to_border
+        outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)
+        radius = jnp.where(found, jnp.minimum(radius * (1 - gamma * falling), best.distance), outward)
+        length = (final_step_size + (step_size - final_step_size) * falling) * _euclidean(norm, radius, images)
+        moved = points + per_image(length, images) * steepest_step(Threat("l2", 0, bounds), slope, points)
+        return project(Threat(norm, radius, bounds), moved, images), radius, best
+
+    def run(number, best):
+        target = None if targets is None else targets[:, number % num_runs]
+        reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(norm, bounds, images)) / 2
+        around = random_start(Threat(norm, reach, bounds), fold_in_each(keys, number), images)
+        start = jnp.where(number < num_runs, images, around)
+        nothing = MinimumNorm(images, jnp.full_like(best.distance, jnp.inf), jnp.zeros_like(best.success))
+        carry = (start, nothing.distance, nothing)
+        points, _, found = jax.lax.fori_loop(0, num_steps, functools.partial(step, target=target), carry)
+        found = remember(found, points, score(points, target)[1][1])
+        return where_each(found.distance < best.distance, found, best)
+
+    wrong = jnp.argmax(clean_logits, axis=1) != labels
+    clean = MinimumNorm(images, jnp.where(wrong, 0, jnp.inf).astype(images.dtype), wrong)
+    return jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
+
+
+def _euclidean(norm, radius, images):
+    """Give the Euclidean size of the largest offset in a ball."""
+    return radius * (images[0].size ** 0.5 if norm == "linf" else 1)
+
+
+def _size_of_box(norm, bounds, images):
+    """Measure the diagonal of the box in ``norm``; without bounds, that of the unit cube."""
+    low, high = bounds or (0.0, 1.0)
+    return perturbation_size(norm, jnp.full_like(images[:1], high - low))[0]
