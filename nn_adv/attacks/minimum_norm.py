@@ -24,7 +24,6 @@ from nn_adv.threat import (
     perturbation_size,
     project,
     random_start,
-    steepest_step,
 )
 
 
@@ -118,7 +117,9 @@ def minimum_norm(
         outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)
         radius = jnp.where(found, jnp.minimum(radius * (1 - gamma * falling), best.distance), outward)
         length = (final_step_size + (step_size - final_step_size) * falling) * _euclidean(norm, radius, images)
-        moved = points + per_image(length, images) * steepest_step(Threat("l2", 0, bounds), slope, points)
+        # Pixels at their bound keep their gradient: without it the projection would take back what they moved.
+        size = perturbation_size("l2", slope)
+        moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope
         return project(Threat(norm, radius, bounds), moved, images), radius, best
 
     def run(number, best):
