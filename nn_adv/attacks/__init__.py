@@ -2,6 +2,14 @@
 
 from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import AttackResult, example_keys
+from nn_adv.attacks.ensemble import (
+    Attack,
+    EnsembleResult,
+    EnsembleState,
+    ensemble,
+    named_attack,
+    standard_attacks,
+)
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.minimum_norm import MinimumNorm, minimum_norm
@@ -9,18 +17,24 @@ from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.square import square
 
 __all__ = [
+    "Attack",
     "AttackResult",
+    "EnsembleResult",
+    "EnsembleState",
     "MinimumNorm",
     "apgd",
     "cross_entropy",
     "cross_entropy_plain",
     "dlr",
+    "ensemble",
     "example_keys",
     "fab",
     "margin",
     "minimum_norm",
+    "named_attack",
     "pgd",
     "square",
+    "standard_attacks",
     "targeted_dlr",
     "targeted_margin",
 ]

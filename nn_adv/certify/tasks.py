@@ -28,8 +28,9 @@ _WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
 _BATCHES = (8, 32, 128, 256)  # padded numbers of tasks that an accelerator solves together
 _PIECE = 16  # tasks per call on a CPU
 _MAX_ROUNDS = 40
-_ENOUGH_ROUNDS = 10  # after which a witness off a solved border is not improved any more
-_LINEAR_AFTER = 6  # rounds after which a linear program is left to a library
+_ENOUGH_ROUNDS = 10  # without a new constraint: a witness off a solved border is not improved any more
+_LINEAR_AFTER = 12  # rounds after which an unsolved linear program is left to a library
+_STUCK_AFTER = 5  # rounds without a new constraint after which a solved one is
 _LIFT = 4e-7  # by which its constraints are overfulfilled: several times the rounding of a float32 witness
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
@@ -49,6 +50,8 @@ class Task:
     too_short: float = 0.0  # largest shift that did not bring a witness
     far_enough: float = np.inf  # least shift that did
     rounds: int = 0
+    num_stuck: int = 0  # rounds since the last new constraint
+    is_lifted: bool = False  # whether the shift stands for overfulfilled constraints
     is_open: bool = True
 
 
@@ -143,7 +146,8 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
         task.multipliers = multipliers[i, : len(task.rows)].copy()
         task.bound = max(task.bound, float(bound[i]))
         task.center = perturbation[i] if batch.norm != "l2" else None
-        if task.rounds > _LINEAR_AFTER and batch.norm != "l2":
+        is_stuck = task.num_stuck > _STUCK_AFTER or (task.rounds > _LINEAR_AFTER and not is_converged[i])
+        if is_stuck and batch.norm != "l2":
             candidate[i], is_converged[i] = _solve_linear(batch, task)
     return candidate, is_converged
 
@@ -195,8 +199,8 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
 
     To bring the witness off the border the constraints are overfulfilled, by a multiple of `_LIFT` that the shift says.
     """
-    if task.rounds == _LINEAR_AFTER + 1:
-        task.shift, task.too_short, task.far_enough = _FIRST_SHIFT, 0.0, np.inf
+    if not task.is_lifted:
+        task.is_lifted, task.shift, task.too_short, task.far_enough = True, _FIRST_SHIFT, 0.0, np.inf
     lift = _LIFT * task.shift / _FIRST_SHIFT
     z, own = batch.values(task.opponent), batch.values(task.rows)
     x = batch.pixels[task.image]
@@ -251,6 +255,7 @@ def _nearest_own(batch: Batch, candidates: np.ndarray, label: int) -> np.ndarray
 def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_converged) -> None:
     origins = batch.rows.origins
     task.is_open = task.rounds < _MAX_ROUNDS
+    task.num_stuck += 1
     is_missed = (sq_own < sq_other) | ((sq_own == sq_other) & (origins[own] < origins[task.opponent]))
     if not is_missed.any():
         size = _size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
@@ -259,7 +264,7 @@ def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_conve
             batch.adversarial[task.image] = candidate
             batch.opponent[task.image] = task.opponent
         gap = size - task.bound
-        if gap <= batch.tolerance * size / 2 + _ROUNDING or (is_converged and task.rounds >= _ENOUGH_ROUNDS):
+        if gap <= batch.tolerance * size / 2 + _ROUNDING or (is_converged and task.num_stuck >= _ENOUGH_ROUNDS):
             task.is_open = False
         elif is_converged:  # the way off the border was too long
             task.far_enough = task.shift
@@ -267,6 +272,7 @@ def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_conve
         return
     new = [int(row) for row in own[is_missed] if int(row) not in task.rows]
     if new:
+        task.num_stuck = 0
         keep = [i for i, value in enumerate(task.multipliers) if value > 0 or len(task.rows) + len(new) <= _WIDTHS[0]]
         if task.rounds < _LINEAR_AFTER:
             task.rows = [task.rows[i] for i in keep]

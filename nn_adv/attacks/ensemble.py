@@ -1,0 +1,236 @@
+"""Attacks one after the other, each on what those before it left unbroken (Croce & Hein 2020, arXiv 2003.01690).
+
+Host code around jitted attacks: it can stop after any batch and go on from there to the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv.attacks.apgd import apgd
+from nn_adv.attacks.common import AttackResult, check_at_least, example_keys
+from nn_adv.attacks.fab import fab
+from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
+from nn_adv.attacks.square import square
+from nn_adv.threat import Threat
+
+UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
+_MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
+# For each name: the attack, its options, how many classes it needs, and what to take where there are fewer.
+_NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
+    "apgd-ce": (apgd, {"loss_fn": cross_entropy}, 2, ""),
+    "apgd-dlr": (apgd, {"loss_fn": dlr}, 3, "apgd-margin"),
+    "apgd-margin": (apgd, {"loss_fn": margin}, 2, ""),
+    "apgd-t": (apgd, {"loss_fn": targeted_dlr, "targets": _MAX_TARGETS}, 4, "apgd-margin-t"),
+    "apgd-margin-t": (apgd, {"loss_fn": targeted_margin, "targets": _MAX_TARGETS}, 2, ""),
+    "fab": (fab, {}, 2, ""),
+    "fab-t": (fab, {"num_targets": _MAX_TARGETS}, 2, ""),
+    "square": (square, {}, 2, ""),
+}
+
+
+class Attack(NamedTuple):
+    """An attack with its options: ``fn(logits_fn, images, labels, *, key, threat) -> AttackResult``.
+
+    It is also given ``predict_fn`` where another classifier decides than the one attacked. ``fn`` is compiled once for
+    each object: make it once, not once a call.
+    """
+
+    name: str
+    fn: Callable[..., AttackResult]
+
+
+class EnsembleState(NamedTuple):
+    """How far an ensemble is; arrays to keep anywhere, from which `ensemble` goes on.
+
+    Attributes:
+      adversarial: ``[N, ...]`` float32; the image itself while it is unbroken.
+      broken_by: ``[N]`` place of the attack that broke each image, or `UNBROKEN`, or `CLEAN` where the clean image is
+        misclassified.
+      attack: place of the attack at work; -1 while the clean images are classified.
+      num_done: images that this attack has been through.
+    """
+
+    adversarial: np.ndarray
+    broken_by: np.ndarray
+    attack: int
+    num_done: int
+
+
+class EnsembleResult(NamedTuple):
+    """What an ensemble found.
+
+    Attributes:
+      adversarial: ``[N, ...]`` float32; the image itself where it is unbroken.
+      success: ``[N]`` whether it is broken, misclassified clean images included. False proves nothing.
+      broken_by: as in `EnsembleState`.
+      names: of the attacks.
+      num_unbroken: images left by the clean classification and then by each attack, ``[1 + attacks]``.
+    """
+
+    adversarial: np.ndarray
+    success: np.ndarray
+    broken_by: np.ndarray
+    names: tuple[str, ...]
+    num_unbroken: tuple[int, ...]
+
+
+@functools.cache  # the same object for the same name, so that jit recognises it
+def named_attack(name: str, num_classes: int) -> Attack:
+    """Return an attack of the published ensemble, or one of its relatives, at its published size.
+
+    Args:
+      name: "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "apgd-margin-t", "fab", "fab-t" or "square".
+      num_classes: of the classifier; targeted attacks try all other classes, at most nine.
+
+    Raises:
+      ValueError: an unknown name, or fewer classes than the attack's loss needs.
+    """
+    if name not in _NAMED:
+        raise ValueError(f"attack must be one of {', '.join(_NAMED)}, got {name!r}")
+    fn, options, least, remedy = _NAMED[name]
+    if num_classes < least:
+        raise ValueError(f"{name} needs at least {least} classes, got {num_classes}: take {remedy or 'another task'}")
+    fewer = {key: min(value, num_classes - 1) for key, value in options.items() if key in ("targets", "num_targets")}
+    return Attack(name, functools.partial(fn, **options | fewer))
+
+
+def standard_attacks(num_classes: int) -> tuple[Attack, ...]:
+    """Return the published ensemble; below four classes the margin takes the place of the targeted DLR loss."""
+    targeted = "apgd-t" if num_classes >= 4 else "apgd-margin-t"
+    return tuple(named_attack(name, num_classes) for name in ("apgd-ce", targeted, "fab-t", "square"))
+
+
+def ensemble(
+    logits_fn: Callable[[chex.Array], chex.Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: chex.PRNGKey,
+    threat: Threat,
+    attacks: Sequence[Attack] | None = None,
+    batch_size: int = 128,
+    predict_fn: Callable[[chex.Array], chex.Array] | None = None,
+    state: EnsembleState | None = None,
+    on_batch: Callable[[EnsembleState], None] | None = None,
+) -> EnsembleResult:
+    """Run attacks one after the other, each on the images that are still unbroken.
+
+    Random numbers belong to an image's place in ``images`` and an attack's name, so results do not depend on the batch
+    size beyond what ``logits_fn`` itself rounds differently. Not jittable; every attack is compiled once.
+
+    Args:
+      logits_fn: differentiable, float images ``[B, ...]`` to logits ``[B, C]``. Pass the same function again to have
+        it compiled only once.
+      images: ``[N, ...]`` floating point, inside the bounds.
+      labels: ``[N]``.
+      key: a typed key.
+      threat: the perturbations allowed, one epsilon for all images.
+      attacks: in their order; by default `standard_attacks`.
+      batch_size: images per call; the last batch is filled up.
+      predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``.
+      state: where an earlier call with the same arguments stopped.
+      on_batch: called with the state after each batch, to keep it or to show progress.
+
+    Returns:
+      An `EnsembleResult`.
+
+    Raises:
+      ValueError: images that are not finite floats inside the bounds, labels out of range, logits of a wrong shape or
+        not finite, ``batch_size`` below 1, or a state of another number of images.
+    """
+    check_at_least("batch_size", batch_size, 1)
+    images, labels = np.asarray(images), np.asarray(labels)
+    _check_images(images, threat)
+    num_classes = _check_logits(logits_fn, images[:batch_size], labels)
+    attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
+    if state is None:
+        state = EnsembleState(images.astype(np.float32), np.full(len(images), UNBROKEN), CLEAN, 0)
+    elif len(state.broken_by) != len(images):
+        raise ValueError(f"state must be of the same images, {len(images)}, got one of {len(state.broken_by)}")
+
+    for place in range(state.attack, len(attacks)):
+        if place != state.attack:
+            state = state._replace(attack=place, num_done=0)
+        keys = _keys(key, "clean" if place == CLEAN else attacks[place].name, len(images))
+        # What was unbroken when this attack began: also after it was resumed.
+        rows = np.flatnonzero((state.broken_by == UNBROKEN) | (state.broken_by == place))
+        for start in range(state.num_done, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            filled = rows[np.arange(start, start + batch_size) % len(rows)]
+            if place == CLEAN:
+                success, found = _is_wrong(logits_fn, predict_fn, images[filled], labels[filled]), images[filled]
+            else:
+                inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
+                success, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs)
+            state = _record(state, batch, np.asarray(success)[: len(batch)], np.asarray(found)[: len(batch)])
+            if on_batch is not None:
+                on_batch(state)
+
+    left = [int(np.sum((state.broken_by == UNBROKEN) | (state.broken_by > place))) for place in range(-1, len(attacks))]
+    names = tuple(attack.name for attack in attacks)
+    return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, tuple(left))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
+    keys = jax.random.wrap_key_data(key_data)
+    judge = {} if predict_fn is None else {"predict_fn": predict_fn}
+    result = fn(logits_fn, images, labels, key=keys, threat=threat, **judge)
+    return result.success, result.adversarial
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _is_wrong(logits_fn, predict_fn, images, labels):
+    predicted = jnp.argmax(logits_fn(images), axis=1) if predict_fn is None else predict_fn(images)
+    return predicted != labels
+
+
+def _record(state: EnsembleState, rows: np.ndarray, success: np.ndarray, found: np.ndarray) -> EnsembleState:
+    """Return the state after a batch; the state before it stays as it was."""
+    broken_by, adversarial = state.broken_by.copy(), state.adversarial.copy()
+    broken_by[rows[success]] = state.attack
+    adversarial[rows[success]] = found[success]
+    return EnsembleState(adversarial, broken_by, state.attack, state.num_done + len(rows))
+
+
+def _keys(key: chex.PRNGKey, name: str, count: int) -> np.ndarray:
+    """Return the data of one key per image for an attack, on the host."""
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return np.asarray(jax.random.key_data(example_keys(own, np.arange(count))))
+
+
+def _check_images(images: np.ndarray, threat: Threat) -> None:
+    if len(images) == 0 or not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"images must be at least one, floating point, got {images.dtype} of shape {images.shape}")
+    low, high = threat.bounds or (-np.inf, np.inf)
+    is_valid = np.isfinite(images) & (images >= low) & (images <= high)
+    if not is_valid.all():
+        first = int(np.argmin(is_valid.reshape(len(images), -1).all(axis=1)))
+        raise ValueError(f"images must be finite and inside {threat.bounds}, which image {first} is not")
+
+
+def _check_logits(logits_fn, images: np.ndarray, labels: np.ndarray) -> int:
+    """Classify the first batch; return the number of classes."""
+    logits = np.asarray(logits_fn(jnp.asarray(images)))
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        raise ValueError(f"logits_fn must return [{len(images)}, C] with C >= 2, got shape {logits.shape}")
+    if not np.isfinite(logits).all():
+        first = int(np.argmin(np.isfinite(logits).all(axis=1)))
+        raise ValueError(f"logits_fn must return finite numbers, for image {first} it returned {logits[first]}")
+    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-5):
+        warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=3)
+    num_classes = logits.shape[1]
+    is_label = np.issubdtype(labels.dtype, np.integer) & (labels >= 0) & (labels < num_classes)
+    if not np.all(is_label):
+        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}, got {labels[~is_label][:1]}")
+    return num_classes

@@ -1,0 +1,177 @@
+"""The ensemble: what it breaks, in which order, whatever the batches and wherever it was stopped."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import attacks
+from nn_adv.attacks.ensemble import CLEAN, UNBROKEN
+from nn_adv.threat import Threat, perturbation_size
+
+KEY = jax.random.key(0)
+THREAT = Threat("linf", 0.05)
+
+
+def _network(num_classes, seed=0):
+    """A small network on [6, 6, 1] images whose result for an image does not depend on the batch."""
+    rng = np.random.default_rng(seed)
+    first = jnp.asarray(rng.normal(size=(36, 16)) / 6, jnp.float32)
+    last = jnp.asarray(rng.normal(size=(16, num_classes)), jnp.float32)
+
+    def logits_of(image):
+        hidden = jnp.maximum(jnp.sum((image.reshape(-1, 1) - 0.5) * first, axis=0), 0)
+        return jnp.sum(hidden[:, None] * last, axis=0)
+
+    return jax.vmap(logits_of)
+
+
+LOGITS = {num_classes: _network(num_classes) for num_classes in (2, 3, 10)}
+
+
+def _images(num_classes, count=23, wrong=2):
+    images = np.random.default_rng(1).random((count, 6, 6, 1)).astype(np.float32)
+    labels = np.array(jnp.argmax(LOGITS[num_classes](images), axis=1))
+    labels[:wrong] = (labels[:wrong] + 1) % num_classes
+    return images, labels
+
+
+@functools.cache
+def _quick(num_classes):
+    """The standard attacks, shortened."""
+    short = {"apgd": {"num_steps": 10}, "fab": {"num_steps": 10}, "square": {"num_queries": 50}}
+    return tuple(
+        attack._replace(fn=functools.partial(attack.fn, **short[attack.name.split("-")[0]]))
+        for attack in attacks.standard_attacks(num_classes)
+    )
+
+
+def _run(num_classes, **options):
+    options = {"key": KEY, "threat": THREAT, "attacks": _quick(num_classes), "batch_size": 8} | options
+    return attacks.ensemble(LOGITS[num_classes], *_images(num_classes), **options)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_breaks_only_what_is_left_and_says_who_did(num_classes):
+    images, labels = _images(num_classes)
+    found = _run(num_classes)
+    np.testing.assert_array_equal(np.flatnonzero(found.broken_by == CLEAN), [0, 1])
+    np.testing.assert_array_equal(found.adversarial[found.broken_by < 0], images[found.broken_by < 0])
+    np.testing.assert_array_equal(found.success, found.broken_by != UNBROKEN)
+    assert found.num_unbroken == tuple(
+        int(np.sum((found.broken_by == UNBROKEN) | (found.broken_by > k))) for k in range(-1, 4)
+    )
+    assert 2 < found.success.sum() < len(images)
+    predicted = np.asarray(jnp.argmax(LOGITS[num_classes](found.adversarial), axis=1))
+    np.testing.assert_array_equal(predicted != labels, found.success)
+    assert np.max(perturbation_size("linf", jnp.asarray(found.adversarial - images))) <= 0.05 * (1 + 1e-5)
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+
+
+def test_is_no_weaker_than_its_first_attack():
+    alone = _run(10, attacks=_quick(10)[:1])
+    together = _run(10)
+    assert np.all(together.success >= alone.success)
+    np.testing.assert_array_equal(together.adversarial[alone.success], alone.adversarial[alone.success])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_does_not_depend_on_the_batch_size(batch_size):
+    expected = _run(10)
+    found = _run(10, batch_size=batch_size)
+    np.testing.assert_array_equal(found.broken_by, expected.broken_by)
+    np.testing.assert_array_equal(found.adversarial, expected.adversarial)
+
+
+@pytest.mark.parametrize("num_batches", [1, 3, 4, 6])
+def test_goes_on_from_where_it_stopped_to_the_same_bits(num_batches):
+    states = []
+
+    def stop(state):
+        states.append(state)
+        if len(states) == num_batches:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(10, on_batch=stop)
+    found, expected = _run(10, state=states[-1]), _run(10)
+    np.testing.assert_array_equal(found.broken_by, expected.broken_by)
+    np.testing.assert_array_equal(found.adversarial, expected.adversarial)
+
+
+def test_another_classifier_may_judge():
+    images, labels = _images(10)
+    quick = tuple(attack for attack in _quick(10) if not attack.name.startswith("fab"))
+    found = attacks.ensemble(
+        LOGITS[10], images, labels, key=KEY, threat=THREAT, attacks=quick, predict_fn=lambda x: jnp.zeros(len(x), int)
+    )
+    np.testing.assert_array_equal(found.success, labels != 0)
+    assert np.all(found.broken_by[found.success] == CLEAN)
+
+
+def test_few_classes_get_the_margin_and_names_get_an_error():
+    assert [attack.name for attack in attacks.standard_attacks(2)] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
+    assert [attack.name for attack in attacks.standard_attacks(10)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attacks.named_attack("apgd-margin-t", 3).fn.keywords["targets"] == 2
+    with pytest.raises(ValueError, match="apgd-dlr needs at least 3 classes, got 2: take apgd-margin"):
+        attacks.named_attack("apgd-dlr", 2)
+    with pytest.raises(ValueError, match="apgd-t needs at least 4 classes, got 3: take apgd-margin-t"):
+        attacks.named_attack("apgd-t", 3)
+    with pytest.raises(ValueError, match="attack must be one of apgd-ce, .*, got 'pgd-20'"):
+        attacks.named_attack("pgd-20", 10)
+
+
+def test_radius_zero_breaks_nothing_more():
+    found = _run(10, threat=Threat("linf", 0.0))
+    np.testing.assert_array_equal(found.success, np.arange(23) < 2)
+
+
+def test_one_compilation_serves_all_batches_and_radii():
+    traces = []
+
+    def logits_fn(x):
+        traces.append(x.shape)
+        return LOGITS[10](x)
+
+    images, labels = _images(10)
+    attack = (attacks.Attack("short", functools.partial(attacks.apgd, num_steps=3)),)
+    counts = []
+    for epsilon in (0.01, 0.02, 0.04):
+        attacks.ensemble(
+            logits_fn, images, labels, key=KEY, threat=Threat("linf", epsilon), attacks=attack, batch_size=8
+        )
+        counts.append(len(traces))
+    assert counts[2] - counts[0] == 2  # the check of the first batch, which is not compiled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((23, 6, 6, 1), np.uint8)}, "images must be at least one, floating point"),
+        ({"images": np.zeros((0, 6, 6, 1), np.float32)}, "images must be at least one"),
+        ({"images": np.full((23, 6, 6, 1), 1.5, np.float32)}, "finite and inside .*, which image 0 is not"),
+        ({"images": np.full((23, 6, 6, 1), np.nan, np.float32)}, "finite and inside"),
+        ({"labels": np.full(23, 10)}, "labels must be integers from 0 to 9"),
+        ({"labels": np.full(23, 0.0)}, "labels must be integers"),
+        ({"logits_fn": lambda x: jnp.zeros((len(x), 10)) * jnp.nan}, "logits_fn must return finite numbers"),
+        ({"logits_fn": lambda x: jnp.zeros(len(x))}, "logits_fn must return"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"state": attacks.EnsembleState(np.zeros((1, 1)), np.zeros(1), -1, 0)}, "state must be of the same images"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(change, message):
+    images, labels = _images(10)
+    options = {"logits_fn": LOGITS[10], "images": images, "labels": labels, "key": KEY, "threat": THREAT} | change
+    with pytest.raises(ValueError, match=message) as error:
+        attacks.ensemble(options.pop("logits_fn"), options.pop("images"), options.pop("labels"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_probabilities_are_noticed():
+    images, labels = _images(10)
+    with pytest.warns(UserWarning, match="probabilities"):
+        attacks.ensemble(
+            lambda x: jax.nn.softmax(LOGITS[10](x)), images, labels, key=KEY, threat=THREAT, attacks=_quick(10)[:1]
+        )
