@@ -11,51 +11,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.models.convolution import conv_general_dilated
+
+KEYS = {"l2": "L2", "linf": "Linf"}  # what the files call the norms
+
 
 class ReferenceModel(NamedTuple):
-    """``logits_fn`` maps images ``[B, 3, 16, 16]`` to logits; ``file`` holds the stored arrays."""
+    """A network ``[B, 16, 16, 3]`` to logits; the images it gets right, ``labels`` and ``starts`` by norm."""
 
     logits_fn: Callable[[jax.Array], jax.Array]
-    file: dict[str, np.ndarray]
-
-    def attacked(self, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the correctly classified images and their labels, those the runs are about."""
-        rows = self.file["attacked_idx"]
-        return self.file["x"][rows].astype(dtype), self.file["y"][rows].astype(np.int32)
+    images: np.ndarray
+    labels: np.ndarray
+    starts: dict[str, np.ndarray]
+    epsilon: dict[str, float]
 
 
-def load(folder: pathlib.Path, name: str) -> ReferenceModel:
-    """Builds c10 or c2; channels come first, as stored, and each convolution pads one pixel on every side."""
+def load(folder: pathlib.Path, name: str, dtype: type = np.float32, every: int = 1) -> ReferenceModel:
+    """Builds c10 or c2 with every so-manieth of the 196 images that the reference runs attack."""
     with np.load(folder / f"model_{name}.npz") as stored:
         file = dict(stored)
-    layers = json.loads(str(file["architecture"]))
-
-    def logits_fn(images):
-        x = images
-        for kind, *rest in layers:
-            if kind == "affine":
-                x = (x - _per_channel(rest[0]["mean"], x)) / _per_channel(rest[0]["std"], x)
-            elif kind == "relu":
-                x = jax.nn.relu(x)
-            elif kind == "flatten":
-                x = x.reshape(x.shape[0], -1)
-            elif kind == "conv":
-                stride, pad = rest[1]["stride"], rest[1]["pad"]
-                x = _convolve(x, file[f"param/{rest[0]}.weight"], stride, pad)
-                x = x + _per_channel(file[f"param/{rest[0]}.bias"], x)
-            else:
-                weight, bias = (file[f"param/{rest[0]}.{part}"].astype(x.dtype) for part in ("weight", "bias"))
-                x = jnp.matmul(x, weight.T, precision="highest") + bias
-        return x
-
-    return ReferenceModel(logits_fn, file)
-
-
-def _convolve(x, weight, stride, pad):
-    return jax.lax.conv_general_dilated(
-        x, weight.astype(x.dtype), (stride, stride), [(pad, pad)] * 2, precision="highest"
+    rows = file["attacked_idx"][::every]
+    return ReferenceModel(
+        _network(file),
+        channels_last(file["x"][rows]).astype(dtype),
+        file["y"][rows].astype(np.int32),
+        {norm: channels_last(file[f"x_init_{key}"][rows]).astype(dtype) for norm, key in KEYS.items()},
+        {norm: float(file[f"eps_{key}"]) for norm, key in KEYS.items()},
     )
 
 
-def _per_channel(values, x):
-    return jnp.asarray(values, x.dtype)[:, None, None]
+def channels_last(images):
+    """Moves the channels of stored images ``[B, 3, H, W]`` to the end."""
+    return np.moveaxis(images, 1, -1)
+
+
+def _network(file):
+    layers = json.loads(str(file["architecture"]))
+
+    def logits_fn(x):
+        for kind, *rest in layers:
+            if kind == "affine":
+                x = (x - jnp.asarray(rest[0]["mean"], x.dtype)) / jnp.asarray(rest[0]["std"], x.dtype)
+            elif kind == "relu":
+                x = jax.nn.relu(x)
+            elif kind == "flatten":  # the weights of the next layer go through the channels first
+                x = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+            else:
+                weight, bias = (jnp.asarray(file[f"param/{rest[0]}.{part}"], x.dtype) for part in ("weight", "bias"))
+                x = (_convolve(x, weight, **rest[1]) if kind == "conv" else _multiply(x, weight)) + bias
+        return x
+
+    return logits_fn
+
+
+def _convolve(x, weight, stride, pad):
+    kernel = weight.transpose(2, 3, 1, 0)
+    return conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, precision="highest")
+
+
+def _multiply(x, weight):
+    return jnp.matmul(x, weight.T, precision="highest")
