@@ -58,11 +58,12 @@ def minimum_norm(
 ) -> MinimumNorm:
     """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1).
 
-    A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches as far as
-    the border of the linearised classifier; from then on it shrinks by ``gamma`` at each misclassified point and grows
-    by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0. Unlike the paper, a step is
-    measured in radii of the ball, so that images of any size take the same settings, and the projection is the exact
-    one onto ball and bounds. Wrap the call in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
+    A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches a share
+    ``gamma`` beyond the border of the linearised classifier; from then on it shrinks by ``gamma`` at each
+    misclassified point and grows by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0.
+    Unlike in the paper, the first balls reach beyond the border, a step is measured in radii of the ball, so that
+    images of any size take the same settings, and the projection is the exact one onto ball and bounds. Wrap the call
+    in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
 
     Args:
       logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
@@ -113,7 +114,8 @@ def minimum_norm(
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)
         to_border = -loss / jnp.where(steepness > 0, steepness, jnp.inf)
-        border = perturbation_size(norm, points - images) + to_border
+        # A little beyond the border: rounding would leave a point on it there for good.
+        border = (perturbation_size(norm, points - images) + to_border) * (1 + gamma)
         outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)
         radius = jnp.where(found, jnp.minimum(radius * (1 - gamma * falling), best.distance), outward)
         length = (final_step_size + (step_size - final_step_size) * falling) * _euclidean(norm, radius, images)
