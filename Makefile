@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 PINS = requirements/$(shell $(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
+# A process for each core; each takes whole files, so that tests of one file share what they compile.
+WORKERS = --numprocesses=auto --dist=loadfile
+
 .PHONY: demo test test-slow clean
 
 # All 45 pairs of the embedded digits: 1NN beside TRADES.
@@ -20,10 +23,10 @@ test: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy nn_adv experiments configs
-	$(BIN)/python -m pytest -q -m "not slow" --durations=15
+	$(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
 
 test-slow: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -q -m slow --durations=15
+	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15
 
 $(VENV)/.demo-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or two, once)"

@@ -41,7 +41,7 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.5"],
     },
     classifiers=[
