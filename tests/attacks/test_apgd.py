@@ -188,22 +188,23 @@ def test_restarts_only_add_and_leave_what_is_broken():
 
 
 def test_targets_are_tried_in_turn_and_compared_by_the_margin():
-    # Class 1 comes closest but no pixel moves it towards class 0; only class 2 can be reached.
+    # Class 1 comes closest, but nothing moves it towards class 0; class 2 can be reached.
     def logits_fn(points):
         value = jnp.sum(points, axis=1)
-        return jnp.stack([value, value - 1, jnp.full_like(value, -2)], axis=1)
+        return jnp.stack([value, value - 1, jnp.full_like(value, 0.5)], axis=1)
 
     images, labels = np.full((5, 4), 0.5, np.float32), np.zeros(5, np.int32)
     problem = logits_fn, images, labels
-    options = dict(loss_fn=losses.targeted_margin, num_steps=10)
-    assert not np.any(_attack("linf", 0.49, problem, targets=1, **options).success)
-    reachable = (lambda x: logits_fn(x) + jnp.array([0, 0, 3.5])), images, labels
-    closest = apgd_module._closest_classes(np.array([[2.0, 1.0, 1.5, 7.0]]), np.array([3]))
-    np.testing.assert_array_equal(closest, [[0, 2, 1]])
-    assert not np.any(_attack("linf", 0.1, reachable, targets=1, **options).success)
-    result = _attack("linf", 0.2, reachable, targets=2, **options)
-    assert np.all(result.success)
-    np.testing.assert_allclose(result.loss, losses.margin(reachable[0](result.adversarial), labels), rtol=1e-5)
+    one, two = (_attack("linf", 0.45, problem, targets=count, loss_fn=losses.targeted_margin) for count in (1, 2))
+    assert not np.any(one.success)
+    assert np.all(two.success)
+    for result in (one, two):
+        np.testing.assert_allclose(result.loss, losses.margin(logits_fn(result.adversarial), labels), rtol=1e-5)
+
+
+def test_the_closest_classes_are_those_of_the_largest_logits():
+    closest = apgd_module._closest_classes(np.array([[2.0, 1.0, 1.5, 7.0], [3.0, 3.0, 1.0, 2.0]]), np.array([3, 1]))
+    np.testing.assert_array_equal(closest, [[0, 2, 1], [0, 3, 2]])
 
 
 def test_the_true_classifier_judges():
