@@ -39,10 +39,9 @@ _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
 
 
 class Attack(NamedTuple):
-    """An attack with its options: ``fn(logits_fn, images, labels, *, key, threat) -> AttackResult``.
+    """An attack with its options: ``fn(logits_fn, images, labels, *, key, threat, predict_fn) -> AttackResult``.
 
-    It is also given ``predict_fn`` where another classifier decides than the one attacked. ``fn`` is compiled once for
-    each object: make it once, not once a call.
+    ``fn`` is compiled once for each object: make it once, not once a call.
     """
 
     name: str
@@ -184,8 +183,7 @@ def ensemble(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
     keys = jax.random.wrap_key_data(key_data)
-    judge = {} if predict_fn is None else {"predict_fn": predict_fn}
-    result = fn(logits_fn, images, labels, key=keys, threat=threat, **judge)
+    result = fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
     return result.success, result.adversarial
 
 

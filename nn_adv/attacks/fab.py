@@ -41,6 +41,7 @@ def fab(
     alpha_max: chex.Numeric = 0.1,
     eta: chex.Numeric = 1.05,
     beta: chex.Numeric = 0.9,
+    predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
     """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1).
 
@@ -64,6 +65,8 @@ def fab(
       alpha_max: largest weight of the image's projection, in [0, 1].
       eta: how far to go along a projection, 1 for the border itself.
       beta: what remains of the offset of a misclassified point, in (0, 1).
+      predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``.
+        It is asked at every step.
 
     Returns:
       An `AttackResult`. ``distance`` is that of the nearest misclassified point found, inf where there was none. Where
@@ -81,6 +84,10 @@ def fab(
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
 
+    def is_wrong(points):
+        predicted = jnp.argmax(logits_fn(points), axis=1) if predict_fn is None else predict_fn(points)
+        return predicted != labels
+
     def step(target, points, nearest):
         gap, normal = _border(logits_fn, points, labels, target, threat.norm)
         # The same border seen from the image: gap and normal belong to the linearisation at the current point.
@@ -92,7 +99,7 @@ def fab(
         alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), alpha_max), images)
         points = (1 - alpha) * (points + eta * from_point) + alpha * (images + eta * from_image)
         points = points if threat.bounds is None else jnp.clip(points, *threat.bounds)
-        found = jnp.argmax(logits_fn(points), axis=1) != labels
+        found = is_wrong(points)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
         nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
         return where_each(found, images + beta * (points - images), points), nearest
@@ -105,8 +112,7 @@ def fab(
         start = jnp.where(number < num_runs, images, random_start(around, fold_in_each(keys, number), images))
         return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(target, *carry), (start, nearest))[1]
 
-    wrong = jnp.argmax(clean_logits, axis=1) != labels
-    clean = _Nearest(images, jnp.where(wrong, 0, jnp.inf).astype(images.dtype))
+    clean = _Nearest(images, jnp.where(is_wrong(images), 0, jnp.inf).astype(images.dtype))
     nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
     success = nearest.distance <= threat.epsilon
     adversarial = where_each(success, nearest.images, images)

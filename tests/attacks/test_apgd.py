@@ -215,6 +215,7 @@ def test_the_true_classifier_judges():
     np.testing.assert_array_equal(result.distance, 0)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_stochastic_model_are_averaged():
     logits_fn, images, labels, margin, weights = _linear_problem()
 
@@ -329,6 +330,7 @@ def _check_not_weaker(problem, epsilons, num_steps):
     assert np.all(counts[:, 0] <= counts[:, 1] + 0.02 * total), counts
 
 
+@pytest.mark.slow
 def test_l1_on_digits_is_not_weaker_than_pgd():
     _check_not_weaker(_digits_problem(), (0.5, 1.0, 1.5, 2.0), 100)
 

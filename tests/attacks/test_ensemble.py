@@ -28,6 +28,14 @@ def _network(num_classes, seed=0):
     return jax.vmap(logits_of)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Most of the time here is compilation: of many small programs, which need no optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 LOGITS = {num_classes: _network(num_classes) for num_classes in (2, 3, 10)}
 
 
@@ -77,7 +85,9 @@ def test_is_no_weaker_than_its_first_attack():
     np.testing.assert_array_equal(together.adversarial[alone.success], alone.adversarial[alone.success])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize(
+    "batch_size", [7, pytest.param(1, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_does_not_depend_on_the_batch_size(batch_size):
     expected = _run(10)
     found = _run(10, batch_size=batch_size)
@@ -103,9 +113,14 @@ def test_goes_on_from_where_it_stopped_to_the_same_bits(num_batches):
 
 def test_another_classifier_may_judge():
     images, labels = _images(10)
-    quick = tuple(attack for attack in _quick(10) if not attack.name.startswith("fab"))
     found = attacks.ensemble(
-        LOGITS[10], images, labels, key=KEY, threat=THREAT, attacks=quick, predict_fn=lambda x: jnp.zeros(len(x), int)
+        LOGITS[10],
+        images,
+        labels,
+        key=KEY,
+        threat=THREAT,
+        attacks=_quick(10),
+        predict_fn=lambda x: jnp.zeros(len(x), int),
     )
     np.testing.assert_array_equal(found.success, labels != 0)
     assert np.all(found.broken_by[found.success] == CLEAN)

@@ -165,7 +165,9 @@ def test_the_true_classifier_judges():
     assert not np.any(result.success) and np.any(result.loss > 0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "norm", ["linf", pytest.param("l1", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
+)
 def test_result_does_not_depend_on_the_batch(norm):
     problem = small_networks.network(64)
     logits_fn = small_networks.one_by_one(problem.logits_fn)
@@ -198,7 +200,9 @@ def test_one_compilation_serves_all_radii():
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 2, 5, 3), (2, 9, 4, 1)])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), pytest.param("linf", marks=pytest.mark.slow)]
+)
 def test_images_of_any_size_have_squares(norm, shape):
     images = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
     brightness = lambda x: jnp.stack([jnp.zeros(x.shape[0]), jnp.mean(x, axis=(1, 2, 3)) - 5], axis=1)  # noqa: E731

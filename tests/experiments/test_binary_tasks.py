@@ -340,6 +340,7 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_a_cluster_share_the_work(finished, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -59,7 +59,9 @@ def test_number_of_parameters(name, options, shape, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet18" else name for name in models.NAMES]
+)
 def test_prediction_of_an_image_ignores_its_batch(name):
     model, images, variables = _tiny(name)
     logits = _apply(model, variables, images)
