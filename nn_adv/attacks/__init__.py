@@ -13,6 +13,7 @@ from nn_adv.attacks.ensemble import (
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.minimum_norm import MinimumNorm, minimum_norm
+from nn_adv.attacks.neighbor_attacks import segment_attack, tempered_apgd
 from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.square import square
 
@@ -33,8 +34,10 @@ __all__ = [
     "minimum_norm",
     "named_attack",
     "pgd",
+    "segment_attack",
     "square",
     "standard_attacks",
     "targeted_dlr",
     "targeted_margin",
+    "tempered_apgd",
 ]
