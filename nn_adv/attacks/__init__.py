@@ -11,6 +11,7 @@ from nn_adv.attacks.ensemble import (
     standard_attacks,
 )
 from nn_adv.attacks.fab import fab
+from nn_adv.attacks.interop import art_classifier, perturb
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.minimum_norm import MinimumNorm, minimum_norm
 from nn_adv.attacks.neighbor_attacks import segment_attack, tempered_apgd
@@ -24,6 +25,7 @@ __all__ = [
     "EnsembleState",
     "MinimumNorm",
     "apgd",
+    "art_classifier",
     "cross_entropy",
     "cross_entropy_plain",
     "dlr",
@@ -33,6 +35,7 @@ __all__ = [
     "margin",
     "minimum_norm",
     "named_attack",
+    "perturb",
     "pgd",
     "segment_attack",
     "square",

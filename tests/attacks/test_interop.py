@@ -1,0 +1,110 @@
+"""Calls in the manner of other libraries against our own, and their attacks on our classifiers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import attacks
+from nn_adv.threat import Threat
+from tests.attacks import small_networks
+
+
+def _channels_first(images):
+    return np.moveaxis(images, -1, 1)
+
+
+@pytest.mark.parametrize(("norm", "name"), [(np.inf, "linf"), (2, "l2")])
+def test_channels_first_gives_what_our_own_call_gives(norm, name):
+    problem = small_networks.network(20, (6, 5, 2))
+    eps = {"linf": 0.03, "l2": 0.15}[name]
+    ours = attacks.ensemble(
+        *problem,
+        key=jax.random.key(3),
+        threat=Threat(name, eps),
+        attacks=[attacks.named_attack("apgd-margin", 4, num_steps=10)],
+        batch_size=20,
+    )
+    x = _channels_first(problem.images)
+    found = attacks.perturb(
+        problem.logits_fn, x, problem.labels, eps=eps, norm=norm, attack="apgd-margin", n_iter=10, seed=3
+    )
+    assert found.shape == x.shape == (20, 2, 6, 5) and found.dtype == np.float32
+    np.testing.assert_array_equal(found, _channels_first(ours.adversarial))
+    wrong = np.argmax(problem.logits_fn(np.moveaxis(found, 1, -1)), axis=1) != problem.labels
+    assert 0 < wrong.sum() < 20
+    np.testing.assert_array_equal(found[~wrong], x[~wrong])
+    sizes = np.linalg.norm((found - x).reshape(20, -1), norm, axis=1)
+    assert np.all(sizes <= eps * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "linf", "inf", float("inf")])
+def test_names_of_a_norm_mean_the_same(norm):
+    problem = small_networks.network(4)
+    arguments = (problem.logits_fn, _channels_first(problem.images), problem.labels)
+    found = attacks.perturb(*arguments, eps=0.05, norm=norm, attack="square", n_iter=5)
+    np.testing.assert_array_equal(found, attacks.perturb(*arguments, eps=0.05, norm=np.inf, attack="square", n_iter=5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": 3}, "norm must be 1, 2, np.inf or one of l1, l2, linf, got 3"),
+        ({"x": np.zeros((2, 5), np.float32)}, r"x must be \[N, C, H, W\]"),
+        ({"attack": "standard", "n_iter": 5}, "n_iter is of a single attack"),
+        ({"attack": "cw"}, "attack must be one of"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    problem = small_networks.network(2)
+    usual = {"x": _channels_first(problem.images), "y": problem.labels, "eps": 0.1, "norm": 2, "attack": "pgd"}
+    with pytest.raises(ValueError, match=message):
+        attacks.perturb(problem.logits_fn, **usual | change)
+
+
+def test_foolbox_attacks_our_classifier():
+    foolbox = pytest.importorskip("foolbox")
+    problem = small_networks.network(30)
+    model = foolbox.models.JAXModel(problem.logits_fn, bounds=(0, 1))
+    images, labels = jnp.asarray(problem.images), jnp.asarray(problem.labels)
+    _, points, broken = foolbox.attacks.LinfPGD(steps=20)(model, images, labels, epsilons=0.05)
+    assert 0 < int(broken.sum()) < 30
+    np.testing.assert_array_equal(np.argmax(problem.logits_fn(points), axis=1) != problem.labels, broken)
+
+
+@pytest.fixture
+def estimator():
+    pytest.importorskip("art", reason="needs adversarial-robustness-toolbox")
+    return attacks.art_classifier(small_networks.network(30).logits_fn, input_shape=(6, 6, 2), num_classes=4)
+
+
+def test_art_gradients_are_those_of_differences(estimator):
+    problem = small_networks.network(30)
+    images, step = problem.images[:3].astype(np.float64), 1e-3
+    direction = np.random.default_rng(0).standard_normal(images.shape)
+    labels = problem.labels[:3]
+
+    def slope(values):
+        return (values(images + step * direction) - values(images - step * direction)) / (2 * step)
+
+    along = np.einsum("bchwk,bhwk->bc", estimator.class_gradient(images), direction)
+    np.testing.assert_allclose(along, slope(estimator.predict), rtol=1e-2, atol=1e-2)
+    one = estimator.class_gradient(images, label=labels)
+    np.testing.assert_array_equal(one[:, 0], estimator.class_gradient(images)[np.arange(3), labels])
+    np.testing.assert_array_equal(estimator.class_gradient(images, 2)[:, 0], estimator.class_gradient(images)[:, 2])
+    loss = slope(lambda x: np.asarray(attacks.cross_entropy(estimator.predict(x), labels)))
+    found = estimator.loss_gradient(images, np.eye(4)[labels])
+    np.testing.assert_allclose(np.einsum("bhwk,bhwk->b", found, direction), loss, rtol=1e-2, atol=1e-2)
+
+
+def test_art_attacks_our_classifier(estimator):
+    evasion = pytest.importorskip("art.attacks.evasion")
+    problem = small_networks.network(30)
+    one_hot = np.eye(4, dtype=np.float32)[problem.labels]
+    pgd = evasion.ProjectedGradientDescentNumpy(estimator, eps=0.05, eps_step=0.01, max_iter=20, verbose=False)
+    points = pgd.generate(problem.images, one_hot)
+    broken = np.argmax(estimator.predict(points), axis=1) != problem.labels
+    assert 0 < broken.sum() < 30
+    assert np.abs(points - problem.images).max() <= 0.05 + 1e-6
+    near = evasion.DeepFool(estimator, max_iter=30, nb_grads=4, verbose=False).generate(problem.images[:5])
+    assert np.all(np.argmax(estimator.predict(near), axis=1) != problem.labels[:5])
