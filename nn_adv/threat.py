@@ -141,9 +141,7 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
       Directions ``[B, ...]``.
     """
     chex.assert_equal_shape([gradient, images])
-    if threat.bounds is not None:
-        stuck = ((images <= threat.bounds[0]) & (gradient < 0)) | ((images >= threat.bounds[1]) & (gradient > 0))
-        gradient = jnp.where(stuck, 0, gradient)
+    gradient = drop_outward(threat, gradient, images)
     if threat.norm == "linf":
         return jnp.sign(gradient)
     if threat.norm == "l2":
@@ -155,6 +153,14 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
     direction = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
     size = per_image(perturbation_size("l1", direction), gradient)
     return direction / jnp.maximum(size, 1)
+
+
+def drop_outward(threat: Threat, gradient: chex.Array, images: chex.Array) -> chex.Array:
+    """Set the components to 0 that would push a pixel already at its bound outwards; all ``[B, ...]``."""
+    if threat.bounds is None:
+        return gradient
+    outward = ((images <= threat.bounds[0]) & (gradient < 0)) | ((images >= threat.bounds[1]) & (gradient > 0))
+    return jnp.where(outward, 0, gradient)
 
 
 def _room(threat: Threat, center: chex.Array) -> tuple[chex.Numeric, chex.Numeric]:

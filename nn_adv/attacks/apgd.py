@@ -13,11 +13,14 @@ import numpy as np
 from nn_adv.attacks.apgd_l1 import ascend_l1
 from nn_adv.attacks.common import (
     AttackResult,
+    Highest,
     Visited,
     better,
     check_at_least,
     check_images_and_key,
     fold_in_each,
+    higher,
+    highest_others,
     image_keys,
     where_each,
 )
@@ -39,7 +42,7 @@ def apgd(
     num_steps: int = 100,
     num_restarts: int = 1,
     loss_fn: Callable[..., chex.Array] | None = None,
-    targets: int | None = None,
+    num_targets: int | None = None,
     starts: chex.Array | None = None,
     num_samples: int | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
@@ -63,8 +66,8 @@ def apgd(
       num_steps: gradient steps per restart; 0 only tries the starts.
       num_restarts: independent random starts, per target if there are targets; at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`; by default `cross_entropy`. With
-        ``targets`` it takes the target classes ``[B]`` as well, by default `targeted_dlr`.
-      targets: None, or the number of classes tried in turn, those that the clean image comes closest to first.
+        ``num_targets`` it takes the target classes ``[B]`` as well, by default `targeted_dlr`.
+      num_targets: highest other logits of the clean image to aim at in turn, at most C - 1; None is untargeted.
       starts: where the first restart of each target starts, ``[B, ...]``, moved into ball and bounds; None draws it.
       num_samples: None for a deterministic model. For a stochastic one, the evaluations that gradient, loss and
         logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397).
@@ -72,24 +75,25 @@ def apgd(
         logits. It is asked once per restart.
 
     Returns:
-      An `AttackResult`. With ``targets`` its ``loss`` is the `margin`, as losses for different targets do not compare.
+      An `AttackResult`. With ``num_targets`` its ``loss`` is the `margin`: losses for different targets do not compare.
 
     Raises:
-      ValueError: negative ``num_steps``; ``num_restarts``, ``targets`` or ``num_samples`` below 1; more targets than
-        other classes; integer images, labels that are no integers or out of range (seen only outside jit); an
-        old-style integer key; starts or logits of a wrong shape.
+      ValueError: negative ``num_steps``; ``num_restarts`` or ``num_samples`` below 1; ``num_targets`` outside 1 to
+        C - 1; integer images, labels that are no integers or out of range (seen only outside jit); an old-style
+        integer key; starts or logits of a wrong shape.
     """
     check_images_and_key(images, labels, key)
-    _check_options(num_steps, num_restarts, targets, num_samples)
+    _check_options(num_steps, num_restarts, num_samples)
     if starts is not None and starts.shape != images.shape:
         raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
-    problem = _Problem(logits_fn, loss_fn or (cross_entropy if targets is None else targeted_dlr), labels, num_samples)
-    rank_fn = problem.loss_fn if targets is None else margin
+    usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
+    problem = _Problem(logits_fn, loss_fn or usual_loss, labels, num_samples)
+    rank_fn = problem.loss_fn if num_targets is None else margin
     # Number 0 is the clean image's, the runs count from 1.
     keys = image_keys(key, images.shape[0])
     clean_logits = problem.logits(images, fold_in_each(keys, 0))
-    _check_classes(clean_logits, labels, targets)
-    classes = _closest_classes(clean_logits, labels)
+    _check_labels(labels, clean_logits.shape[1])
+    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
 
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
         return Visited(points, jnp.argmax(logits, axis=1) != labels, rank_fn(logits, labels))
@@ -104,7 +108,7 @@ def apgd(
         if starts is not None:
             given = project(threat, starts.astype(images.dtype), images)
             start = jnp.where(number % num_restarts == 0, given, start)
-        target = None if targets is None else classes[:, number // num_restarts]
+        target = None if targets is None else targets[:, number // num_restarts]
 
         def evaluate(points, step):
             loss, gradient, logits = problem.evaluate(points, fold_in_each(noise_keys, step), target)
@@ -118,7 +122,7 @@ def apgd(
         number, best = state
         return number + 1, where_each(best.success, best, better(best, run(number)))
 
-    num_runs = num_restarts * (targets or 1)
+    num_runs = num_restarts * (num_targets or 1)
     clean = judge(visit(images, clean_logits))
     _, best = jax.lax.while_loop(
         lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
@@ -138,12 +142,12 @@ class _Problem(NamedTuple):
         """Return the (mean) logits ``[B, C]`` at ``points``."""
         return self._mean(lambda keys: self._logits(points, keys), keys)
 
-    def evaluate(self, points, keys, targets):
+    def evaluate(self, points, keys, target):
         """Return loss ``[B]``, gradient ``[B, ...]`` and logits ``[B, C]`` at ``points``, means over the samples."""
 
         def total_loss(points, keys):
             logits = self._logits(points, keys)
-            loss = self.loss_fn(logits, self.labels, *(() if targets is None else (targets,)))
+            loss = self.loss_fn(logits, self.labels, *(() if target is None else (target,)))
             chex.assert_equal_shape([loss, self.labels])
             return jnp.sum(loss), (loss, logits)
 
@@ -170,16 +174,14 @@ class _Problem(NamedTuple):
 
 
 class _State(NamedTuple):
-    """One run: all ``[B]`` or ``[B, ...]``. The best point is that of the highest loss, misclassified or not."""
+    """One run: all ``[B]`` or ``[B, ...]``."""
 
     points: chex.Array
     previous: chex.Array
     gradient: chex.Array
     loss: chex.Array
     step_size: chex.Array
-    best_points: chex.Array
-    best_gradient: chex.Array
-    best_loss: chex.Array
+    best: Highest
     gains: chex.Array  # iterations of this window in which the loss rose
     was_halved: chex.Array  # at the last checkpoint
     checked_loss: chex.Array  # best loss at the last checkpoint
@@ -208,9 +210,7 @@ def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, _Trace
         # The authors' list of losses begins after the first step, so their first comparison is with an empty entry.
         loss=jnp.zeros_like(loss),
         step_size=step_size,
-        best_points=start,
-        best_gradient=gradient,
-        best_loss=loss,
+        best=Highest(start, gradient, loss),
         gains=jnp.zeros(loss.shape, jnp.int32),
         was_halved=jnp.ones(loss.shape, bool),
         checked_loss=loss,
@@ -238,19 +238,12 @@ def _move(state: _State, evaluate, number, images, threat) -> _State:
     mixed = points + share * (aim - points) + (1 - share) * (points - state.previous)
     moved = _into(threat, mixed, images)
     loss, gradient, visited = evaluate(moved, number + 1)
-    best = where_each(
-        loss > state.best_loss,
-        (moved, gradient, loss),
-        (state.best_points, state.best_gradient, state.best_loss),
-    )
     return state._replace(
         points=moved,
         previous=points,
         gradient=gradient,
         loss=loss,
-        best_points=best[0],
-        best_gradient=best[1],
-        best_loss=best[2],
+        best=higher(state.best, Highest(moved, gradient, loss)),
         gains=state.gains + (loss > state.loss),
         visited=better(state.visited, visited),
     )
@@ -259,16 +252,16 @@ def _move(state: _State, evaluate, number, images, threat) -> _State:
 def _checkpoint(state: _State, window) -> _State:
     """Halve steps that gained too little and return to the best point; the point before the last step is kept."""
     gained_little = state.gains <= _GAIN * window
-    no_better = ~state.was_halved & (state.checked_loss >= state.best_loss)
+    no_better = ~state.was_halved & (state.checked_loss >= state.best.loss)
     halve = gained_little | no_better
-    points, gradient = where_each(halve, (state.best_points, state.best_gradient), (state.points, state.gradient))
+    points, gradient = where_each(halve, state.best[:2], (state.points, state.gradient))
     return state._replace(
         points=points,
         gradient=gradient,
         step_size=jnp.where(halve, state.step_size / 2, state.step_size),
         gains=jnp.zeros_like(state.gains),
         was_halved=halve,
-        checked_loss=state.best_loss,
+        checked_loss=state.best.loss,
     )
 
 
@@ -311,24 +304,14 @@ def _random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> che
     return images + noise
 
 
-def _closest_classes(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Sort the classes other than the label by falling logit, ``[B, C - 1]``."""
-    own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
-    return jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)[:, 1:]
-
-
-def _check_options(num_steps, num_restarts, targets, num_samples) -> None:
+def _check_options(num_steps, num_restarts, num_samples) -> None:
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
-    for name, value in (("targets", targets), ("num_samples", num_samples)):
-        if value is not None:
-            check_at_least(name, value, 1)
+    if num_samples is not None:
+        check_at_least("num_samples", num_samples, 1)
 
 
-def _check_classes(logits: chex.Array, labels: chex.Array, targets: int | None) -> None:
-    num_classes = logits.shape[1]
-    if targets is not None and targets >= num_classes:
-        raise ValueError(f"targets must be at most the {num_classes - 1} other classes, got {targets}")
+def _check_labels(labels: chex.Array, num_classes: int) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     if isinstance(labels, jax.core.Tracer):

@@ -33,6 +33,14 @@ class Visited(NamedTuple):
     loss: chex.Array
 
 
+class Highest(NamedTuple):
+    """Where an ascent's loss was highest: points ``[B, ...]``, gradients there ``[B, ...]`` and losses ``[B]``."""
+
+    points: chex.Array
+    gradient: chex.Array
+    loss: chex.Array
+
+
 def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
     """Derive one key per example from its index in the dataset.
 
@@ -64,9 +72,35 @@ def better(best: Visited, other: Visited) -> Visited:
     return where_each(wins, other, best)
 
 
+def higher(best: Highest, other: Highest) -> Highest:
+    """Keep for each image the point of the higher loss, misclassified or not; the first of equals."""
+    return where_each(other.loss > best.loss, other, best)
+
+
 def where_each(condition, yes, no):
     """Choose per image, field by field."""
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b), yes, no)
+
+
+def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.Array:
+    """Rank the classes other than the label by their logits.
+
+    Args:
+      logits: ``[B, C]``.
+      labels: class indices ``[B]``.
+      count: how many, 1 to C - 1.
+
+    Returns:
+      Class indices ``[B, count]``, highest logit first.
+
+    Raises:
+      ValueError: ``count``, which callers name ``num_targets``, outside 1 to C - 1.
+    """
+    num_classes = logits.shape[1]
+    if not 1 <= count < num_classes:
+        raise ValueError(f"num_targets must be None or 1 to {num_classes - 1} for {num_classes} classes, got {count}")
+    own = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1]
 
 
 def check_images_and_key(images: chex.Array, labels: chex.Array, key: chex.PRNGKey) -> None:

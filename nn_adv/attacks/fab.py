@@ -14,6 +14,7 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     fold_in_each,
+    highest_others,
     image_keys,
     where_each,
 )
@@ -161,27 +162,6 @@ def project_onto_hyperplane(
     else:
         size = _rise_together(jnp.ones_like(weight) if norm == "linf" else weight, weight, room, gap)
     return (jnp.sign(toward) * size).reshape(points.shape)
-
-
-def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.Array:
-    """Rank the classes other than the label by their logits.
-
-    Args:
-      logits: ``[B, C]``.
-      labels: class indices ``[B]``.
-      count: how many, 1 to C - 1.
-
-    Returns:
-      Class indices ``[B, count]``, highest logit first.
-
-    Raises:
-      ValueError: ``count``, which callers name ``num_targets``, outside 1 to C - 1.
-    """
-    num_classes = logits.shape[1]
-    if not 1 <= count < num_classes:
-        raise ValueError(f"num_targets must be None or 1 to {num_classes - 1} for {num_classes} classes, got {count}")
-    own = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1]
 
 
 def _rise_together(speed, weight, room, gap):

@@ -13,8 +13,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.attacks.common import check_at_least, check_images_and_key, fold_in_each, image_keys, where_each
-from nn_adv.attacks.fab import highest_others
+from nn_adv.attacks.common import (
+    check_at_least,
+    check_images_and_key,
+    fold_in_each,
+    highest_others,
+    image_keys,
+    where_each,
+)
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.threat import (
     Threat,

@@ -90,7 +90,7 @@ def power_of_two(count: int) -> int:
 def advance(batch: Batch, tasks: list[Task]) -> None:
     """Solve each task for its constraints, judge the solution, and close it or add what it missed."""
     order = sorted(tasks, key=lambda task: (_padded(len(task.rows), _WIDTHS), int(batch.labels[task.image])))
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = _is_on_cpu()
     most = _PIECE if on_cpu else _BATCHES[-1]
     pieces: list[list[Task]] = []
     for _, same_width in itertools.groupby(order, key=lambda task: _padded(len(task.rows), _WIDTHS)):
@@ -102,6 +102,10 @@ def advance(batch: Batch, tasks: list[Task]) -> None:
     tasks = [task for piece in pieces for task in piece]
     candidates, is_converged = map(np.concatenate, zip(*solved, strict=True))
     _judge(batch, tasks, candidates, is_converged)
+
+
+def _is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _padded(count: int, sizes: tuple[int, ...]) -> int:

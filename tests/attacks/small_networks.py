@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
+from nn_adv import attacks
+
 
 class Problem(NamedTuple):
     """A classifier ``[B, ...]`` to logits, images that it gets right, and their labels."""
@@ -38,6 +40,24 @@ def network(count: int, shape: tuple[int, ...] = (6, 6, 2), num_classes: int = 4
 def one_by_one(logits_fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """Handles one image after the other, so that its logits have the same bits in every batch."""
     return lambda images: jax.lax.map(lambda image: logits_fn(image[None])[0], images)
+
+
+def check_that_batches_do_not_matter(attack: Callable, *, to_the_bit: bool = False) -> None:
+    """Fails unless ``attack(logits_fn, images, labels, key=)`` gives 64 images the same in batches of 64, 7 and 1."""
+    problem = network(64)
+    logits_fn = one_by_one(problem.logits_fn)
+    keys = attacks.example_keys(jax.random.key(5), np.arange(64))
+    run = jax.jit(lambda images, labels, keys: attack(logits_fn, images, labels, key=keys))
+    together = run(problem.images, problem.labels, keys)
+    for size in (1, 7):
+        for start in (0, 14, 63 - 63 % size - size):
+            rows = slice(start, start + size)
+            alone = run(problem.images[rows], problem.labels[rows], keys[rows])
+            np.testing.assert_array_equal(alone.success, together.success[rows])
+            # XLA adds up the rows of different batches in different orders, so sums differ in the last bits.
+            np.testing.assert_allclose(alone.distance, together.distance[rows], rtol=1e-5, atol=1e-6)
+            tolerance = 0 if to_the_bit else 1e-5
+            np.testing.assert_allclose(alone.adversarial, together.adversarial[rows], rtol=0, atol=tolerance)
 
 
 class Linear(NamedTuple):

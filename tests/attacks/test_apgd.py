@@ -195,16 +195,11 @@ def test_targets_are_tried_in_turn_and_compared_by_the_margin():
 
     images, labels = np.full((5, 4), 0.5, np.float32), np.zeros(5, np.int32)
     problem = logits_fn, images, labels
-    one, two = (_attack("linf", 0.45, problem, targets=count, loss_fn=losses.targeted_margin) for count in (1, 2))
+    one, two = (_attack("linf", 0.45, problem, num_targets=count, loss_fn=losses.targeted_margin) for count in (1, 2))
     assert not np.any(one.success)
     assert np.all(two.success)
     for result in (one, two):
         np.testing.assert_allclose(result.loss, losses.margin(logits_fn(result.adversarial), labels), rtol=1e-5)
-
-
-def test_the_closest_classes_are_those_of_the_largest_logits():
-    closest = apgd_module._closest_classes(np.array([[2.0, 1.0, 1.5, 7.0], [3.0, 3.0, 1.0, 2.0]]), np.array([3, 1]))
-    np.testing.assert_array_equal(closest, [[0, 2, 1], [0, 3, 2]])
 
 
 def test_the_true_classifier_judges():
@@ -248,8 +243,8 @@ def test_windows_shrink_as_published():
     [
         ({"num_steps": -1}, "num_steps"),
         ({"num_restarts": 0}, "num_restarts"),
-        ({"targets": 0}, "targets"),
-        ({"targets": 4}, "targets must be at most the 3 other classes, got 4"),
+        ({"num_targets": 0}, "num_targets must be None or 1 to 3"),
+        ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
         ({"num_samples": 0}, "num_samples"),
         ({"key": jax.random.PRNGKey(0)}, "typed key"),
         ({"images": np.zeros((2, 4), np.uint8)}, "floating point"),
@@ -258,7 +253,7 @@ def test_windows_shrink_as_published():
         ({"labels": np.zeros(2, np.float32)}, "labels must be integers"),
         ({"starts": np.zeros((2, 5), np.float32)}, "starts must have the shape of images"),
         ({"images": np.zeros((2, 2), np.float32), "loss_fn": losses.dlr}, "at least 3 classes"),
-        ({"images": np.zeros((2, 3), np.float32), "targets": 2}, "at least 4 classes"),
+        ({"images": np.zeros((2, 3), np.float32), "num_targets": 2}, "at least 4 classes"),
         ({"logits_fn": lambda x: x[0]}, r"logits_fn must return \[2, C\]"),
         ({"logits_fn": lambda x: x[:, :1]}, r"logits_fn must return \[2, C\]"),
         ({"logits_fn": lambda x: x[:1]}, r"logits_fn must return \[2, C\]"),

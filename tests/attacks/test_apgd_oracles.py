@@ -10,6 +10,7 @@ import pytest
 
 from nn_adv import attacks
 from nn_adv.attacks import losses
+from nn_adv.attacks.common import highest_others
 from nn_adv.threat import Threat
 from tests.attacks import reference_models
 
@@ -45,18 +46,19 @@ def _run(model, norm, loss_fn, target_rank=None):
 
     @jax.jit
     def run(starts, epsilon):
-        classes = apgd._closest_classes(model.logits_fn(images), labels)
-        targets = None if target_rank is None else classes[:, target_rank - 2]
+        target = None
+        if target_rank is not None:
+            target = highest_others(model.logits_fn(images), labels, 9)[:, target_rank - 2]
 
         def evaluate(points, _):
-            loss, gradient, logits = problem.evaluate(points, None, targets)
+            loss, gradient, logits = problem.evaluate(points, None, target)
             return loss, gradient, apgd.Visited(points, jnp.argmax(logits, axis=1) != labels, loss)
 
         visited, trace = apgd._ascend(evaluate, starts, images, Threat(norm, epsilon), 100)
-        return visited.success, trace, targets
+        return visited.success, trace, target
 
-    success, trace, targets = run(model.starts[norm], model.epsilon[norm])
-    return np.asarray(success), np.asarray(trace.loss), np.asarray(trace.step_size), targets
+    success, trace, target = run(model.starts[norm], model.epsilon[norm])
+    return np.asarray(success), np.asarray(trace.loss), np.asarray(trace.step_size), target
 
 
 def _oracle(folder, name, every):
@@ -97,10 +99,10 @@ def _check_targeted(folder, monkeypatch, norm, rank, every):
     monkeypatch.setattr(apgd, "_direction", _directions_with_floor)
     with jax.enable_x64(True):
         model = reference_models.load(folder, "c10", np.float64, every)
-        success, loss_trace, step_trace, targets = _run(model, norm, losses.targeted_dlr, rank)
+        success, loss_trace, step_trace, target = _run(model, norm, losses.targeted_dlr, rank)
     oracle = _oracle(folder, f"apgdt_c10_{reference_models.KEYS[norm]}", every)
     expected = {key: value[rank - 2] for key, value in oracle.items()}
-    np.testing.assert_array_equal(targets, expected["y_target"])
+    np.testing.assert_array_equal(target, expected["y_target"])
     np.testing.assert_array_equal(~success, expected["robust"])
     np.testing.assert_allclose(step_trace[-1], expected["step_last"], rtol=1e-12)
     np.testing.assert_allclose(loss_trace, expected["loss_trace"], atol=1e-7)
@@ -151,7 +153,7 @@ def test_nine_targets_together_reach_the_outcome_of_the_authors(folder, norm):
     def run(epsilon):
         threat = Threat(norm, epsilon)
         return attacks.apgd(
-            model.logits_fn, model.images, model.labels, key=jax.random.key(0), threat=threat, targets=9
+            model.logits_fn, model.images, model.labels, key=jax.random.key(0), threat=threat, num_targets=9
         )
 
     result = run(model.epsilon[norm])

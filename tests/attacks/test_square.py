@@ -169,20 +169,8 @@ def test_the_true_classifier_judges():
     "norm", ["linf", pytest.param("l1", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
 )
 def test_result_does_not_depend_on_the_batch(norm):
-    problem = small_networks.network(64)
-    logits_fn = small_networks.one_by_one(problem.logits_fn)
-    keys = attacks.example_keys(jax.random.key(5), np.arange(64))
-    run = jax.jit(lambda x, y, k: square_fn(logits_fn, x, y, key=k, threat=Threat(norm, EPSILON[norm]), num_queries=30))
-    together = run(problem.images, problem.labels, keys)
-    for size in (1, 7):
-        for start in (0, 14, 63 - 63 % size - size):
-            rows = slice(start, start + size)
-            alone = run(problem.images[rows], problem.labels[rows], keys[rows])
-            np.testing.assert_array_equal(alone.success, together.success[rows])
-            if norm == "linf":
-                np.testing.assert_array_equal(alone.adversarial, together.adversarial[rows])
-            else:  # XLA adds up the rows of different batches in different orders, so the last bits differ.
-                np.testing.assert_allclose(alone.adversarial, together.adversarial[rows], atol=1e-5)
+    attack = functools.partial(square_fn, threat=Threat(norm, EPSILON[norm]), num_queries=30)
+    small_networks.check_that_batches_do_not_matter(attack, to_the_bit=norm == "linf")
 
 
 def test_one_compilation_serves_all_radii():

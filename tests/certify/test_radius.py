@@ -82,6 +82,17 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
     np.testing.assert_allclose(trusting.lower, whole.lower, rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypatch, norm):
+    reference, images, labels, *_ = _problem(n=200)
+    one_by_one = certify.radius(reference, images, labels, norm=norm)
+    monkeypatch.setattr(tasks, "_is_on_cpu", lambda: False)
+    together = certify.radius(reference, images, labels, norm=norm)
+    np.testing.assert_array_equal(together.status, "exact")
+    np.testing.assert_allclose(together.lower, one_by_one.lower, rtol=1e-6)
+    np.testing.assert_allclose(together.upper, one_by_one.upper, rtol=1e-6)
+
+
 @pytest.mark.parametrize("recheck_all", [True, False])
 def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
     reference, images, labels, *_ = _problem(n=200)
