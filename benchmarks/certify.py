@@ -15,14 +15,9 @@ Three questions, each a sub-command; radii are those of the predicted class, so 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import resource
-import subprocess
 import sys
 import time
 import unittest.mock
@@ -30,6 +25,7 @@ import unittest.mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import environment, take_turns
 
 from nn_adv import certify, data, evaluation, neighbors
 from nn_adv.neighbors.distances import centered_pixels, matmul_t
@@ -46,22 +42,6 @@ _CURVES = {
         "l1": [0.5, 1, 2, 4, 8, 12, 16, 24],
     },
 }
-
-
-def _environment() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "device": str(jax.devices()[0]),
-        "cpu": names[0],
-        "cores": len(names),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy")},
-        "commit": commit,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 @jax.jit
@@ -97,10 +77,8 @@ def floor(arguments: argparse.Namespace) -> dict:
         contestants[f"{norm} search"] = lambda norm=norm: _search_only(reference, images, labels, norm)
         contestants[f"{norm} with recheck"] = lambda norm=norm: certify.radius(reference, images, labels, norm=norm)
     found = {name: fn() for name, fn in contestants.items()}  # warm-up, and the answers
-    turns: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(arguments.repeats):
-        for name, fn in contestants.items():
-            turns[name].append(_timed(fn)[0] * 1000 / len(images))
+    turns = take_turns(contestants, arguments.repeats)
+    turns = {name: seconds[:, 0] * 1000 / len(images) for name, seconds in turns.items()}
     base = float(np.median(turns["products"]))
     rows = []
     for name, seconds in turns.items():
@@ -220,7 +198,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.images = arguments.images or {"floor": 512, "peer": 256, "full": None}[arguments.question]
     report = {"floor": floor, "peer": peer, "full": full}[arguments.question](arguments)
-    report = {"environment": _environment(), **report}
+    report = {"environment": environment("scipy"), **report}
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 

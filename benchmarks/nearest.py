@@ -11,21 +11,18 @@ high-water mark of a fresh process beyond the arrays it searches.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from timing import environment, take_turns
 
 from nn_adv import data, neighbors
 
@@ -165,17 +162,6 @@ def _check(case: Case, points: np.ndarray, queries: np.ndarray, answers: dict[st
     return wrong
 
 
-def _take_turns(contestants: dict[str, tuple[int, Callable]], repeats: int) -> dict[str, np.ndarray]:
-    """Return wall and processor seconds per 1,000 queries, [repeats, 2], for each contestant."""
-    seconds: dict[str, list] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, (count, answer) in contestants.items():
-            started = np.array([time.perf_counter(), time.process_time()])
-            answer()
-            seconds[name].append((np.array([time.perf_counter(), time.process_time()]) - started) * 1000 / count)
-    return {name: np.stack(turns) for name, turns in seconds.items()}
-
-
 def run_case(case: Case, images: Images, repeats: int) -> dict:
     """Check, then time a case."""
     uint8_queries = case.query_kind == "uint8"
@@ -191,7 +177,8 @@ def run_case(case: Case, images: Images, repeats: int) -> dict:
     contestants = {"nn_adv": (case.ours, ours)}
     contestants |= _make_peers(case, floats, _pixels(queries) if uint8_queries else queries)
     wrong = _check(case, points, queries, {name: answer() for name, (_, answer) in contestants.items()})
-    seconds = _take_turns(contestants, repeats)  # the check was the warm-up
+    turns = take_turns({name: answer for name, (_, answer) in contestants.items()}, repeats)  # the check warmed up
+    seconds = {name: values * 1000 / contestants[name][0] for name, values in turns.items()}
     medians = {name: np.median(turns, axis=0) for name, turns in seconds.items()}
     operations = _OPERATIONS[case.norm] * 1000 * points.size
     rows = []
@@ -253,18 +240,6 @@ def _measure_memory(arguments: argparse.Namespace) -> list[dict]:
     return results
 
 
-def _environment() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpu = [line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-           if line.startswith("model name")]  # fmt: skip
-    installed = {name for name in _PEERS if importlib.util.find_spec(_MODULES.get(name, name))}
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", *sorted(installed))}
-    return {"device": str(jax.devices()[0]), "cpu": cpu[0], "cores": len(cpu), "python": platform.python_version(),
-            "load_average": round(os.getloadavg()[0], 1),
-        "versions": versions, "commit": commit,
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder with cifar10; random images without it")
@@ -277,9 +252,10 @@ def main() -> None:
     if arguments.probe_memory is not None:
         probe_memory(arguments, arguments.probe_memory)
         return
+    installed = sorted(name for name in _PEERS if importlib.util.find_spec(_MODULES.get(name, name)))
     images = load_images(arguments.data_dir, arguments.points, arguments.queries)
     report: dict = {
-        "environment": _environment(),
+        "environment": environment(*installed),
         "data": images.source,
         "memory": _measure_memory(arguments),
         "cases": [],

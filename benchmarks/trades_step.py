@@ -12,14 +12,9 @@ medians of wall and of processor time are reported (other programs on the machin
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import subprocess
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +22,7 @@ import jax
 import numpy as np
 import optax
 import torch
+from timing import environment, take_turns
 from torch import nn
 from torch.nn import functional
 
@@ -258,37 +254,20 @@ def run_case(network: Network, threat: str, batch_size: int, layout: torch.memor
         "PyTorch published": lambda: comparison.theirs(False),
         "PyTorch lean": lambda: comparison.theirs(True),
     }
-    seconds: dict[str, list] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            run()
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    seconds = take_turns(contestants, repeats)
     rows = []
     ours = np.median(seconds["nn_adv"], axis=0)
     for name, values in seconds.items():
         wall, processor = np.median(values, axis=0)
+        spread = [round(float(value), 4) for value in (values[:, 0].min(), values[:, 0].max())]
         equivalents = _EQUIVALENTS["published" if "published" in name else "lean"][threat]
         rows.append({
-            "name": name, "seconds": round(wall, 4), "spread": [round(min(values)[0], 4), round(max(values)[0], 4)],
+            "name": name, "seconds": round(wall, 4), "spread": spread,
             "processor_seconds": round(processor, 4), "forward_equivalents": equivalents,
             "ratio": round(wall / ours[0], 2), "processor_ratio": round(processor / ours[1], 2),
             "loss": round(losses[name], 6),
         })  # fmt: skip
     return {"case": f"{network.name}, {threat}", "batch": [batch_size, *network.shape], "rows": rows}
-
-
-def _environment() -> dict:
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "torch")}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "device": str(jax.devices()[0].device_kind), "backend": jax.default_backend(),
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(), "python": platform.python_version(), "versions": versions,
-        "commit": commit.stdout.strip(), "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "load_average": round(os.getloadavg()[0], 1),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
 
 
 def main() -> None:
@@ -307,7 +286,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     layout = getattr(torch, arguments.layout)
-    report: dict = {"environment": _environment(), "num_steps": _NUM_STEPS, "dtype": "float32", "cases": []}
+    report: dict = {
+        "environment": environment("flax", "torch"),
+        "num_steps": _NUM_STEPS,
+        "dtype": "float32",
+        "cases": [],
+    }
     report["environment"]["torch_layout"] = arguments.layout
     for network in NETWORKS:
         size = arguments.batch_size if network.name == "small_cnn" else arguments.resnet_batch_size

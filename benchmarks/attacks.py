@@ -1,0 +1,140 @@
+"""What does a step of an attack cost, beside the forward and backward pass that it cannot do without?
+
+The floor of a step is the gradient of the loss at the images: for 1NN through its soft form, two products, of queries
+and points and of weights and points. Each attack is timed as a whole, from clean images to result, and divided by the
+number of gradients it takes; compilation is left out. Bare passes and attacks take turns, medians are reported.
+
+  python benchmarks/attacks.py --output=docs/benchmarks/attacks.json
+  python benchmarks/attacks.py --models preact_resnet18 --batch_size=128 --steps=4
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from timing import environment, take_turns
+
+from nn_adv import attacks, models, neighbors
+from nn_adv.threat import NORMS, Threat
+
+_NUM_POINTS = 10_000  # of the soft 1NN
+_RADII = {"l1": 12.0, "l2": 0.5, "linf": 4 / 255}
+
+
+class Problem(NamedTuple):
+    """A classifier of random weights or points, images ``[B, ...]``, and the labels it gives them."""
+
+    logits_fn: Callable
+    images: jax.Array
+    labels: jax.Array
+    products: Callable | None = None  # the two products of the soft 1NN
+
+
+def network(name: str, shape: tuple[int, ...], batch_size: int) -> Problem:
+    """Make a network of random weights."""
+    model = models.create(name, 10)
+    images = jax.random.uniform(jax.random.key(0), (batch_size, *shape))
+    variables = model.init(jax.random.key(1), images[:1])
+    logits_fn = jax.tree_util.Partial(model.apply, variables)
+    return Problem(logits_fn, images, jnp.argmax(jax.jit(logits_fn)(images), axis=1))
+
+
+def soft_neighbors(batch_size: int) -> Problem:
+    """Make the soft 1NN of random points as large as those of a pair of CIFAR-10."""
+    rng = np.random.default_rng(0)
+    points = rng.integers(0, 256, (_NUM_POINTS, 32, 32, 3), dtype=np.uint8)
+    reference = neighbors.fit(points, np.arange(_NUM_POINTS) % 2, 2)
+    images = jnp.asarray(rng.random((batch_size, 32, 32, 3)), jnp.float32)
+    flat = jnp.asarray(points.reshape(_NUM_POINTS, -1) / 255, jnp.float32)
+
+    @jax.jit
+    def products(images):
+        scores = jnp.matmul(images.reshape(batch_size, -1), flat.T, precision="highest")
+        return jnp.matmul(scores, flat, precision="highest")
+
+    return Problem(
+        lambda x: neighbors.soft_logits(reference, x, 10.0), images, neighbors.predict(reference, images), products
+    )
+
+
+PROBLEMS = {
+    "preact_resnet18": functools.partial(network, "preact_resnet18", (32, 32, 3)),
+    "small_cnn": functools.partial(network, "small_cnn", (28, 28, 1)),
+    "soft_1nn": soft_neighbors,
+}
+
+
+def run_problem(problem: Problem, steps: int, repeats: int) -> list[dict]:
+    """Time the bare pass, then each attack in each norm, all in turns; one line each."""
+
+    @jax.jit
+    def bare(images, labels):
+        loss = lambda x: jnp.sum(attacks.margin(problem.logits_fn(x), labels))  # noqa: E731
+        return jax.value_and_grad(loss)(images)
+
+    def attack(images, labels, threat, fn):
+        return fn(problem.logits_fn, images, labels, key=jax.random.key(0), threat=threat).adversarial
+
+    step_size = {norm: radius / steps for norm, radius in _RADII.items()}
+    calls = {"bare forward and backward": (lambda: bare(problem.images, problem.labels), 1)}
+    if problem.products is not None:
+        calls["two products"] = (lambda: problem.products(problem.images), 1)
+    for norm in NORMS:
+        fns = {
+            "apgd": functools.partial(attacks.apgd, num_steps=steps, loss_fn=attacks.margin),
+            "pgd": functools.partial(attacks.pgd, num_steps=steps, loss_fn=attacks.margin, step_size=step_size[norm]),
+        }
+        for name, fn in fns.items():
+            jitted = jax.jit(functools.partial(attack, fn=fn))
+            call = functools.partial(jitted, problem.images, problem.labels, Threat(norm, _RADII[norm]))
+            calls[f"{name} {norm}"] = (call, steps + 1)  # the start has a gradient too
+
+    waiting = {name: functools.partial(_finish, call) for name, (call, _) in calls.items()}
+    take_turns(waiting, 1)  # compiles
+    seconds = {name: np.median(turns[:, 0]) / calls[name][1] for name, turns in take_turns(waiting, repeats).items()}
+    floor = seconds["bare forward and backward"]
+    return [
+        {"name": name, "ms": round(1000 * value, 2), "ratio": round(value / floor, 3)}
+        | ({"ratio_to_products": round(value / seconds["two products"], 3)} if "two products" in seconds else {})
+        for name, value in seconds.items()
+    ]
+
+
+def _finish(call):
+    return jax.block_until_ready(call())
+
+
+def main() -> None:
+    """Run the cases and print, and with ``--output`` write, the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=pathlib.Path)
+    arguments = parser.parse_args()
+    report: dict = {"environment": environment("flax"), "batch_size": arguments.batch_size, "steps": arguments.steps}
+    report["cases"] = {}
+    for name in arguments.models:
+        report["cases"][name] = run_problem(PROBLEMS[name](arguments.batch_size), arguments.steps, arguments.repeats)
+        print(name)
+        for row in report["cases"][name]:
+            print(
+                f"  {row['name']:28}{row['ms']:10.2f} ms",
+                *(f"x{row[key]}" for key in row if "ratio" in key),
+                flush=True,
+            )
+        if arguments.output:
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

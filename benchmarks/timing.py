@@ -1,0 +1,43 @@
+"""What all benchmarks share: taking turns, so that a noisy machine disturbs all alike, and saying what ran where."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+    """Return wall and processor seconds of each call, ``[repeats, 2]``; what is called waits for its own result."""
+    seconds: dict[str, list] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, call in contestants.items():
+            started = np.array([time.perf_counter(), time.process_time()])
+            call()
+            seconds[name].append(np.array([time.perf_counter(), time.process_time()]) - started)
+    return {name: np.stack(turns) for name, turns in seconds.items()}
+
+
+def environment(*packages: str) -> dict:
+    """Return device, processor, versions (of JAX, NumPy and the packages named), commit and time."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {
+        "device": str(jax.devices()[0]),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", *packages)},
+        "commit": commit.stdout.strip(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
