@@ -40,10 +40,12 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.tasks.holdout = 0.1  # share of the training images that only choose the epoch to keep
 
     config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.splits = ("train", "test")
     config.evaluation.images_per_split = 0  # the first so many of each split, classes balanced; 0: all
-    config.evaluation.num_steps = 40
+    config.evaluation.attacks = ()  # on networks, such as ("apgd-ce", "pgd"); empty: the standard ensemble
+    config.evaluation.num_steps = 100  # of each but square
     config.evaluation.num_restarts = 1
-    config.evaluation.step_share = 2.5  # step size x steps / radius
+    config.evaluation.num_queries = 5000  # of square
     config.evaluation.batch_size = 128
 
     config.model = ml_collections.ConfigDict()
@@ -108,7 +110,8 @@ def _digits(config) -> None:
         num_epochs=150, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.05, weight_decay=5e-4
     )
     config.training.update(select_every=5, group_size=45, checkpoint_every=50)
-    config.evaluation.update(batch_size=360)  # both splits of a pair at once
+    # Both splits of a pair at once, and attacks that a demo can wait for.
+    config.evaluation.update(batch_size=360, num_steps=20, num_queries=100)
 
 
 def _own_data(config) -> None:

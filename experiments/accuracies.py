@@ -1,4 +1,4 @@
-"""The accuracies of a row: what PGD leaves unbroken of a network, and what the radii of 1NN say.
+"""The accuracies of a row: what attacks leave unbroken of a network, and what the radii of 1NN say.
 
 Every method is evaluated on the same images. An accuracy is a plain dict with a split, a threat, what the number is
 (clean, attacked, certified or exact), how many images there were and how many of them were robust.
@@ -6,22 +6,22 @@ Every method is evaluated on the same images. An accuracy is a plain dict with a
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 import numpy as np
 
-from experiments import classifiers, plan, radii
-from nn_adv import data, evaluation
-from nn_adv.threat import Threat
+from experiments import plan, radii
+from experiments.attacked import left_by_each
+from nn_adv import attacks, data
 
 Evaluation = dict[str, Any]
+SPLITS = ("train", "test")
 
 
 class Images(NamedTuple):
-    """The images that a task is evaluated on, the same for every method; both splits together.
+    """The images that a task is evaluated on, the same for every method; all splits together.
 
     Attributes:
       images, labels: ``[N, ...]`` and ``[N]``.
@@ -35,52 +35,42 @@ class Images(NamedTuple):
     image: np.ndarray
 
 
-def choose_images(dataset: data.Dataset, task: data.Task, count: int) -> Images:
-    """Take the first ``count`` images of each split (0: all), as many of each class."""
-    train, test = balanced(task.train_labels, count), balanced(task.test_labels, count)
-    train_index, test_index = task.train_index[train], task.test_index[test]
-    return Images(
-        np.concatenate([dataset.train_images[train_index], dataset.test_images[test_index]]),
-        np.concatenate([task.train_labels[train], task.test_labels[test]]),
-        np.repeat(["train", "test"], [len(train), len(test)]),
-        np.concatenate([train_index, test_index]),
-    )
+def choose_images(dataset: data.Dataset, task: data.Task, splits: Sequence[str], count: int) -> Images:
+    """Take the first ``count`` images of each of the splits (0: all), as many of each class."""
+    everything = {
+        "train": (dataset.train_images, task.train_index, task.train_labels),
+        "test": (dataset.test_images, task.test_index, task.test_labels),
+    }
+    parts = []
+    for name in splits:
+        images, index, labels = everything[name]
+        rows = balanced(labels, count)
+        parts.append((images[index[rows]], labels[rows], np.full(len(rows), name), index[rows]))
+    return Images(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def attacked(
-    config: ml_collections.ConfigDict, classifier: classifiers.Classifier, chosen: Images, *, seed: int
+    config: ml_collections.ConfigDict,
+    split: np.ndarray,
+    places: Mapping[tuple[str, float], np.ndarray],
+    num_classes: int,
 ) -> list[Evaluation]:
-    """Count the images that are classified correctly, and those that PGD does not break at growing radii."""
-    settings, (images, labels, split, _) = config.evaluation, chosen
-    predict = functools.partial(classifiers.predict, classifier)
+    """Count the images that are classified correctly, and those that no attack broke at growing radii.
 
-    def attack(*arguments):
-        return classifiers.pgd_attack(
-            classifier,
-            *arguments,
-            num_steps=settings.num_steps,
-            num_restarts=settings.num_restarts,
-            step_share=settings.step_share,
-        ).success
-
-    clean = evaluation.correct(predict, images, labels, batch_size=settings.batch_size)
+    Args:
+      config: from `configs.binary_tasks`.
+      split: ``[N]``.
+      places: from `attacked.broken_by`.
+      num_classes: of the classifier.
+    """
+    names = [attack.name for attack in plan.make_attacks(config, num_classes)]
+    clean = next(iter(places.values())) != attacks.CLEAN
     found = _counts(split, None, 0.0, "clean", clean)
-    at_main_radius = []
-    for norm, radius in plan.main_radii(config).items():
-        epsilons = plan.curve_radii(config, radius)
-        unbroken = evaluation.unbroken_curve(
-            attack,
-            images,
-            labels,
-            threats=[Threat(norm, epsilon) for epsilon in epsilons],
-            key=jax.random.key(seed),
-            start_from=clean,
-            batch_size=settings.batch_size,
-        )
-        for epsilon, flags in zip(epsilons, unbroken, strict=True):
-            found += _counts(split, norm, epsilon, "attacked", flags)
-        at_main_radius.append(unbroken[epsilons.index(radius)])
-    return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main_radius))
+    for (norm, epsilon), broken_by in places.items():
+        for item in _counts(split, norm, epsilon, "attacked", broken_by == attacks.UNBROKEN):
+            found.append(item | {"left": left_by_each(broken_by[split == item["split"]], names)})
+    worst = [places[norm, radius] == attacks.UNBROKEN for norm, radius in plan.main_radii(config).items()]
+    return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(worst))
 
 
 def exact(config: ml_collections.ConfigDict, known: radii.Radii) -> list[Evaluation]:
@@ -117,7 +107,8 @@ def _counts(split, norm, epsilon, kind, flags) -> list[Evaluation]:
             "count": int(np.sum(split == name)),
             "robust": int(np.sum(flags[split == name])),
         }
-        for name in ("train", "test")
+        for name in SPLITS
+        if np.any(split == name)
     ]
 
 

@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from experiments import accuracies, classifiers, plan, radii, report, results, storage
+from experiments import accuracies, attacked, classifiers, plan, radii, report, results, storage
 from nn_adv import neighbors, training
+from nn_adv.pixels import as_float
 
 _ROW_BYTES = 30_000
 _RADIUS_BYTES = 64  # an image, its radii in all norms
@@ -120,8 +121,13 @@ def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:
     fitted = _networks(experiment, group, workdir, bar)
     for unit, (classifier, made, train_seconds) in zip(group, fitted, strict=True):
         if unit.name not in done:
-            bar.set_postfix_str(f"attacking {unit.method} on {unit.task.name}", refresh=False)
-            yield _network_row(experiment, unit, classifier, made, train_seconds)
+            progress_file = workdir / "attacks" / f"{unit.method}-seed{unit.seed}-{unit.task.name}.npz"
+
+            def show(text, what=f"attacking {unit.method} on {unit.task.name}"):
+                bar.set_postfix_str(f"{what}: {text}", refresh=sys.stderr.isatty())
+
+            yield _network_row(experiment, unit, classifier, made, train_seconds, progress_file, show)
+            progress_file.unlink(missing_ok=True)  # the row is stored
         bar.update()
 
 
@@ -143,16 +149,26 @@ def _row(experiment, unit, found, **fields) -> dict[str, Any]:
     } | fields
 
 
-def _network_row(experiment, unit, classifier, made, train_seconds) -> dict[str, Any]:
+def _network_row(experiment, unit, classifier, made, train_seconds, progress_file, show) -> dict[str, Any]:
     start = time.perf_counter()
-    found = accuracies.attacked(experiment.config, classifier, _images(experiment, unit.task), seed=unit.seed)
-    names = ["images_per_split", "num_restarts", "num_steps", "step_share"]
-    attack = {"name": "pgd", "loss": "margin"} | {name: experiment.config.evaluation[name] for name in names}
+    config, num_classes, chosen = experiment.config, unit.task.num_classes, _images(experiment, unit.task)
+    places = attacked.broken_by(
+        config,
+        classifier,
+        np.asarray(as_float(chosen.images)),
+        chosen.labels,
+        num_classes=num_classes,
+        seed=unit.seed,
+        progress_file=progress_file,
+        show=show,
+    )
+    names = [attack.name for attack in plan.make_attacks(config, num_classes)]
+    counts = ("images_per_split", "num_steps", "num_restarts", "num_queries")
     return _row(
         experiment,
         unit,
-        found,
-        attack=attack,
+        accuracies.attacked(config, chosen.split, places, num_classes),
+        attack={"attacks": names} | {name: config.evaluation[name] for name in counts},
         radii=None,
         training=made,
         seconds=_seconds(train_seconds, time.perf_counter() - start),
@@ -182,7 +198,8 @@ def _neighbor_row(experiment, unit, workdir) -> dict[str, Any]:
 
 
 def _images(experiment, task) -> accuracies.Images:
-    return accuracies.choose_images(experiment.dataset, task, experiment.config.evaluation.images_per_split)
+    settings = experiment.config.evaluation
+    return accuracies.choose_images(experiment.dataset, task, settings.splits, settings.images_per_split)
 
 
 def _seconds(train, evaluate) -> dict[str, float]:

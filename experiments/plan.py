@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 import nn_adv
-from nn_adv import data, models, training
+from nn_adv import attacks, data, models, training
 from nn_adv.threat import Threat
 
 # Each network method: its training objective and the norms it is trained for.
@@ -43,6 +43,8 @@ _NOT_IN_A_ROW = (
     "training.group_size",
 )
 
+# The least that the counts of an evaluation may be.
+_LEAST_COUNTS = {"num_steps": 1, "num_restarts": 1, "num_queries": 1, "batch_size": 1, "images_per_split": 0}
 
 # Settings of the training that are not its recipe.
 _NOT_IN_A_RECIPE = ("checkpoint_every", "group_size")
@@ -156,6 +158,18 @@ def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Reci
     return training.Recipe(objective=objective, threats=threats, **settings)
 
 
+def make_attacks(config: ml_collections.ConfigDict, num_classes: int) -> tuple[attacks.Attack, ...]:
+    """Return the attacks on networks in their order, as large as the configuration says; by default the ensemble."""
+    settings = config.evaluation
+    names = settings.attacks or [attack.name for attack in attacks.standard_attacks(num_classes)]
+    gradient = {"num_steps": settings.num_steps, "num_restarts": settings.num_restarts}
+    counts = {name: {"num_queries": settings.num_queries} if name == "square" else gradient for name in names}
+    try:
+        return tuple(attacks.named_attack(name, num_classes, **counts[name]) for name in names)
+    except ValueError as error:
+        raise ValueError(f"evaluation.attacks: {error}") from error
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
     unknown = [method for method in config.methods if method not in METHODS]
@@ -163,15 +177,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
         raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
-    for name, values in (("methods", config.methods), ("seeds", config.seeds), ("tasks.names", config.tasks.names)):
+    if not config.evaluation.splits or set(config.evaluation.splits) - {"train", "test"}:
+        raise ValueError(f"evaluation.splits must be one or both of train, test, got {config.evaluation.splits}")
+    for name in ("methods", "seeds", "tasks.names", "evaluation.splits", "evaluation.attacks"):
+        values = functools.reduce(getattr, name.split("."), config)
         if len(set(values)) < len(values):
             raise ValueError(f"{name} must not hold anything twice, got {values}")
     _check_radii(config)
-    for name, least in (("num_steps", 0), ("num_restarts", 1), ("batch_size", 1), ("images_per_split", 0)):
+    for name, least in _LEAST_COUNTS.items():
         if config.evaluation[name] < least:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
-    if not config.evaluation.step_share > 0:
-        raise ValueError(f"evaluation.step_share must be positive, got {config.evaluation.step_share}")
     for name in _NOT_IN_A_RECIPE:
         if config.training[name] < 1:
             raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
@@ -207,6 +222,8 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         train_per_class=config.tasks.train_per_class or None,
         holdout=config.tasks.holdout,
     )
+    if set(config.methods) & set(NETWORKS):
+        make_attacks(config, everything[0].num_classes)
     most_images = max(len(task.train_index) for task in everything)
     return Experiment(
         config,

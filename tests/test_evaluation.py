@@ -1,12 +1,10 @@
 """Batched evaluation against the plain computation on all rows at once."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nn_adv import evaluation
-from nn_adv.threat import Threat
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 1), dtype=np.uint8)
 LABELS = np.arange(23) % 2
@@ -34,85 +32,6 @@ def test_one_batch_shape_reaches_the_device_however_many_images():
     for count in (3, 10, 23):
         evaluation.correct(spy, IMAGES[:count], LABELS[:count], batch_size=10)
     assert shapes == {(10, 4, 4, 1)}
-
-
-def _attack_that_breaks(radii):
-    """Break image i where epsilon >= radii[i]; images carry their own number in their first pixel."""
-    return lambda images, labels, keys, threat: (
-        jnp.asarray(radii)[(images[:, 0] * 255 + 0.5).astype(int)] <= threat.epsilon
-    )
-
-
-def _curve(radii, epsilons, start_from, batch_size=4):
-    images = np.arange(len(radii), dtype=np.uint8)[:, None]
-    return evaluation.unbroken_curve(
-        _attack_that_breaks(radii),
-        images,
-        np.zeros(len(radii), np.int32),
-        threats=[Threat("l2", epsilon) for epsilon in epsilons],
-        key=jax.random.key(0),
-        start_from=start_from,
-        batch_size=batch_size,
-    )
-
-
-def test_curve_gives_each_image_its_radius():
-    radii = np.linspace(0.05, 1.05, 11)
-    epsilons = [0.0, 0.3, 0.6, 2.0]
-    curve = _curve(radii, epsilons, np.ones(11, bool))
-    np.testing.assert_array_equal(curve, radii[None] > np.array(epsilons)[:, None])
-
-
-def test_misclassified_images_are_broken_from_the_start():
-    start = np.arange(11) % 3 > 0
-    curve = _curve(np.full(11, 9.0), [0.0, 1.0], start)
-    np.testing.assert_array_equal(curve, [start, start])
-
-
-def test_once_broken_stays_broken():
-    calls = []
-
-    def fickle(images, labels, keys, threat):
-        calls.append(threat.epsilon)
-        return np.full(len(images), len(calls) == 1)
-
-    curve = evaluation.unbroken_curve(
-        fickle,
-        IMAGES,
-        LABELS,
-        threats=[Threat("l2", 0.1), Threat("l2", 0.2)],
-        key=jax.random.key(0),
-        start_from=np.ones(23, bool),
-        batch_size=23,
-    )
-    assert not curve.any() and len(calls) == 1
-
-
-def test_randomness_belongs_to_the_image_not_to_the_batch():
-    def by_luck(images, labels, keys, threat):
-        return jax.vmap(jax.random.uniform)(keys) < threat.epsilon
-
-    curves = [
-        evaluation.unbroken_curve(
-            by_luck,
-            IMAGES,
-            LABELS,
-            threats=[Threat("l2", 0.3), Threat("l2", 0.6)],
-            key=jax.random.key(1),
-            start_from=np.ones(23, bool),
-            batch_size=batch_size,
-        )
-        for batch_size in (1, 5, 64)
-    ]
-    np.testing.assert_array_equal(curves[0], curves[1])
-    np.testing.assert_array_equal(curves[0], curves[2])
-    assert 0 < curves[0][0].sum() < 23
-
-
-@pytest.mark.parametrize("epsilons", [[0.2, 0.1], [0.1, 0.1, 0.05]])
-def test_falling_radii_are_refused(epsilons):
-    with pytest.raises(ValueError, match="growing radii"):
-        _curve(np.ones(3), epsilons, np.ones(3, bool))
 
 
 def test_no_images_and_no_batch_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from experiments.report import figures
@@ -51,7 +52,7 @@ def report_blocks(rows: Sequence[Row], problems: Sequence[str], *, title: str, n
         if len(indexed) > 1:
             blocks.append(Heading(f"Dataset {results.dataset}"))
         own = [row for row in rows if row["dataset"] == results.dataset]
-        blocks += [*_table_blocks(results), *_interval_blocks(results, own)]
+        blocks += [*_table_blocks(results), *_attack_blocks(results, own), *_interval_blocks(results, own)]
         blocks += [*_curve_blocks(results), *_heat_map_blocks(results)]
     return [*blocks, *provenance_blocks(rows)]
 
@@ -131,6 +132,32 @@ def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
         Heading("Intervals over images", 3),
         Table(["", "threat", "%", "images", "95 % interval (Wilson)"], lines),
     ]
+
+
+def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
+    """Say what each attack left at the main radii, over the images of all tasks and seeds together."""
+    totals: dict[tuple[str, str, Threat], Counter] = defaultdict(Counter)
+    for row in sorted(rows, key=lambda row: method_key(row["method"])):
+        for item in row["evaluations"]:
+            threat = Threat(item["norm"], item["epsilon"])
+            if "left" in item and threat in results.main_threats:
+                totals[row["method"], item["split"], threat].update(item["left"] | {"images": item["count"]})
+    names = list(dict.fromkeys(name for left in totals.values() for name in left if name != "images"))
+    if len(names) < 2:
+        return []
+    lines = [
+        [
+            f"{method_label(method)}, {split} images, {threat_label(threat)}",
+            *(f"{100 * left[name] / left['images']:.1f}" for name in names),
+        ]
+        for (method, split, threat), left in totals.items()
+    ]
+    note = (
+        "Percent of the images of all tasks that were left after each attack, from the left to the right; an image "
+        "broken at a smaller radius of the norm counts for the attack that broke it there."
+    )
+    table = Table(["", *names], lines)
+    return [Heading("What each attack left", 3), table, Text(note, "note")]
 
 
 def _curve_blocks(results: Results) -> list[Block]:

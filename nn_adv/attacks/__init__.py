@@ -3,6 +3,8 @@
 from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import AttackResult, example_keys
 from nn_adv.attacks.ensemble import (
+    CLEAN,
+    UNBROKEN,
     Attack,
     EnsembleResult,
     EnsembleState,
@@ -21,9 +23,11 @@ from nn_adv.attacks.square import square
 __all__ = [
     "Attack",
     "AttackResult",
+    "CLEAN",
     "EnsembleResult",
     "EnsembleState",
     "MinimumNorm",
+    "UNBROKEN",
     "apgd",
     "art_classifier",
     "cross_entropy",

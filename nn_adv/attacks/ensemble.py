@@ -20,21 +20,33 @@ from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import AttackResult, check_at_least, example_keys
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
+from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.square import square
 from nn_adv.threat import Threat
 
 UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
 _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
+
+
+def _usual_pgd(logits_fn, images, labels, *, threat, num_steps=40, **options) -> AttackResult:
+    """PGD on the margin with steps that together reach 2.5 radii far (Madry et al. 2018, arXiv 1706.06083)."""
+    step_size = 2.5 * threat.epsilon / max(num_steps, 1)
+    return pgd(
+        logits_fn, images, labels, threat=threat, num_steps=num_steps, step_size=step_size, loss_fn=margin, **options
+    )
+
+
 # For each name: the attack, its options, how many classes it needs, and what to take where there are fewer.
 _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
     "apgd-ce": (apgd, {"loss_fn": cross_entropy}, 2, ""),
     "apgd-dlr": (apgd, {"loss_fn": dlr}, 3, "apgd-margin"),
     "apgd-margin": (apgd, {"loss_fn": margin}, 2, ""),
-    "apgd-t": (apgd, {"loss_fn": targeted_dlr, "targets": _MAX_TARGETS}, 4, "apgd-margin-t"),
-    "apgd-margin-t": (apgd, {"loss_fn": targeted_margin, "targets": _MAX_TARGETS}, 2, ""),
+    "apgd-t": (apgd, {"loss_fn": targeted_dlr, "num_targets": _MAX_TARGETS}, 4, "apgd-margin-t"),
+    "apgd-margin-t": (apgd, {"loss_fn": targeted_margin, "num_targets": _MAX_TARGETS}, 2, ""),
     "fab": (fab, {}, 2, ""),
     "fab-t": (fab, {"num_targets": _MAX_TARGETS}, 2, ""),
     "square": (square, {}, 2, ""),
+    "pgd": (_usual_pgd, {}, 2, ""),
 }
 
 
@@ -84,23 +96,25 @@ class EnsembleResult(NamedTuple):
 
 
 @functools.cache  # the same object for the same name, so that jit recognises it
-def named_attack(name: str, num_classes: int) -> Attack:
-    """Return an attack of the published ensemble, or one of its relatives, at its published size.
+def named_attack(name: str, num_classes: int, **options: int) -> Attack:
+    """Return an attack of the published ensemble, or one of its relatives, by default at its published size.
 
     Args:
-      name: "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "apgd-margin-t", "fab", "fab-t" or "square".
+      name: "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "apgd-margin-t", "fab", "fab-t", "square" or "pgd".
       num_classes: of the classifier; targeted attacks try all other classes, at most nine.
+      **options: counts that the attack takes, such as ``num_steps`` or, of "square", ``num_queries``.
 
     Raises:
       ValueError: an unknown name, or fewer classes than the attack's loss needs.
     """
     if name not in _NAMED:
         raise ValueError(f"attack must be one of {', '.join(_NAMED)}, got {name!r}")
-    fn, options, least, remedy = _NAMED[name]
+    fn, usual, least, remedy = _NAMED[name]
     if num_classes < least:
         raise ValueError(f"{name} needs at least {least} classes, got {num_classes}: take {remedy or 'another task'}")
-    fewer = {key: min(value, num_classes - 1) for key, value in options.items() if key in ("targets", "num_targets")}
-    return Attack(name, functools.partial(fn, **options | fewer))
+    if "num_targets" in usual:
+        usual = usual | {"num_targets": min(usual["num_targets"], num_classes - 1)}
+    return Attack(name, functools.partial(fn, **usual | options))
 
 
 def standard_attacks(num_classes: int) -> tuple[Attack, ...]:
@@ -129,7 +143,8 @@ def ensemble(
 
     Args:
       logits_fn: differentiable, float images ``[B, ...]`` to logits ``[B, C]``. Pass the same function again to have
-        it compiled only once.
+        it compiled only once; ``jax.tree_util.Partial(fn, variables)`` shares what is compiled among networks that
+        differ in their variables alone.
       images: ``[N, ...]`` floating point, inside the bounds.
       labels: ``[N]``.
       key: a typed key.
@@ -138,7 +153,8 @@ def ensemble(
       batch_size: images per call; the last batch is filled up.
       predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``.
       state: where an earlier call with the same arguments stopped.
-      on_batch: called with the state after each batch, to keep it or to show progress.
+      on_batch: called with the state after each batch, to keep it or to show progress. The next batch changes the
+        arrays it holds: write them out, or copy them.
 
     Returns:
       An `EnsembleResult`.
@@ -149,13 +165,16 @@ def ensemble(
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
+    logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
     _check_images(images, threat)
-    num_classes = _check_logits(logits_fn, images[:batch_size], labels)
+    num_classes = _check_logits(logits_fn, images[np.arange(batch_size) % len(images)], labels)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
     if state is None:
-        state = EnsembleState(images.astype(np.float32), np.full(len(images), UNBROKEN), CLEAN, 0)
+        state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
     elif len(state.broken_by) != len(images):
         raise ValueError(f"state must be of the same images, {len(images)}, got one of {len(state.broken_by)}")
+    # Changed in place from here on: a copy for each batch would cost more than many a batch.
+    state = state._replace(adversarial=np.array(state.adversarial, np.float32), broken_by=np.array(state.broken_by))
 
     for place in range(state.attack, len(attacks)):
         if place != state.attack:
@@ -171,7 +190,10 @@ def ensemble(
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
                 success, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs)
-            state = _record(state, batch, np.asarray(success)[: len(batch)], np.asarray(found)[: len(batch)])
+            is_broken = np.asarray(success)[: len(batch)]
+            state.broken_by[batch[is_broken]] = place
+            state.adversarial[batch[is_broken]] = np.asarray(found)[: len(batch)][is_broken]
+            state = state._replace(num_done=start + len(batch))
             if on_batch is not None:
                 on_batch(state)
 
@@ -180,25 +202,27 @@ def ensemble(
     return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, tuple(left))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _traceable(fn: Callable) -> Callable:
+    """Make a pytree of a function, so that jit traces the arrays bound to it and compiles for the function itself."""
+    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
     keys = jax.random.wrap_key_data(key_data)
     result = fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
     return result.success, result.adversarial
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jax.jit
+def _logits(logits_fn, images):
+    return logits_fn(images)
+
+
+@jax.jit
 def _is_wrong(logits_fn, predict_fn, images, labels):
     predicted = jnp.argmax(logits_fn(images), axis=1) if predict_fn is None else predict_fn(images)
     return predicted != labels
-
-
-def _record(state: EnsembleState, rows: np.ndarray, success: np.ndarray, found: np.ndarray) -> EnsembleState:
-    """Return the state after a batch; the state before it stays as it was."""
-    broken_by, adversarial = state.broken_by.copy(), state.adversarial.copy()
-    broken_by[rows[success]] = state.attack
-    adversarial[rows[success]] = found[success]
-    return EnsembleState(adversarial, broken_by, state.attack, state.num_done + len(rows))
 
 
 def _keys(key: chex.PRNGKey, name: str, count: int) -> np.ndarray:
@@ -218,8 +242,8 @@ def _check_images(images: np.ndarray, threat: Threat) -> None:
 
 
 def _check_logits(logits_fn, images: np.ndarray, labels: np.ndarray) -> int:
-    """Classify the first batch; return the number of classes."""
-    logits = np.asarray(logits_fn(jnp.asarray(images)))
+    """Try the classifier on a batch; return the number of classes."""
+    logits = np.asarray(_logits(logits_fn, jnp.asarray(images)))
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         raise ValueError(f"logits_fn must return [{len(images)}, C] with C >= 2, got shape {logits.shape}")
     if not np.isfinite(logits).all():

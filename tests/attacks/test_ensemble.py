@@ -129,7 +129,7 @@ def test_another_classifier_may_judge():
 def test_few_classes_get_the_margin_and_names_get_an_error():
     assert [attack.name for attack in attacks.standard_attacks(2)] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
     assert [attack.name for attack in attacks.standard_attacks(10)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert attacks.named_attack("apgd-margin-t", 3).fn.keywords["targets"] == 2
+    assert attacks.named_attack("apgd-margin-t", 3).fn.keywords["num_targets"] == 2
     with pytest.raises(ValueError, match="apgd-dlr needs at least 3 classes, got 2: take apgd-margin"):
         attacks.named_attack("apgd-dlr", 2)
     with pytest.raises(ValueError, match="apgd-t needs at least 4 classes, got 3: take apgd-margin-t"):
@@ -158,7 +158,39 @@ def test_one_compilation_serves_all_batches_and_radii():
             logits_fn, images, labels, key=KEY, threat=Threat("linf", epsilon), attacks=attack, batch_size=8
         )
         counts.append(len(traces))
-    assert counts[2] - counts[0] == 2  # the check of the first batch, which is not compiled
+    assert counts[0] == counts[2]
+
+
+def test_one_compilation_serves_networks_that_differ_in_their_variables():
+    traces = []
+
+    def logits_of(weights, x):
+        traces.append(x.shape)
+        return x.reshape(len(x), -1) @ weights
+
+    images, _ = _images(10)
+    attack = (attacks.named_attack("apgd-ce", 10, num_steps=3),)
+    counts = []
+    for seed in range(3):
+        weights = np.random.default_rng(seed).normal(size=(36, 10)).astype(np.float32)
+        labels = np.argmax(images.reshape(len(images), -1) @ weights, axis=1)
+        network = jax.tree_util.Partial(logits_of, weights)
+        attacks.ensemble(network, images, labels, key=KEY, threat=THREAT, attacks=attack)
+        counts.append(len(traces))
+    assert counts[0] == counts[2]
+
+
+def test_attacks_by_name_take_their_counts():
+    short, usual = attacks.named_attack("square", 10, num_queries=7), attacks.named_attack("square", 10)
+    assert short.fn.keywords == {"num_queries": 7} and usual.fn.keywords == {}
+    assert short is attacks.named_attack("square", 10, num_queries=7)  # so that it is compiled once
+
+
+def test_plain_pgd_is_there_by_name():
+    options = {"key": KEY, "threat": THREAT, "predict_fn": None}
+    by_name = attacks.named_attack("pgd", 10).fn(LOGITS[10], *_images(10), **options)
+    plain = attacks.pgd(LOGITS[10], *_images(10), **options, num_steps=40, step_size=0.05 / 16, loss_fn=attacks.margin)
+    np.testing.assert_array_equal(by_name.adversarial, plain.adversarial)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ TINY = {
     "curve": (0.5,),
     "fine_curve": (0.25,),
     "tasks": {"names": ("3v8", "1v7"), "train_per_class": 20},
-    "evaluation": {"num_steps": 3, "images_per_split": 20, "batch_size": 16},
+    "evaluation": {"num_steps": 3, "num_queries": 3, "images_per_split": 20, "batch_size": 16},
     "training": {"num_epochs": 2, "group_size": 2, "num_steps": 2, "select_every": 1, "checkpoint_every": 1},
 }
 
@@ -217,6 +217,15 @@ def test_more_seeds_train_more_networks_but_no_second_1nn():
     assert sum("1nn" in name for name in names) == 2
 
 
+def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
+    everything = counted(finished[0])["digits/3v8/1nn/0"]
+    config = tiny_config(methods=("1nn",))
+    config.evaluation.splits = ("test",)
+    page = binary_tasks.run(config, tmp_path)
+    assert counted(tmp_path)["digits/3v8/1nn/0"] == [item for item in everything if item["split"] == "test"]
+    assert "train images" not in page.with_suffix(".md").read_text()
+
+
 def test_evaluated_images_are_balanced_over_classes():
     labels = np.array([0] * 50 + [1] * 50)
     rows = accuracies.balanced(labels, 11)
@@ -328,6 +337,8 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
         (["--config.nonsense=1"], "nonsense"),
         (["--config.methods=('magic',)"], "methods must be some of"),
         (["--config.tasks.names=('3v3',)"], "tasks.names must be some of"),
+        (["--config.evaluation.attacks=('apgd-dlr',)"], "evaluation.attacks: apgd-dlr needs at least 3 classes, got 2"),
+        (["--config.evaluation.splits=('dev',)"], "evaluation.splits must be one or both of train, test"),
         (["--shard=2/2"], "--shard must be i/n"),
         (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
     ],

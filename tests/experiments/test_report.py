@@ -313,3 +313,19 @@ def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
     (results,) = tables.index_rows(rows)
     differences = figures.pair_differences(results, "test", Threat("linf", 8 / 255))
     assert differences == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
+
+
+def test_what_each_attack_left_is_pooled_over_tasks():
+    rows = []
+    for task, first, second in (("0v1", 60, 50), ("0v2", 40, 30)):
+        at_main = evaluation("test", "linf", 0.1, "attacked", 100, second) | {
+            "left": {"apgd-ce": first, "square": second}
+        }
+        elsewhere = evaluation("test", "linf", 0.2, "attacked", 100, 0) | {"left": {"apgd-ce": 1, "square": 0}}
+        clean = evaluation("test", None, 0.0, "clean", 100, 90)
+        rows.append(row(task, "standard", [clean, at_main, elsewhere], radii={"linf": 0.1}))
+    (results,) = tables.index_rows(rows)
+    heading, table, _ = content._attack_blocks(results, rows)
+    assert heading.text == "What each attack left" and table.header == ["", "apgd-ce", "square"]
+    assert [line[1:] for line in table.rows] == [["50.0", "40.0"]] and "test images" in table.rows[0][0]
+    assert content._attack_blocks(results, realistic_rows()) == []
