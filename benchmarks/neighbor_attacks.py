@@ -9,19 +9,15 @@ breaks an image inside its proven radius ends the run.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from timing import environment
 
 from experiments import accuracies
 from nn_adv import attacks, certify, data, neighbors
@@ -150,16 +146,6 @@ def _run_norm(norm: str, num_images: int, seeds: int) -> dict:
     return {"mean_ratio_to_radius": ratios, "cases": cases}
 
 
-def _environment() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "device": str(jax.devices()[0].device_kind), "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(), "jax": importlib.metadata.version("jax"),
-        "commit": commit.stdout.strip(), "load_average": round(os.getloadavg()[0], 1),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-
-
 def main() -> None:
     """Run all norms and print, and with ``--output`` write, the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,7 +156,7 @@ def main() -> None:
     report: dict = {"images": arguments.images, "schedule": SCHEDULE, "norms": {}}
     for norm in RADII:
         report["norms"][norm] = _run_norm(norm, arguments.images, arguments.seeds)
-        report["environment"] = _environment()
+        report["environment"] = environment()
         if arguments.output:
             arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from nn_adv import threat as threats
 from nn_adv.threat import NORMS, Threat
@@ -55,6 +56,26 @@ def test_projection_is_the_nearest_allowed_point(norm, epsilon, bounds):
         # p is the projection of w onto a convex set iff (w - p).(z - p) <= 0 for every z of the set.
         slack = 1e-5 * (1 + np.linalg.norm(away)) * (1 + min(epsilon, 5))
         assert np.max((allowed - offset[i]) @ away) <= slack
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_projection_in_l1_finds_the_threshold_that_spends_the_radius(dtype):
+    rng = np.random.default_rng(4)
+    center = (rng.integers(0, 3, (6, 32, 32, 3)) / 2).astype(dtype)  # many pixels at a bound
+    points = (center + rng.standard_normal(center.shape) * rng.choice([0.01, 0.1, 1], (6, 1, 1, 1))).astype(dtype)
+    with jax.enable_x64(dtype is np.float64):
+        projected = np.asarray(threats.project(Threat("l1", 12.0), points, center), np.float64)
+    assert projected.dtype == np.float64
+    precision = np.finfo(dtype).eps
+    for image, point, found in zip(center.astype(float), points.astype(float), projected, strict=True):
+        offset = point - image
+
+        def kept(threshold, offset=offset, image=image):
+            return np.clip(image + np.sign(offset) * np.maximum(np.abs(offset) - threshold, 0), 0, 1) - image
+
+        threshold = optimize.brentq(lambda t: np.abs(kept(t)).sum() - 12, 0, np.abs(offset).max(), xtol=1e-15)
+        assert np.abs(found - image).sum() <= 12 * (1 + 100 * precision)
+        np.testing.assert_allclose(found - image, kept(threshold), atol=50 * precision)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -111,6 +132,19 @@ def test_steepest_step_ignores_pixels_that_cannot_move(norm):
     assert step[0, 0] == 0 and step[0, 1] == 0 and step[0, 3] > 0
     free = np.asarray(threats.steepest_step(Threat(norm, 1.0, None), gradient, images))
     assert free[0, 0] < 0 and free[0, 1] > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_sparse_steps_move_the_largest_components(dtype):
+    gradient = np.random.default_rng(5).standard_normal((4, 10, 10)).astype(dtype)
+    count = np.array([0, 1, 37, 100])
+    step = np.asarray(threats.sparse_step(gradient, count))
+    for b, expected in enumerate([1, 1, 37, 100]):
+        largest = np.argsort(-np.abs(gradient[b].ravel()))[:expected]
+        np.testing.assert_array_equal(np.sort(np.flatnonzero(step[b])), np.sort(largest))
+        np.testing.assert_allclose(
+            step[b].ravel()[largest], np.sign(gradient[b].ravel()[largest]) / expected, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nn_adv.attacks.common import Highest, Visited, better, higher, where_each
-from nn_adv.threat import Threat, drop_outward, per_image, perturbation_size, project
+from nn_adv.threat import Threat, drop_outward, per_image, project, sparse_step
 
 _CHECK_EVERY = 0.04  # share of the steps
 _FIRST_SHARE = 0.2  # of the pixels moved by the first steps
@@ -73,7 +73,7 @@ def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat:
 def _move(state: _State, evaluate, number, images, threat) -> _State:
     """Step along the signs of the largest components of the gradient, as many as the sparsity allows."""
     # The authors keep components that push a pixel out of the bounds, and lose sparse steps to them.
-    direction = _sparse_signs(drop_outward(threat, state.gradient, state.points), state.pixels_to_move)
+    direction = sparse_step(drop_outward(threat, state.gradient, state.points), state.pixels_to_move.astype(int))
     moved = project(threat, state.points + per_image(state.step_size, images) * direction, images)
     loss, gradient, visited = evaluate(moved, number + 1)
     return state._replace(
@@ -98,15 +98,6 @@ def _checkpoint(state: _State, images, threat) -> _State:
         pixels_to_move=changed / _DIVIDE_PIXELS,
         pixels_changed=changed,
     )
-
-
-def _sparse_signs(gradient: chex.Array, count: chex.Array) -> chex.Array:
-    """Give the signs of the ``count [B]`` largest components (at least one), scaled to an l1 size of 1."""
-    sizes = jnp.sort(jnp.abs(gradient.reshape(gradient.shape[0], -1)), axis=1)
-    last = jnp.clip(sizes.shape[1] - count.astype(int), 0, sizes.shape[1] - 1)
-    threshold = per_image(jnp.take_along_axis(sizes, last[:, None], axis=1)[:, 0], gradient)
-    signs = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
-    return signs / jnp.maximum(per_image(perturbation_size("l1", signs), gradient), 1)
 
 
 def _pixels_changed(points: chex.Array, images: chex.Array) -> chex.Array:

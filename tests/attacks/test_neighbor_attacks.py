@@ -13,7 +13,7 @@ from nn_adv.threat import NORMS, Threat
 _ORDERS = {"l1": 1, "l2": 2, "linf": np.inf}
 
 
-def _problem(num_points=60, count=12, seed=0):
+def _problem(num_points=60, count=40, seed=0):
     """Makes points of three classes, images near points that 1NN gets right, and their labels."""
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, 1, (num_points, 3, 2)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_segment_ends_a_hair_beyond_the_first_border(norm):
     assert np.all(result.success)
     assert np.all(neighbors.predict(reference, result.adversarial) != labels)
     np.testing.assert_allclose(result.distance, truth, rtol=1e-4)
-    sizes = np.linalg.norm((result.adversarial - images).reshape(12, -1), _ORDERS[norm], axis=1)
+    sizes = np.linalg.norm((result.adversarial - images).reshape(40, -1), _ORDERS[norm], axis=1)
     np.testing.assert_allclose(result.distance, sizes, rtol=1e-5)
     assert np.all((result.adversarial >= 0) & (result.adversarial <= 1))
 
@@ -70,10 +70,18 @@ def test_segment_ends_a_hair_beyond_the_first_border(norm):
 def test_each_image_is_on_its_own():
     reference, points, point_labels, images, labels = _problem()
     together = _segments(reference, points, point_labels, images, labels, "l2", 5)
-    others = np.where(np.arange(12)[:, None, None] == 7, images, images[::-1])
-    other_labels = np.where(np.arange(12) == 7, labels, labels[::-1])
+    others = np.where(np.arange(40)[:, None, None] == 7, images, images[::-1])
+    other_labels = np.where(np.arange(40) == 7, labels, labels[::-1])
     among_others = _segments(reference, points, point_labels, others, other_labels, "l2", 5)
     np.testing.assert_allclose(among_others.adversarial[7], together.adversarial[7], rtol=0, atol=1e-6)
+
+
+def test_only_own_points_stand_in_the_way():
+    # Halfway to the far candidate the near one is nearer still, but the far one is first in linf.
+    points = np.array([[0, 0], [0.5, 0.5], [0.525, 0.1]], np.float32)
+    reference = neighbors.fit(points, [0, 1, 1], 2)
+    result = _segments(reference, points, np.array([0, 1, 1]), points[:1], np.zeros(1, int), "linf", 2)
+    np.testing.assert_allclose(result.distance, 0.25, rtol=1e-4)
 
 
 def test_copies_of_own_points_are_passed_over():
