@@ -7,7 +7,9 @@ import pytest
 
 from nn_adv import attacks
 from nn_adv.threat import Threat
-from tests.attacks import small_networks
+from tests.attacks import reference_models, small_networks
+
+KEY = jax.random.key(0)
 
 
 def _channels_first(images):
@@ -70,6 +72,18 @@ def test_foolbox_attacks_our_classifier():
     _, points, broken = foolbox.attacks.LinfPGD(steps=20)(model, images, labels, epsilons=0.05)
     assert 0 < int(broken.sum()) < 30
     np.testing.assert_array_equal(np.argmax(problem.logits_fn(points), axis=1) != problem.labels, broken)
+
+
+@pytest.mark.parametrize(("norm", "theirs"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
+def test_apgd_is_not_weaker_than_the_pgd_of_foolbox(shared_dir, norm, theirs):
+    foolbox = pytest.importorskip("foolbox")
+    problem = reference_models.load(shared_dir / "reference" / "apgd", "c10", every=4)
+    epsilon, images, labels = problem.epsilon[norm], jnp.asarray(problem.images), jnp.asarray(problem.labels)
+    model = foolbox.models.JAXModel(jax.jit(problem.logits_fn), bounds=(0, 1), data_format="channels_last")
+    _, _, broken = getattr(foolbox.attacks, theirs)(steps=40)(model, images, labels, epsilons=epsilon)
+    run = jax.jit(lambda threat: attacks.apgd(problem.logits_fn, images, labels, key=KEY, threat=threat, num_steps=40))
+    ours = run(Threat(norm, epsilon)).success
+    assert 0 < int(broken.sum()) <= int(ours.sum()), (int(broken.sum()), int(ours.sum()))
 
 
 @pytest.fixture
