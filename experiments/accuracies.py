@@ -6,14 +6,13 @@ Every method is evaluated on the same images. An accuracy is a plain dict with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
 from experiments import plan, radii
-from experiments.attacked import left_by_each
 from nn_adv import attacks, data
 
 Evaluation = dict[str, Any]
@@ -50,27 +49,26 @@ def choose_images(dataset: data.Dataset, task: data.Task, splits: Sequence[str],
 
 
 def attacked(
-    config: ml_collections.ConfigDict,
-    split: np.ndarray,
-    places: Mapping[tuple[str, float], np.ndarray],
-    num_classes: int,
+    config: ml_collections.ConfigDict, split: np.ndarray, places: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Evaluation]:
     """Count the images that are classified correctly, and those that no attack broke at growing radii.
 
     Args:
       config: from `configs.binary_tasks`.
       split: ``[N]``.
-      places: from `attacked.broken_by`.
-      num_classes: of the classifier.
+      places: from `attacked.broken_by`, for each of `plan.make_threats`.
+      names: of the attacks.
     """
-    names = [attack.name for attack in plan.make_attacks(config, num_classes)]
-    clean = next(iter(places.values())) != attacks.CLEAN
-    found = _counts(split, None, 0.0, "clean", clean)
-    for (norm, epsilon), broken_by in places.items():
-        for item in _counts(split, norm, epsilon, "attacked", broken_by == attacks.UNBROKEN):
-            found.append(item | {"left": left_by_each(broken_by[split == item["split"]], names)})
-    worst = [places[norm, radius] == attacks.UNBROKEN for norm, radius in plan.main_radii(config).items()]
-    return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(worst))
+    found = _counts(split, None, 0.0, "clean", places[0] != attacks.CLEAN)
+    at_main_radius = []
+    for threat, broken_by in zip(plan.make_threats(config), places, strict=True):
+        unbroken = broken_by == attacks.UNBROKEN
+        for item in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
+            left = attacks.count_unbroken(broken_by[split == item["split"]], len(names))
+            found.append(item | {"left": dict(zip(("clean", *names), left, strict=True))})
+        if threat.epsilon == plan.main_radii(config)[threat.norm]:
+            at_main_radius.append(unbroken)
+    return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main_radius))
 
 
 def exact(config: ml_collections.ConfigDict, known: radii.Radii) -> list[Evaluation]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import chex
 import jax
-import ml_collections
 import numpy as np
 
-from experiments import classifiers, plan
+from experiments import classifiers
 from experiments.storage import ResultsError, write_whole
 from nn_adv import attacks
 from nn_adv.threat import Threat
@@ -21,46 +23,46 @@ _SECONDS_BETWEEN_SAVES = 20
 
 
 def broken_by(
-    config: ml_collections.ConfigDict,
     classifier: classifiers.Classifier,
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    num_classes: int,
-    seed: int,
+    suite: Sequence[attacks.Attack],
+    threats: Sequence[Threat],
+    key: chex.PRNGKey,
+    indices: np.ndarray,
+    batch_size: int,
     progress_file: Path,
     show: Callable[[str], None] = lambda text: None,
-) -> dict[tuple[str, float], np.ndarray]:
+) -> list[np.ndarray]:
     """Attack every image at growing radii of each norm; an image broken at one radius counts at the larger ones.
 
     Args:
-      config: from `configs.binary_tasks`.
       classifier: whose logits are attacked.
       images: ``[N, ...]`` float32.
       labels: ``[N]``.
-      num_classes: of the classifier.
-      seed: of the attacks' random numbers.
+      suite: the attacks in their order.
+      threats: norm by norm, radii growing.
+      key: of the attacks' random numbers.
+      indices: ``[N]`` what the random numbers of each image belong to.
+      batch_size: images per call.
       progress_file: where the progress is kept while it runs, and read from at the start; the caller removes it.
       show: called after each batch with a few words on where it belongs.
 
     Returns:
-      For each norm and radius ``[N]``: the place in `plan.make_attacks` of the attack that broke the image there or at
-      a smaller radius, or ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
+      For each threat ``[N]``: the place in ``suite`` of the attack that broke the image there or at a smaller radius,
+      or ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
     """
-    suite = plan.make_attacks(config, num_classes)
-    threats = [
-        Threat(norm, epsilon)
-        for norm, radius in plan.main_radii(config).items()
-        for epsilon in plan.curve_radii(config, radius)
-    ]
-    done, state = _load(progress_file)
+    network = _fingerprint(classifier)
+    done, state = _load(progress_file, network, images)
     saved = time.monotonic()
 
     def keep(state: attacks.EnsembleState) -> None:
         nonlocal saved
-        show(f"{threat.norm} {threat.epsilon:.4g}, {suite[state.attack].name if state.attack >= 0 else 'clean'}")
+        name = suite[state.attack].name if state.attack >= 0 else "clean"
+        show(f"{threat.norm} {threat.epsilon:.4g}, {name}, {state.num_done} of {state.num_rows}")
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-            _save(progress_file, done, state)
+            _save(progress_file, network, done, state)
             saved = time.monotonic()
 
     for number in range(len(done), len(threats)):
@@ -74,38 +76,43 @@ def broken_by(
             classifier.logits_fn,
             images,
             labels,
-            key=jax.random.key(seed),
+            key=key,
             threat=threat,
             attacks=suite,
-            batch_size=config.evaluation.batch_size,
+            batch_size=batch_size,
             predict_fn=classifier.predict_fn,
+            indices=indices,
             state=state,
             on_batch=keep,
         ).broken_by
         done.append(found if before is None else np.where(before == attacks.UNBROKEN, found, before))
         state = None
-    return {(threat.norm, threat.epsilon): places for threat, places in zip(threats, done, strict=True)}
+    return done
 
 
-def left_by_each(places: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Count the images left by the clean classification and then by each attack, from an array of `broken_by`."""
-    return {name: int(np.sum((places == attacks.UNBROKEN) | (places > place))) for place, name in enumerate(names)}
+def _fingerprint(classifier: classifiers.Classifier) -> int:
+    """Return a number that tells networks apart: a run that was changed in between may have trained another one."""
+    contents = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier))
+    return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 
 
-def _save(path: Path, done: list[np.ndarray], state: attacks.EnsembleState) -> None:
-    """Write the arrays of the threats that are done, and the state of the one at work."""
+def _save(path: Path, network: int, done: list[np.ndarray], state: attacks.EnsembleState) -> None:
+    """Write the arrays of the threats that are done, and of the one at work what is needed to go on; no images."""
     buffer = io.BytesIO()
-    np.savez(buffer, done=np.array(done), **state._asdict())
+    numbers = np.array([network, state.attack, state.num_done])
+    np.savez(buffer, numbers=numbers, done=np.array(done), broken_by=state.broken_by)
     write_whole(path, buffer.getvalue())
 
 
-def _load(path: Path) -> tuple[list[np.ndarray], attacks.EnsembleState | None]:
-    """Read what `_save` wrote; nothing is done where there is no file."""
+def _load(path: Path, network: int, images: np.ndarray) -> tuple[list[np.ndarray], attacks.EnsembleState | None]:
+    """Read what `_save` wrote of this network; nothing is done where there is nothing of it."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays, counts = (file["adversarial"], file["broken_by"]), (int(file["attack"]), int(file["num_done"]))
-            return list(file["done"]), attacks.EnsembleState(*arrays, *counts)
+            of_network, attack, num_done = file["numbers"].tolist()
+            if of_network != network:
+                return [], None
+            return list(file["done"]), attacks.EnsembleState(images, file["broken_by"], attack, num_done)
     except FileNotFoundError:
         return [], None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ResultsError(f"{path} cannot be read ({error}): remove it and run the same command again") from error

@@ -54,7 +54,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
         mine = [group for group in mine if {unit.name for unit in group} - store.done()]
         storage.check_space(workdir, _needed_bytes(experiment, mine))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
-        with tqdm.tqdm(total=sum(map(_effort, mine)), mininterval=pause, dynamic_ncols=True, bar_format=_BAR) as bar:
+        with tqdm.tqdm(
+            total=sum(map(_effort, mine)), mininterval=pause, miniters=0, dynamic_ncols=True, bar_format=_BAR
+        ) as bar:
             for group in mine:
                 for row in _rows(experiment, group, store.done(), workdir, bar):
                     store.append(row | {"config_hash": store.config_hash})
@@ -124,7 +126,8 @@ def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:
             progress_file = workdir / "attacks" / f"{unit.method}-seed{unit.seed}-{unit.task.name}.npz"
 
             def show(text, what=f"attacking {unit.method} on {unit.task.name}"):
-                bar.set_postfix_str(f"{what}: {text}", refresh=sys.stderr.isatty())
+                bar.set_postfix_str(f"{what}: {text}", refresh=False)
+                bar.update(0)  # shown when it is time for the next line
 
             yield _network_row(experiment, unit, classifier, made, train_seconds, progress_file, show)
             progress_file.unlink(missing_ok=True)  # the row is stored
@@ -151,23 +154,27 @@ def _row(experiment, unit, found, **fields) -> dict[str, Any]:
 
 def _network_row(experiment, unit, classifier, made, train_seconds, progress_file, show) -> dict[str, Any]:
     start = time.perf_counter()
-    config, num_classes, chosen = experiment.config, unit.task.num_classes, _images(experiment, unit.task)
+    config, chosen = experiment.config, _images(experiment, unit.task)
+    suite = plan.make_attacks(config, unit.task.num_classes)
+    names = [attack.name for attack in suite]
     places = attacked.broken_by(
-        config,
         classifier,
         np.asarray(as_float(chosen.images)),
         chosen.labels,
-        num_classes=num_classes,
-        seed=unit.seed,
+        suite=suite,
+        threats=plan.make_threats(config),
+        key=jax.random.key(unit.seed),
+        # An image has the same random numbers whether one split is evaluated or both.
+        indices=chosen.image + len(experiment.dataset.train_images) * (chosen.split == "test"),
+        batch_size=config.evaluation.batch_size,
         progress_file=progress_file,
         show=show,
     )
-    names = [attack.name for attack in plan.make_attacks(config, num_classes)]
     counts = ("images_per_split", "num_steps", "num_restarts", "num_queries")
     return _row(
         experiment,
         unit,
-        accuracies.attacked(config, chosen.split, places, num_classes),
+        accuracies.attacked(config, chosen.split, places, names),
         attack={"attacks": names} | {name: config.evaluation[name] for name in counts},
         radii=None,
         training=made,

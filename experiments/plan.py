@@ -158,6 +158,13 @@ def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Reci
     return training.Recipe(objective=objective, threats=threats, **settings)
 
 
+def make_threats(config: ml_collections.ConfigDict) -> list[Threat]:
+    """Return the threats that networks are attacked in: norm by norm, with growing radii."""
+    return [
+        Threat(norm, epsilon) for norm, radius in main_radii(config).items() for epsilon in curve_radii(config, radius)
+    ]
+
+
 def make_attacks(config: ml_collections.ConfigDict, num_classes: int) -> tuple[attacks.Attack, ...]:
     """Return the attacks on networks in their order, as large as the configuration says; by default the ensemble."""
     settings = config.evaluation

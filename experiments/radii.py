@@ -78,7 +78,7 @@ def load(path: Path) -> Radii:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Radii(**{name: file[name] for name in Radii._fields})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ResultsError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
 
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "attacks": {"threat"},
     "certify": {"attacks", "neighbors", "pixels", "threat"},
     "data": set(),
-    "evaluation": {"attacks", "certify", "neighbors", "pixels", "threat"},
+    "evaluation": {"pixels"},
     "models": set(),
     "neighbors": {"pixels", "threat"},
     "pixels": set(),

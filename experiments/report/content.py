@@ -135,26 +135,28 @@ def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
 
 
 def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
-    """Say what each attack left at the main radii, over the images of all tasks and seeds together."""
+    """Say what each attack left at the main radii, over the images of the shown tasks and all seeds together."""
+    tasks = shown_tasks(results)
     totals: dict[tuple[str, str, Threat], Counter] = defaultdict(Counter)
     for row in sorted(rows, key=lambda row: method_key(row["method"])):
         for item in row["evaluations"]:
             threat = Threat(item["norm"], item["epsilon"])
-            if "left" in item and threat in results.main_threats:
+            if "left" in item and threat in results.main_threats and row["task"] in tasks:
                 totals[row["method"], item["split"], threat].update(item["left"] | {"images": item["count"]})
     names = list(dict.fromkeys(name for left in totals.values() for name in left if name != "images"))
-    if len(names) < 2:
+    if len(names) < 3:  # the clean images and one attack: the main table says as much
         return []
     lines = [
         [
             f"{method_label(method)}, {split} images, {threat_label(threat)}",
-            *(f"{100 * left[name] / left['images']:.1f}" for name in names),
+            *(f"{100 * left[name] / left['images']:.1f}" if name in left else "–" for name in names),
         ]
         for (method, split, threat), left in totals.items()
     ]
     note = (
-        "Percent of the images of all tasks that were left after each attack, from the left to the right; an image "
-        "broken at a smaller radius of the norm counts for the attack that broke it there."
+        f"Percent of the images of {counted(len(tasks), 'task')} that are classified correctly and were left after each "
+        "attack, from the left to the right; an image broken at a smaller radius of the norm counts for the attack that "
+        "broke it there."
     )
     table = Table(["", *names], lines)
     return [Heading("What each attack left", 3), table, Text(note, "note")]

@@ -18,10 +18,13 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_images_and_key,
+    check_labels,
     fold_in_each,
     higher,
     highest_others,
     image_keys,
+    is_judged_wrong,
+    is_wrong,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
@@ -53,7 +56,7 @@ def apgd(
     Hein 2021, arXiv 2103.01208 (`nn_adv.attacks.apgd_l1`). No step size is to be chosen. Every point visited is
     scored: one that is misclassified is better than one that is not, then the higher loss is better. An image that
     is wrong from the start is returned unchanged, and one that a run breaks takes no part in the next. Results for
-    an image depend on the rest of its batch by no more than rounding. Wrap the call in ``jax.jit``: the
+    an image depend on the rest of its batch only through rounding, which can grow. Wrap the call in ``jax.jit``: the
     radius is traced.
 
     Args:
@@ -92,14 +95,16 @@ def apgd(
     # Number 0 is the clean image's, the runs count from 1.
     keys = image_keys(key, images.shape[0])
     clean_logits = problem.logits(images, fold_in_each(keys, 0))
-    _check_labels(labels, clean_logits.shape[1])
+    check_labels(labels, clean_logits.shape[1])
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
 
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
-        return Visited(points, jnp.argmax(logits, axis=1) != labels, rank_fn(logits, labels))
+        return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
 
     def judge(visited: Visited) -> Visited:
-        return visited if predict_fn is None else visited._replace(success=predict_fn(visited.images) != labels)
+        if predict_fn is None:
+            return visited
+        return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
 
     def run(number: chex.Numeric) -> Visited:
         run_keys = fold_in_each(keys, 1 + number)
@@ -309,13 +314,3 @@ def _check_options(num_steps, num_restarts, num_samples) -> None:
     check_at_least("num_restarts", num_restarts, 1)
     if num_samples is not None:
         check_at_least("num_samples", num_samples, 1)
-
-
-def _check_labels(labels: chex.Array, num_classes: int) -> None:
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)
-    if not np.all((values >= 0) & (values < num_classes)):
-        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {values.min()} to {values.max()}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class AttackResult(NamedTuple):
@@ -62,7 +64,7 @@ def image_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
 
 
 def fold_in_each(keys: chex.PRNGKey, index: chex.Numeric) -> chex.PRNGKey:
-    """Fold one number, the restart's, into every image's key."""
+    """Fold one number, such as that of a restart or a step, into every image's key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
@@ -70,6 +72,17 @@ def better(best: Visited, other: Visited) -> Visited:
     """Keep for each image what breaks it, then what has the higher loss; the first of equals."""
     wins = (other.success & ~best.success) | ((other.success == best.success) & (other.loss > best.loss))
     return where_each(wins, other, best)
+
+
+def is_wrong(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Tell ``[B]`` which logits ``[B, C]`` give another class than the label; NaN gives none."""
+    return (jnp.argmax(logits, axis=1) != labels) & ~jnp.any(jnp.isnan(logits), axis=1)
+
+
+def is_judged_wrong(predict_fn: Callable, points: chex.Array, labels: chex.Array) -> chex.Array:
+    """Tell ``[B]`` which points ``[B, ...]`` another classifier gives another class than the label; NaN counts not."""
+    has_nan = jnp.any(jnp.isnan(points.reshape(points.shape[0], -1)), axis=1)
+    return (predict_fn(points) != labels) & ~has_nan
 
 
 def higher(best: Highest, other: Highest) -> Highest:
@@ -110,6 +123,17 @@ def check_images_and_key(images: chex.Array, labels: chex.Array, key: chex.PRNGK
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be a typed key from jax.random.key, got an array of {key.dtype}")
     chex.assert_equal_shape_prefix([images, labels], 1)
+
+
+def check_labels(labels: chex.Array, num_classes: int) -> None:
+    """Raise ValueError for labels that are no integers or, seen only outside jit, out of range."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    if not np.all((values >= 0) & (values < num_classes)):
+        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {values.min()} to {values.max()}")
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -6,6 +6,7 @@ Host code around jitted attacks: it can stop after any batch and go on from ther
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.attacks.apgd import apgd
-from nn_adv.attacks.common import AttackResult, check_at_least, example_keys
+from nn_adv.attacks.common import AttackResult, check_at_least, check_labels, example_keys
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
@@ -28,12 +29,11 @@ UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are plac
 _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
 
 
-def _usual_pgd(logits_fn, images, labels, *, threat, num_steps=40, **options) -> AttackResult:
+def _usual_pgd(logits_fn, images, labels, *, threat, num_steps=40, num_restarts=1, **options) -> AttackResult:
     """PGD on the margin with steps that together reach 2.5 radii far (Madry et al. 2018, arXiv 1706.06083)."""
     step_size = 2.5 * threat.epsilon / max(num_steps, 1)
-    return pgd(
-        logits_fn, images, labels, threat=threat, num_steps=num_steps, step_size=step_size, loss_fn=margin, **options
-    )
+    options |= {"num_steps": num_steps, "num_restarts": num_restarts, "step_size": step_size, "loss_fn": margin}
+    return pgd(logits_fn, images, labels, threat=threat, **options)
 
 
 # For each name: the attack, its options, how many classes it needs, and what to take where there are fewer.
@@ -50,6 +50,10 @@ _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
 }
 
 
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_COUNTS = {"num_steps", "num_restarts", "num_queries"}
+
+
 class Attack(NamedTuple):
     """An attack with its options: ``fn(logits_fn, images, labels, *, key, threat, predict_fn) -> AttackResult``.
 
@@ -64,24 +68,26 @@ class EnsembleState(NamedTuple):
     """How far an ensemble is; arrays to keep anywhere, from which `ensemble` goes on.
 
     Attributes:
-      adversarial: ``[N, ...]`` float32; the image itself while it is unbroken.
+      adversarial: ``[N, ...]``; the image itself while it is unbroken.
       broken_by: ``[N]`` place of the attack that broke each image, or `UNBROKEN`, or `CLEAN` where the clean image is
         misclassified.
       attack: place of the attack at work; -1 while the clean images are classified.
       num_done: images that this attack has been through.
+      num_rows: images that this attack goes through; for showing progress.
     """
 
     adversarial: np.ndarray
     broken_by: np.ndarray
     attack: int
     num_done: int
+    num_rows: int = 0
 
 
 class EnsembleResult(NamedTuple):
     """What an ensemble found.
 
     Attributes:
-      adversarial: ``[N, ...]`` float32; the image itself where it is unbroken.
+      adversarial: ``[N, ...]``; the image itself where it is unbroken.
       success: ``[N]`` whether it is broken, misclassified clean images included. False proves nothing.
       broken_by: as in `EnsembleState`.
       names: of the attacks.
@@ -102,16 +108,20 @@ def named_attack(name: str, num_classes: int, **options: int) -> Attack:
     Args:
       name: "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "apgd-margin-t", "fab", "fab-t", "square" or "pgd".
       num_classes: of the classifier; targeted attacks try all other classes, at most nine.
-      **options: counts that the attack takes, such as ``num_steps`` or, of "square", ``num_queries``.
+      **options: ``num_steps`` and ``num_restarts``, or of "square" ``num_queries``.
 
     Raises:
-      ValueError: an unknown name, or fewer classes than the attack's loss needs.
+      ValueError: an unknown name, an option that the attack has not, or fewer classes than its loss needs.
     """
     if name not in _NAMED:
         raise ValueError(f"attack must be one of {', '.join(_NAMED)}, got {name!r}")
-    fn, usual, least, remedy = _NAMED[name]
+    fn, usual, least, fallback = _NAMED[name]
     if num_classes < least:
-        raise ValueError(f"{name} needs at least {least} classes, got {num_classes}: take {remedy or 'another task'}")
+        remedy = f": take {fallback}" if fallback else ""
+        raise ValueError(f"{name} needs at least {least} classes, got {num_classes}{remedy}")
+    unknown = set(options) - (_COUNTS & set(inspect.signature(fn).parameters))
+    if unknown:
+        raise ValueError(f"{name} takes no {', '.join(sorted(unknown))} here; make an Attack of your own for it")
     if "num_targets" in usual:
         usual = usual | {"num_targets": min(usual["num_targets"], num_classes - 1)}
     return Attack(name, functools.partial(fn, **usual | options))
@@ -119,8 +129,8 @@ def named_attack(name: str, num_classes: int, **options: int) -> Attack:
 
 def standard_attacks(num_classes: int) -> tuple[Attack, ...]:
     """Return the published ensemble; below four classes the margin takes the place of the targeted DLR loss."""
-    targeted = "apgd-t" if num_classes >= 4 else "apgd-margin-t"
-    return tuple(named_attack(name, num_classes) for name in ("apgd-ce", targeted, "fab-t", "square"))
+    names = (name if num_classes >= _NAMED[name][2] else _NAMED[name][3] for name in _STANDARD)
+    return tuple(named_attack(name, num_classes) for name in names)
 
 
 def ensemble(
@@ -133,25 +143,28 @@ def ensemble(
     attacks: Sequence[Attack] | None = None,
     batch_size: int = 128,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
+    indices: np.ndarray | None = None,
     state: EnsembleState | None = None,
     on_batch: Callable[[EnsembleState], None] | None = None,
 ) -> EnsembleResult:
     """Run attacks one after the other, each on the images that are still unbroken.
 
-    Random numbers belong to an image's place in ``images`` and an attack's name, so results do not depend on the batch
-    size beyond what ``logits_fn`` itself rounds differently. Not jittable; every attack is compiled once.
+    Random numbers belong to an image's index and an attack's name, so results depend on the batch size only through
+    rounding, which can grow. For deterministic classifiers. Not jittable; every attack is compiled once.
 
     Args:
       logits_fn: differentiable, float images ``[B, ...]`` to logits ``[B, C]``. Pass the same function again to have
         it compiled only once; ``jax.tree_util.Partial(fn, variables)`` shares what is compiled among networks that
         differ in their variables alone.
-      images: ``[N, ...]`` floating point, inside the bounds.
+      images: ``[N, ...]`` floating point, inside the bounds; float64 is rounded to float32, unless JAX has it enabled.
       labels: ``[N]``.
       key: a typed key.
       threat: the perturbations allowed, one epsilon for all images.
       attacks: in their order; by default `standard_attacks`.
       batch_size: images per call; the last batch is filled up.
       predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``.
+      indices: ``[N]`` what an image's random numbers belong to, such as its number in the dataset; by default its
+        place in ``images``.
       state: where an earlier call with the same arguments stopped.
       on_batch: called with the state after each batch, to keep it or to show progress. The next batch changes the
         arrays it holds: write them out, or copy them.
@@ -160,33 +173,43 @@ def ensemble(
       An `EnsembleResult`.
 
     Raises:
-      ValueError: images that are not finite floats inside the bounds, labels out of range, logits of a wrong shape or
-        not finite, ``batch_size`` below 1, or a state of another number of images.
+      ValueError: images that are not finite floats inside the bounds, labels out of range, logits of a wrong shape or,
+        for a clean image, NaN, ``batch_size`` below 1, indices of another length, or a state that does not fit.
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
     _check_images(images, threat)
-    num_classes = _check_logits(logits_fn, images[np.arange(batch_size) % len(images)], labels)
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    num_classes = _check_classes(logits_fn, images[:1], labels)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
+    indices = np.arange(len(images)) if indices is None else np.asarray(indices)
+    if indices.shape != labels.shape:
+        raise ValueError(f"indices must be one per image, [{len(images)}], got shape {indices.shape}")
     if state is None:
         state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
-    elif len(state.broken_by) != len(images):
-        raise ValueError(f"state must be of the same images, {len(images)}, got one of {len(state.broken_by)}")
+    elif state.adversarial.shape != images.shape or not CLEAN <= state.attack < len(attacks):
+        raise ValueError(
+            f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
+            f"got one of {state.adversarial.shape} at attack {state.attack}"
+        )
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
-    state = state._replace(adversarial=np.array(state.adversarial, np.float32), broken_by=np.array(state.broken_by))
+    state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
 
     for place in range(state.attack, len(attacks)):
         if place != state.attack:
             state = state._replace(attack=place, num_done=0)
-        keys = _keys(key, "clean" if place == CLEAN else attacks[place].name, len(images))
+        keys = _keys(key, "clean" if place == CLEAN else attacks[place].name, indices)
         # What was unbroken when this attack began: also after it was resumed.
         rows = np.flatnonzero((state.broken_by == UNBROKEN) | (state.broken_by == place))
+        state = state._replace(num_rows=len(rows))
         for start in range(state.num_done, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             filled = rows[np.arange(start, start + batch_size) % len(rows)]
             if place == CLEAN:
-                success, found = _is_wrong(logits_fn, predict_fn, images[filled], labels[filled]), images[filled]
+                logits, success = _classify(logits_fn, predict_fn, images[filled], labels[filled])
+                _check_logits(np.asarray(logits)[: len(batch)], batch)
+                found = images[filled]
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
                 success, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs)
@@ -197,9 +220,15 @@ def ensemble(
             if on_batch is not None:
                 on_batch(state)
 
-    left = [int(np.sum((state.broken_by == UNBROKEN) | (state.broken_by > place))) for place in range(-1, len(attacks))]
     names = tuple(attack.name for attack in attacks)
-    return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, tuple(left))
+    left = count_unbroken(state.broken_by, len(attacks))
+    return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, left)
+
+
+def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:
+    """Count the images left by the clean classification and then by each attack, ``[1 + attacks]``."""
+    places = range(CLEAN, num_attacks)
+    return tuple(int(np.sum((broken_by == UNBROKEN) | (broken_by > place))) for place in places)
 
 
 def _traceable(fn: Callable) -> Callable:
@@ -215,20 +244,17 @@ def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
 
 
 @jax.jit
-def _logits(logits_fn, images):
-    return logits_fn(images)
+def _classify(logits_fn, predict_fn, images, labels):
+    """Return logits, and which images are misclassified."""
+    logits = logits_fn(images)
+    predicted = jnp.argmax(logits, axis=1) if predict_fn is None else predict_fn(images)
+    return logits, predicted != labels
 
 
-@jax.jit
-def _is_wrong(logits_fn, predict_fn, images, labels):
-    predicted = jnp.argmax(logits_fn(images), axis=1) if predict_fn is None else predict_fn(images)
-    return predicted != labels
-
-
-def _keys(key: chex.PRNGKey, name: str, count: int) -> np.ndarray:
+def _keys(key: chex.PRNGKey, name: str, indices: np.ndarray) -> np.ndarray:
     """Return the data of one key per image for an attack, on the host."""
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return np.asarray(jax.random.key_data(example_keys(own, np.arange(count))))
+    return np.asarray(jax.random.key_data(example_keys(own, indices)))
 
 
 def _check_images(images: np.ndarray, threat: Threat) -> None:
@@ -241,18 +267,19 @@ def _check_images(images: np.ndarray, threat: Threat) -> None:
         raise ValueError(f"images must be finite and inside {threat.bounds}, which image {first} is not")
 
 
-def _check_logits(logits_fn, images: np.ndarray, labels: np.ndarray) -> int:
-    """Try the classifier on a batch; return the number of classes."""
-    logits = np.asarray(_logits(logits_fn, jnp.asarray(images)))
-    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        raise ValueError(f"logits_fn must return [{len(images)}, C] with C >= 2, got shape {logits.shape}")
-    if not np.isfinite(logits).all():
-        first = int(np.argmin(np.isfinite(logits).all(axis=1)))
-        raise ValueError(f"logits_fn must return finite numbers, for image {first} it returned {logits[first]}")
+def _check_classes(logits_fn: Callable, image: np.ndarray, labels: np.ndarray) -> int:
+    """Return the number of classes."""
+    shape = jax.eval_shape(logits_fn, image).shape
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
+        raise ValueError(f"logits_fn must return [B, C] with C >= 2, for one image it returned shape {shape}")
+    check_labels(labels, shape[1])
+    return shape[1]
+
+
+def _check_logits(logits: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse NaN, and warn of probabilities."""
+    is_nan = np.isnan(logits).any(axis=1)
+    if is_nan.any():
+        raise ValueError(f"logits_fn must return numbers, for image {rows[np.argmax(is_nan)]} it returned NaN")
     if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-5):
         warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=3)
-    num_classes = logits.shape[1]
-    is_label = np.issubdtype(labels.dtype, np.integer) & (labels >= 0) & (labels < num_classes)
-    if not np.all(is_label):
-        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}, got {labels[~is_label][:1]}")
-    return num_classes

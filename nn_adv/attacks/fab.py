@@ -13,9 +13,12 @@ from nn_adv.attacks.common import (
     AttackResult,
     check_at_least,
     check_images_and_key,
+    check_labels,
     fold_in_each,
     highest_others,
     image_keys,
+    is_judged_wrong,
+    is_wrong,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
@@ -74,20 +77,22 @@ def fab(
       it exceeds the radius, ``success`` is False and ``adversarial`` is the image. ``loss`` is the `margin`.
 
     Raises:
-      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer images, or an
-        old-style integer key.
+      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer images,
+        labels that are no integers or out of range (seen only outside jit), or an old-style integer key.
     """
     check_images_and_key(images, labels, key)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     keys = image_keys(key, images.shape[0])
     clean_logits = logits_fn(images)
+    check_labels(labels, clean_logits.shape[-1])
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
 
-    def is_wrong(points):
-        predicted = jnp.argmax(logits_fn(points), axis=1) if predict_fn is None else predict_fn(points)
-        return predicted != labels
+    def judge(points):
+        if predict_fn is None:
+            return is_wrong(logits_fn(points), labels)
+        return is_judged_wrong(predict_fn, points, labels)
 
     def step(target, points, nearest):
         gap, normal = _border(logits_fn, points, labels, target, threat.norm)
@@ -100,7 +105,7 @@ def fab(
         alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), alpha_max), images)
         points = (1 - alpha) * (points + eta * from_point) + alpha * (images + eta * from_image)
         points = points if threat.bounds is None else jnp.clip(points, *threat.bounds)
-        found = is_wrong(points)
+        found = judge(points)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
         nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
         return where_each(found, images + beta * (points - images), points), nearest
@@ -113,7 +118,7 @@ def fab(
         start = jnp.where(number < num_runs, images, random_start(around, fold_in_each(keys, number), images))
         return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(target, *carry), (start, nearest))[1]
 
-    clean = _Nearest(images, jnp.where(is_wrong(images), 0, jnp.inf).astype(images.dtype))
+    clean = _Nearest(images, jnp.where(judge(images), 0, jnp.inf).astype(images.dtype))
     nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
     success = nearest.distance <= threat.epsilon
     adversarial = where_each(success, nearest.images, images)

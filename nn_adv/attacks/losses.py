@@ -44,7 +44,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute ``max_{j != y} z_j - z_y``: positive exactly where the prediction is wrong.
+    """Compute ``max_{j != y} z_j - z_y``: positive only where the prediction is wrong, and there at least 0.
 
     Args:
       logits: ``[B, C]``, C >= 2.
@@ -82,7 +82,7 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
       labels: class indices ``[B]``.
 
     Returns:
-      Losses ``[B]``, positive exactly where the prediction is wrong.
+      Losses ``[B]``, positive only where the prediction is wrong, and there at least 0.
 
     Raises:
       ValueError: fewer than 3 classes.

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
+    check_labels,
     fold_in_each,
     highest_others,
     image_keys,
+    is_judged_wrong,
+    is_wrong,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
@@ -61,6 +64,7 @@ def minimum_norm(
     step_size: chex.Numeric = 1.0,
     final_step_size: chex.Numeric = 0.01,
     gamma: chex.Numeric = 0.05,
+    predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> MinimumNorm:
     """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1).
 
@@ -86,13 +90,15 @@ def minimum_norm(
       step_size: Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube).
       final_step_size: that of the last step.
       gamma: share by which the ball first grows or shrinks, in (0, 1).
+      predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``, asked
+        at every step.
 
     Returns:
       A `MinimumNorm`. An image that is misclassified itself is returned with distance 0.
 
     Raises:
       ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer
-        images, or an old-style integer key.
+        images, labels that are no integers or out of range (seen only outside jit), or an old-style integer key.
     """
     check_norm(norm)
     check_images_and_key(images, labels, key)
@@ -101,13 +107,17 @@ def minimum_norm(
     keys = image_keys(key, images.shape[0])
 
     clean_logits = logits_fn(images)
+    check_labels(labels, clean_logits.shape[-1])
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
+
+    def judge(logits, points):
+        return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
 
     def score(points, target):
         logits = logits_fn(points)
         loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
-        return jnp.sum(loss), (loss, jnp.argmax(logits, axis=1) != labels)
+        return jnp.sum(loss), (loss, judge(logits, points))
 
     def remember(best, points, found):
         distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
@@ -141,7 +151,7 @@ def minimum_norm(
         found = remember(found, points, score(points, target)[1][1])
         return where_each(found.distance < best.distance, found, best)
 
-    wrong = jnp.argmax(clean_logits, axis=1) != labels
+    wrong = judge(clean_logits, images)
     clean = MinimumNorm(images, jnp.where(wrong, 0, jnp.inf).astype(images.dtype), wrong)
     return jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
 

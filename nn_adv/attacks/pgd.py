@@ -14,8 +14,11 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_images_and_key,
+    check_labels,
     fold_in_each,
     image_keys,
+    is_judged_wrong,
+    is_wrong,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy
@@ -58,20 +61,24 @@ def pgd(
       An `AttackResult`.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` below 1, integer images, or an old-style integer key.
+      ValueError: negative ``num_steps``, ``num_restarts`` below 1, integer images, labels no integers or out of
+        range (seen only outside jit), or an old-style integer key.
     """
     check_images_and_key(images, labels, key)
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
+    check_labels(labels, jax.eval_shape(logits_fn, images).shape[-1])
     keys = image_keys(key, images.shape[0])
 
     def score(points):
         logits = logits_fn(points)
         loss = loss_fn(logits, labels)
-        return jnp.sum(loss), (loss, jnp.argmax(logits, axis=1) != labels)
+        return jnp.sum(loss), (loss, is_wrong(logits, labels))
 
     def judge(best: Visited) -> Visited:
-        return best if predict_fn is None else best._replace(success=predict_fn(best.images) != labels)
+        if predict_fn is None:
+            return best
+        return best._replace(success=is_judged_wrong(predict_fn, best.images, labels))
 
     def visit(best, points):
         _, (loss, success) = score(points)

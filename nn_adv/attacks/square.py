@@ -20,8 +20,11 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_images_and_key,
+    check_labels,
     fold_in_each,
     image_keys,
+    is_judged_wrong,
+    is_wrong,
     where_each,
 )
 from nn_adv.attacks.losses import margin
@@ -69,7 +72,8 @@ def square(
 
     Raises:
       ValueError: images that are not ``[B, H, W, C]`` or are integers, ``num_queries`` below 1, ``initial_share``
-        outside (0, 1], or an old-style integer key.
+        outside (0, 1], labels that are no integers or out of range (seen only outside jit), or an old-style integer
+        key.
     """
     check_images_and_key(images, labels, key)
     if images.ndim != 4:
@@ -77,6 +81,7 @@ def square(
     check_at_least("num_queries", num_queries, 1)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
+    check_labels(labels, jax.eval_shape(logits_fn, images).shape[-1])
     keys = image_keys(key, images.shape[0])
     if threat.norm == "linf":
         start, propose, least = _stripes, _recolour, 1
@@ -87,8 +92,8 @@ def square(
 
     def visit(points) -> Visited:
         logits = logits_fn(points)
-        predicted = jnp.argmax(logits, axis=1) if predict_fn is None else predict_fn(points)
-        return Visited(points, predicted != labels, loss_fn(logits, labels))
+        wrong = is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
+        return Visited(points, wrong, loss_fn(logits, labels))
 
     def ask(offset) -> Visited:
         return visit(project(threat, images + offset, images))

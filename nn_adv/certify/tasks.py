@@ -30,7 +30,7 @@ _PIECE = 16  # tasks per call on a CPU
 _MAX_ROUNDS = 40
 _ENOUGH_ROUNDS = 10  # without a new constraint: a witness off a solved border is not improved any more
 _LINEAR_AFTER = 12  # rounds after which an unsolved linear program is left to a library
-_STUCK_AFTER = 5  # rounds without a new constraint after which a solved one is
+_STUCK_AFTER = 5  # rounds without a new constraint after which the constraints are overfulfilled
 _LIFT = 4e-7  # by which its constraints are overfulfilled: several times the rounding of a float32 witness
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
@@ -53,6 +53,15 @@ class Task:
     num_stuck: int = 0  # rounds since the last new constraint
     is_lifted: bool = False  # whether the shift stands for overfulfilled constraints
     is_open: bool = True
+
+    def start_lifting(self) -> None:
+        """Overfulfil the constraints from now on, where moving towards the opponent did not help."""
+        self.is_lifted, self.shift, self.too_short, self.far_enough = True, _FIRST_SHIFT, 0.0, np.inf
+
+    @property
+    def lift(self) -> float:
+        """By how much the constraints are overfulfilled."""
+        return _LIFT * self.shift / _FIRST_SHIFT if self.is_lifted else 0.0
 
 
 @dataclasses.dataclass
@@ -122,6 +131,8 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
     for i, task in enumerate(tasks):
         rows[i, : len(task.rows)] = task.rows
         multipliers[i, : len(task.rows)] = task.multipliers
+        if batch.norm == "linf" and task.num_stuck > _STUCK_AFTER and not task.is_lifted:
+            task.start_lifting()
         if center is not None and task.center is not None:
             center[i] = task.center
 
@@ -139,7 +150,8 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
             filled([max(task.bound, 1e-9) for task in tasks], np.float64),
             center,
             filled([task.rounds for task in tasks], np.int32),
-            filled([task.shift for task in tasks], np.float64),
+            filled([0.0 if task.is_lifted else task.shift for task in tasks], np.float64),
+            filled([task.lift for task in tasks], np.float64),
             norm=batch.norm,
             limits=batch.limits,
             one_by_one=one_by_one,
@@ -150,19 +162,17 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
         task.multipliers = multipliers[i, : len(task.rows)].copy()
         task.bound = max(task.bound, float(bound[i]))
         task.center = perturbation[i] if batch.norm != "l2" else None
-        is_stuck = task.num_stuck > _STUCK_AFTER or (task.rounds > _LINEAR_AFTER and not is_converged[i])
-        if is_stuck and batch.norm != "l2":
+        is_unsolved = task.rounds > _LINEAR_AFTER and not is_converged[i]
+        is_stuck = task.num_stuck > _STUCK_AFTER and batch.norm == "l1"
+        if (is_unsolved or is_stuck) and batch.norm != "l2":
             candidate[i], is_converged[i] = _solve_linear(batch, task)
     return candidate, is_converged
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "limits", "one_by_one"))
-def _solve_rows(
-    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, *, norm, limits, one_by_one
-):
+def _solve_rows(reference, queries, *tasks, norm, limits, one_by_one):
     """Solve S tasks, together or one by one, which a CPU's cache prefers and where none waits for the slowest."""
     solve = functools.partial(_solve_together, reference, queries, norm=norm, limits=limits)
-    tasks = (image, opponent, rows, multipliers, size, center, rounds, shift)
     if not one_by_one:
         return solve(*tasks)
     solved = jax.lax.map(lambda task: solve(*task), jax.tree.map(lambda field: field[:, None], tasks))
@@ -170,7 +180,7 @@ def _solve_rows(
 
 
 def _solve_together(
-    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, *, norm, limits
+    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, lift, *, norm, limits
 ):
     """Build the problems of S tasks, solve them, and return also the candidate witnesses, moved off the border."""
     points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
@@ -187,7 +197,10 @@ def _solve_together(
         multipliers = jnp.where(
             jnp.any(multipliers > 0, axis=1, keepdims=True), multipliers, dual.start(norm, problems)
         )
-    solution = dual.solve(norm, problems, multipliers, size, center=center, rounds=rounds)
+    lifted = problems._replace(heights=jnp.where(is_row, heights + lift[:, None], 0))
+    solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds)
+    # What multipliers of lifted constraints prove of the true ones.
+    proved = jnp.where(lift > 0, dual.bound(norm, problems, solution.multipliers), solution.bound)
     v = solution.perturbation
     candidate = x + v + shift[:, None] * (z - x - v)
     if norm == "l1":  # that way most pixels would move by less than float32 can tell, and all would count
@@ -195,7 +208,7 @@ def _solve_together(
         candidate += dual.off_border(problems, solution.multipliers, v, margin)
     if limits is not None:
         candidate = jnp.clip(candidate, *limits)
-    return solution.multipliers, v, solution.bound, candidate.astype(jnp.float32), solution.is_converged
+    return solution.multipliers, v, proved, candidate.astype(jnp.float32), solution.is_converged
 
 
 def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
@@ -204,13 +217,12 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
     To bring the witness off the border the constraints are overfulfilled, by a multiple of `_LIFT` that the shift says.
     """
     if not task.is_lifted:
-        task.is_lifted, task.shift, task.too_short, task.far_enough = True, _FIRST_SHIFT, 0.0, np.inf
-    lift = _LIFT * task.shift / _FIRST_SHIFT
+        task.start_lifting()
     z, own = batch.values(task.opponent), batch.values(task.rows)
     x = batch.pixels[task.image]
     gaps = z - own
     heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
-    solved = solve_linear(batch.norm, gaps, heights + lift, *_room(batch, x))
+    solved = solve_linear(batch.norm, gaps, heights + task.lift, *_room(batch, x))
     if solved is None:
         return x.astype(np.float32), False
     task.multipliers, v = solved

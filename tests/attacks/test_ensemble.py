@@ -39,8 +39,16 @@ def quick_compilation():
 LOGITS = {num_classes: _network(num_classes) for num_classes in (2, 3, 10)}
 
 
+MARKED = np.float32(0.123)  # a pixel of image 20
+
+
+def _nan_where_marked(x):
+    return jnp.where(x[:, :1, 0, 0] == MARKED, jnp.nan, LOGITS[10](x))
+
+
 def _images(num_classes, count=23, wrong=2):
     images = np.random.default_rng(1).random((count, 6, 6, 1)).astype(np.float32)
+    images[20, 0, 0, 0] = MARKED
     labels = np.array(jnp.argmax(LOGITS[num_classes](images), axis=1))
     labels[:wrong] = (labels[:wrong] + 1) % num_classes
     return images, labels
@@ -106,9 +114,23 @@ def test_goes_on_from_where_it_stopped_to_the_same_bits(num_batches):
 
     with pytest.raises(KeyboardInterrupt):
         _run(10, on_batch=stop)
-    found, expected = _run(10, state=states[-1]), _run(10)
+    rest, everything = [], []
+    found = _run(10, state=states[-1], on_batch=lambda state: rest.append(state.num_done))
+    expected = _run(10, on_batch=lambda state: everything.append(state.num_done))
+    assert rest == everything[num_batches:]
     np.testing.assert_array_equal(found.broken_by, expected.broken_by)
     np.testing.assert_array_equal(found.adversarial, expected.adversarial)
+
+
+def test_random_numbers_belong_to_the_index():
+    images, labels = _images(10)
+    whole = _run(10, indices=np.arange(100, 123))
+    options = {"key": KEY, "threat": THREAT, "attacks": _quick(10), "batch_size": 8}
+    half = attacks.ensemble(LOGITS[10], images[11:], labels[11:], indices=np.arange(111, 123), **options)
+    np.testing.assert_array_equal(half.broken_by, whole.broken_by[11:])
+    np.testing.assert_array_equal(half.adversarial, whole.adversarial[11:])
+    others = attacks.ensemble(LOGITS[10], images[11:], labels[11:], **options)
+    assert np.any(others.adversarial != half.adversarial)
 
 
 def test_another_classifier_may_judge():
@@ -186,6 +208,14 @@ def test_attacks_by_name_take_their_counts():
     assert short is attacks.named_attack("square", 10, num_queries=7)  # so that it is compiled once
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("square", "num_steps"), ("apgd-ce", "num_samples"), ("pgd", "step_size")]
+)
+def test_options_that_a_named_attack_has_not_are_refused(name, option):
+    with pytest.raises(ValueError, match=f"{name} takes no {option} here"):
+        attacks.named_attack(name, 10, **{option: 5})
+
+
 def test_plain_pgd_is_there_by_name():
     options = {"key": KEY, "threat": THREAT, "predict_fn": None}
     by_name = attacks.named_attack("pgd", 10).fn(LOGITS[10], *_images(10), **options)
@@ -200,12 +230,17 @@ def test_plain_pgd_is_there_by_name():
         ({"images": np.zeros((0, 6, 6, 1), np.float32)}, "images must be at least one"),
         ({"images": np.full((23, 6, 6, 1), 1.5, np.float32)}, "finite and inside .*, which image 0 is not"),
         ({"images": np.full((23, 6, 6, 1), np.nan, np.float32)}, "finite and inside"),
-        ({"labels": np.full(23, 10)}, "labels must be integers from 0 to 9"),
+        ({"labels": np.full(23, 10)}, "labels must be 0 to 9, got 10 to 10"),
         ({"labels": np.full(23, 0.0)}, "labels must be integers"),
-        ({"logits_fn": lambda x: jnp.zeros((len(x), 10)) * jnp.nan}, "logits_fn must return finite numbers"),
+        ({"logits_fn": _nan_where_marked, "batch_size": 8}, "for image 20 it returned NaN"),
         ({"logits_fn": lambda x: jnp.zeros(len(x))}, "logits_fn must return"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"state": attacks.EnsembleState(np.zeros((1, 1)), np.zeros(1), -1, 0)}, "state must be of the same images"),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.zeros(23), 4, 0)},
+            "and attacks, .* and 4, got .* attack 4",
+        ),
+        ({"indices": np.arange(22)}, r"indices must be one per image, \[23\], got shape \(22,\)"),
     ],
 )
 def test_bad_input_gets_one_clear_line(change, message):

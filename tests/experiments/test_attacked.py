@@ -1,5 +1,6 @@
 """Attacks on one network at growing radii: what they count, and that they go on from where they were stopped."""
 
+import jax
 import numpy as np
 import pytest
 from jax.tree_util import Partial
@@ -31,13 +32,34 @@ def problem():
     return classifier, images, labels
 
 
+THREATS = plan.make_threats(_config())
+
+
 @pytest.fixture(scope="module")
-def expected(problem, tmp_path_factory):
-    return _run(problem, tmp_path_factory.mktemp("whole") / "progress.npz")
+def whole(problem, tmp_path_factory):
+    """The result of a run without a break, and what it showed batch by batch."""
+    shown = []
+    places = _run(problem, tmp_path_factory.mktemp("whole") / "progress.npz", show=shown.append)
+    return places, shown
+
+
+@pytest.fixture
+def expected(whole):
+    return {(threat.norm, threat.epsilon): places for threat, places in zip(THREATS, whole[0], strict=True)}
 
 
 def _run(problem, progress_file, **options):
-    return attacked.broken_by(_config(), *problem, num_classes=2, seed=0, progress_file=progress_file, **options)
+    config = _config()
+    return attacked.broken_by(
+        *problem,
+        suite=plan.make_attacks(config, 2),
+        threats=THREATS,
+        key=jax.random.key(0),
+        indices=np.arange(NUM_IMAGES),
+        batch_size=config.evaluation.batch_size,
+        progress_file=progress_file,
+        **options,
+    )
 
 
 def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(expected):
@@ -63,8 +85,30 @@ def test_no_image_of_a_linear_classifier_breaks_inside_its_radius(problem, expec
 
 
 @pytest.mark.parametrize("num_batches", [1, 7, 15])
-def test_goes_on_from_where_it_was_stopped(problem, expected, tmp_path, monkeypatch, num_batches):
+def test_goes_on_from_where_it_was_stopped(problem, whole, tmp_path, monkeypatch, num_batches):
     monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
+    file = tmp_path / "attacks" / "progress.npz"
+    shown = _run_until(problem, file, num_batches)
+    rest = []
+    found = _run(problem, file, show=rest.append)
+    # The batch at which it was stopped had not been kept.
+    assert shown[:num_batches] + rest == whole[1]
+    np.testing.assert_array_equal(found, whole[0])
+
+
+def test_another_network_does_not_go_on_from_there(problem, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
+    classifier, images, labels = problem
+    (weights,) = classifier.logits_fn.args
+    other = classifiers.Classifier(Partial(classifier.logits_fn.func, weights[:, ::-1].copy()))
+    file = tmp_path / "progress.npz"
+    _run_until((other, images, 1 - labels), file, 7)
+    shown = []
+    np.testing.assert_array_equal(_run(problem, file, show=shown.append), whole[0])
+    assert shown == whole[1]
+
+
+def _run_until(problem, file, num_batches):
     shown = []
 
     def stop(text):
@@ -72,27 +116,18 @@ def test_goes_on_from_where_it_was_stopped(problem, expected, tmp_path, monkeypa
         if len(shown) > num_batches:
             raise KeyboardInterrupt
 
-    file = tmp_path / "attacks" / "progress.npz"
     with pytest.raises(KeyboardInterrupt):
         _run(problem, file, show=stop)
     assert file.exists()
-    rest = []
-    found = _run(problem, file, show=rest.append)
-    assert rest[0] == shown[num_batches], "not the batch at which it was stopped"
-    for threat, places in expected.items():
-        np.testing.assert_array_equal(found[threat], places)
+    return shown
 
 
-def test_a_damaged_file_says_what_to_do(problem, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"nothing"])
+def test_a_damaged_file_says_what_to_do(problem, tmp_path, content):
     file = tmp_path / "progress.npz"
-    file.write_bytes(b"nothing")
+    file.write_bytes(content)
     with pytest.raises(results.ResultsError, match="progress.npz cannot be read .* remove it and run the same command"):
         _run(problem, file)
-
-
-def test_images_left_by_each_attack_are_counted():
-    places = np.array([attacks.UNBROKEN, attacks.CLEAN, 0, 1, 1, attacks.UNBROKEN])
-    assert attacked.left_by_each(places, ["apgd-ce", "square"]) == {"apgd-ce": 4, "square": 2}
 
 
 def test_attacks_have_the_size_that_is_asked_for():

@@ -321,11 +321,13 @@ def test_what_each_attack_left_is_pooled_over_tasks():
         at_main = evaluation("test", "linf", 0.1, "attacked", 100, second) | {
             "left": {"apgd-ce": first, "square": second}
         }
-        elsewhere = evaluation("test", "linf", 0.2, "attacked", 100, 0) | {"left": {"apgd-ce": 1, "square": 0}}
+        elsewhere = evaluation("test", "linf", 0.2, "attacked", 100, 0) | {
+            "left": {"clean": 90, "apgd-ce": 1, "square": 0}
+        }
         clean = evaluation("test", None, 0.0, "clean", 100, 90)
         rows.append(row(task, "standard", [clean, at_main, elsewhere], radii={"linf": 0.1}))
     (results,) = tables.index_rows(rows)
     heading, table, _ = content._attack_blocks(results, rows)
-    assert heading.text == "What each attack left" and table.header == ["", "apgd-ce", "square"]
-    assert [line[1:] for line in table.rows] == [["50.0", "40.0"]] and "test images" in table.rows[0][0]
+    assert heading.text == "What each attack left" and table.header == ["", "clean", "apgd-ce", "square"]
+    assert [line[1:] for line in table.rows] == [["90.0", "50.0", "40.0"]] and "test images" in table.rows[0][0]
     assert content._attack_blocks(results, realistic_rows()) == []

@@ -1,0 +1,51 @@
+"""Every attack on classifiers that return NaN, and with labels that are none."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_adv import attacks
+from nn_adv.threat import Threat
+from tests.attacks import small_networks
+
+THREAT = Threat("linf", 0.3)
+ATTACKS = {
+    "apgd": functools.partial(attacks.apgd, threat=THREAT, num_steps=5),
+    "apgd, l1": functools.partial(attacks.apgd, threat=Threat("l1", 3.0), num_steps=5),
+    "pgd": functools.partial(attacks.pgd, threat=THREAT, num_steps=5, step_size=0.1),
+    "fab": functools.partial(attacks.fab, threat=THREAT, num_steps=5),
+    "square": functools.partial(attacks.square, threat=THREAT, num_queries=20),
+    "minimum_norm": functools.partial(attacks.minimum_norm, norm="linf", num_steps=5),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nan_breaks_nothing(name):
+    problem = small_networks.network(12)
+
+    def nan_elsewhere(points):
+        is_clean = jnp.all(points == problem.images, axis=(1, 2, 3))
+        return jnp.where(is_clean[:, None], problem.logits_fn(points), jnp.nan)
+
+    run = jax.jit(lambda images, labels: ATTACKS[name](nan_elsewhere, images, labels, key=jax.random.key(0)))
+    result = run(problem.images, problem.labels)
+    assert not np.any(result.success)
+    np.testing.assert_array_equal(result.adversarial, problem.images)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full(4, 4), "labels must be 0 to 3, got 4 to 4"),
+        (np.full(4, -1), "labels must be 0 to 3, got -1 to -1"),
+        (np.zeros(4), "labels must be integers, got float64"),
+    ],
+)
+def test_labels_that_are_none_are_refused(name, labels, message):
+    problem = small_networks.network(4)
+    with pytest.raises(ValueError, match=message):
+        ATTACKS[name](problem.logits_fn, problem.images, labels, key=jax.random.key(0))
