@@ -1,20 +1,23 @@
 """How long do exact radii of 1NN take, beside the distance product they need and beside a textbook QP?
 
-Three questions, each a sub-command; radii are those of the predicted class, so that every image is searched.
+Four questions, each a sub-command; in the first two, radii are of the predicted class: every image is searched.
 
   floor   seconds per image of `certify.radius`, search and recheck apart, over the time of the products that the
           screening of all opponents against 4 own points would need: 5 n d multiplications and additions per image.
   peer    against dual coordinate ascent on one image and opponent at a time (n=2,000, d=784, ten classes).
-  full    every test image of a dataset in one run: time and the curve of exact robust accuracy.
+  full    every test image of a dataset in one run, ten classes: time and the curve of exact robust accuracy.
+  pairs   every test image of each of the 45 pairs of classes; goes on from what its output file holds.
 
   python benchmarks/certify.py floor --data_dir=../shared/tfds --output=docs/benchmarks/certify_floor.json
   python benchmarks/certify.py peer --data_dir=../shared/tfds --output=docs/benchmarks/certify_peer.json
   python benchmarks/certify.py full --norm=l2 --data_dir=../shared/tfds --output=docs/benchmarks/certify_full_l2.json
+  python benchmarks/certify.py pairs --norm=l2 --data_dir=../shared/tfds --output=docs/benchmarks/certify_pairs_l2.json
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import resource
@@ -161,43 +164,87 @@ def peer(arguments: argparse.Namespace) -> dict:
 
 
 def full(arguments: argparse.Namespace) -> dict:
-    """Compute the radius of every test image and the curve."""
+    """Compute the radius of every test image, ten classes, and the curve."""
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
     reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
     images, labels = dataset.test_images[: arguments.images], dataset.test_labels[: arguments.images]
     seconds, found = _timed(lambda: certify.radius(reference, images, labels, norm=arguments.norm))
-    robust = {}
-    for epsilon in [0.0, *_CURVES[arguments.dataset][arguments.norm]]:
-        lower = int(np.sum(found.correct & (found.lower >= epsilon)))
-        upper = int(np.sum(found.correct & (found.upper >= epsilon)))
-        low, high = evaluation.wilson_interval(lower, len(images))
-        robust[f"{epsilon:.6g}"] = {"lower": lower, "upper": upper, "interval": [round(low, 4), round(high, 4)]}
-        print(f"{arguments.norm} {epsilon:.4f}: {lower}..{upper} of {len(images)}")
-    statuses = {name: int(np.sum((found.status == name) & found.correct)) for name in ("exact", "bounded")}
-    bounded = np.flatnonzero(found.status == "bounded")
-    gaps = {int(b): [float(found.lower[b]), float(found.upper[b])] for b in bounded[:20]}
-    print(statuses, f"{seconds:.0f} s", gaps)
-    return {"data": dataset.title, "norm": arguments.norm, "images": len(images), "correct": int(found.correct.sum()),
-            "seconds": round(seconds, 1), "status_of_correct": statuses, "bounded": gaps,
-            "robust": robust,
-            "median_radius_of_correct": float(np.median(found.lower[found.correct])),
+    summary = _summary(found, _CURVES[arguments.dataset][arguments.norm])
+    for counts in summary["robust"].values():
+        counts["interval"] = [round(end, 4) for end in evaluation.wilson_interval(counts["lower"], len(images))]
+    print(json.dumps(summary), f"{seconds:.0f} s")
+    return {"data": dataset.title, "norm": arguments.norm, "seconds": round(seconds, 1), **summary,
             "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
+
+
+def pairs(arguments: argparse.Namespace) -> dict:
+    """Compute the radius of every test image of each pair of classes; a pair that ``output`` holds is not run again."""
+    dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
+    path = arguments.output
+    known = json.loads(path.read_text())["pairs"] if path and path.exists() else {}
+    tasks = data.tasks(dataset, "pairs")
+    for task in tasks:
+        if task.name not in known:
+            reference = neighbors.fit(dataset.train_images[task.train_index], task.train_labels, 2)
+            images = dataset.test_images[task.test_index][: arguments.images]
+            labels = task.test_labels[: arguments.images]
+            call = functools.partial(certify.radius, reference, images, labels, norm=arguments.norm)
+            seconds, found = _timed(call)
+            known[task.name] = {
+                "seconds": round(seconds, 1),
+                **_summary(found, _CURVES[arguments.dataset][arguments.norm]),
+            }
+            if path:
+                path.write_text(json.dumps({"pairs": known}) + "\n")
+        print(task.name, json.dumps(known[task.name]), flush=True)
+    known = {task.name: known[task.name] for task in tasks}
+    means = {
+        epsilon: {
+            end: round(float(np.mean([pair["robust"][epsilon][end] / pair["images"] for pair in known.values()])), 5)
+            for end in ("lower", "upper")
+        }
+        for epsilon in known[tasks[0].name]["robust"]
+    }
+    print("mean over pairs", json.dumps(means))
+    return {"data": dataset.title, "norm": arguments.norm, "mean_over_pairs": means, "pairs": known}
+
+
+def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
+    """Count the images that are correct, exactly known, and robust at each epsilon: at least (lower), at most (upper)."""
+    robust = {
+        f"{epsilon:.6g}": {
+            "lower": int(np.sum(found.correct & (found.lower >= epsilon))),
+            "upper": int(np.sum(found.correct & (found.upper >= epsilon))),
+        }
+        for epsilon in [0.0, *epsilons]
+    }
+    bounded = np.flatnonzero(found.status == "bounded")
+    return {
+        "images": len(found.correct),
+        "correct": int(found.correct.sum()),
+        "status_of_correct": {
+            name: int(np.sum((found.status == name) & found.correct)) for name in ("exact", "bounded")
+        },
+        "bounded": {int(b): [float(found.lower[b]), float(found.upper[b])] for b in bounded[:20]},
+        "robust": robust,
+        "median_radius_of_correct": float(np.median(found.lower[found.correct])),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=["floor", "peer", "full"])
+    parser.add_argument("question", choices=["floor", "peer", "full", "pairs"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
-    parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full")
-    parser.add_argument("--norm", default="l2", help="for full")
+    parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full and pairs")
+    parser.add_argument("--norm", default="l2", help="for full and pairs")
     parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
-    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, full all)")
+    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, else all)")
     parser.add_argument("--peer_images", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
-    arguments.images = arguments.images or {"floor": 512, "peer": 256, "full": None}[arguments.question]
-    report = {"floor": floor, "peer": peer, "full": full}[arguments.question](arguments)
+    arguments.images = arguments.images or {"floor": 512, "peer": 256}.get(arguments.question)
+    report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
