@@ -195,7 +195,7 @@ def pairs(arguments: argparse.Namespace) -> dict:
                 **_summary(found, _CURVES[arguments.dataset][arguments.norm]),
             }
             if path:
-                path.write_text(json.dumps({"pairs": known}) + "\n")
+                _write(path, {"pairs": known})
         print(task.name, json.dumps(known[task.name]), flush=True)
     known = {task.name: known[task.name] for task in tasks}
     means = {
@@ -210,7 +210,7 @@ def pairs(arguments: argparse.Namespace) -> dict:
 
 
 def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
-    """Count the images that are correct, exactly known, and robust at each epsilon: at least (lower), at most (upper)."""
+    """Count the images: correct, exactly known, and robust at each epsilon, at least (lower) and at most (upper)."""
     robust = {
         f"{epsilon:.6g}": {
             "lower": int(np.sum(found.correct & (found.lower >= epsilon))),
@@ -231,6 +231,13 @@ def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
     }
 
 
+def _write(path: pathlib.Path, report: dict) -> None:
+    """Replace the file as a whole: what it held is not lost if this is interrupted."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    unfinished.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=["floor", "peer", "full", "pairs"])
@@ -247,7 +254,7 @@ def main() -> None:
     report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        _write(arguments.output, report)
 
 
 if __name__ == "__main__":
