@@ -181,7 +181,9 @@ def ensemble(
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
     _check_images(images, threat)
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    num_classes = _check_classes(logits_fn, images[:1], labels)
+    shapes = [jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for array in (images, labels)]
+    num_classes = _classify.eval_shape(logits_fn, predict_fn, *shapes)[0].shape[1]
+    check_labels(labels, num_classes)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
     indices = np.arange(len(images)) if indices is None else np.asarray(indices)
     if indices.shape != labels.shape:
@@ -247,6 +249,8 @@ def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
 def _classify(logits_fn, predict_fn, images, labels):
     """Return logits, and which images are misclassified."""
     logits = logits_fn(images)
+    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+        raise ValueError(f"logits_fn must return [{len(images)}, C] with C >= 2, got shape {logits.shape}")
     predicted = jnp.argmax(logits, axis=1) if predict_fn is None else predict_fn(images)
     return logits, predicted != labels
 
@@ -265,15 +269,6 @@ def _check_images(images: np.ndarray, threat: Threat) -> None:
     if not is_valid.all():
         first = int(np.argmin(is_valid.reshape(len(images), -1).all(axis=1)))
         raise ValueError(f"images must be finite and inside {threat.bounds}, which image {first} is not")
-
-
-def _check_classes(logits_fn: Callable, image: np.ndarray, labels: np.ndarray) -> int:
-    """Return the number of classes."""
-    shape = jax.eval_shape(logits_fn, image).shape
-    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-        raise ValueError(f"logits_fn must return [B, C] with C >= 2, for one image it returned shape {shape}")
-    check_labels(labels, shape[1])
-    return shape[1]
 
 
 def _check_logits(logits: np.ndarray, rows: np.ndarray) -> None:
