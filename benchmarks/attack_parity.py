@@ -4,7 +4,8 @@
 
 The folder holds the networks, 200 images for each, and `outcomes.json`, the share of images that the published code
 left unbroken with one attack or with its ensemble ("aa"), in float32 and for some also in float64. Each line is
-printed and stored in docs/benchmarks/attack_parity.json as soon as it is known; a second run does what is missing.
+printed and stored in docs/benchmarks/attack_parity.json as soon as it is known, with the commit that it is of; a
+second run does what is missing, so delete the file to do all anew.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import jax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the loader of these networks, which the tests share
+
+from timing import environment  # noqa: E402
 
 from nn_adv import attacks  # noqa: E402
 from nn_adv.threat import Threat  # noqa: E402
@@ -39,7 +42,8 @@ def main() -> None:
         if name not in found:
             started = time.perf_counter()
             left = _left_by_ours(arguments.reference, name)
-            found[name] = published | left | {"seconds": round(time.perf_counter() - started, 1)}
+            seconds = round(time.perf_counter() - started, 1)
+            found[name] = published | left | {"seconds": seconds, "commit": environment()["commit"]}
             _RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         print(name, json.dumps(found[name]), flush=True)
 

@@ -54,15 +54,18 @@ def soft_neighbors(batch_size: int) -> Problem:
     reference = neighbors.fit(points, np.arange(_NUM_POINTS) % 2, 2)
     images = jnp.asarray(rng.random((batch_size, 32, 32, 3)), jnp.float32)
     flat = jnp.asarray(points.reshape(_NUM_POINTS, -1) / 255, jnp.float32)
+    logits_fn = jax.tree_util.Partial(_soft_logits, reference)
+    return Problem(logits_fn, images, neighbors.predict(reference, images), jax.tree_util.Partial(_products, flat))
 
-    @jax.jit
-    def products(images):
-        scores = jnp.matmul(images.reshape(batch_size, -1), flat.T, precision="highest")
-        return jnp.matmul(scores, flat, precision="highest")
 
-    return Problem(
-        lambda x: neighbors.soft_logits(reference, x, 10.0), images, neighbors.predict(reference, images), products
-    )
+def _soft_logits(reference, images):
+    return neighbors.soft_logits(reference, images, 10.0)
+
+
+def _products(points, images):
+    """The two products that a gradient of the soft 1NN cannot do without."""
+    scores = jnp.matmul(images.reshape(len(images), -1), points.T, precision="highest")
+    return jnp.matmul(scores, points, precision="highest")
 
 
 PROBLEMS = {
@@ -76,26 +79,26 @@ def run_problem(problem: Problem, steps: int, repeats: int) -> list[dict]:
     """Time the bare pass, then each attack in each norm, all in turns; one line each."""
 
     @jax.jit
-    def bare(images, labels):
-        loss = lambda x: jnp.sum(attacks.margin(problem.logits_fn(x), labels))  # noqa: E731
+    def bare(logits_fn, images, labels):
+        loss = lambda x: jnp.sum(attacks.margin(logits_fn(x), labels))  # noqa: E731
         return jax.value_and_grad(loss)(images)
 
-    def attack(images, labels, threat, fn):
-        return fn(problem.logits_fn, images, labels, key=jax.random.key(0), threat=threat).adversarial
+    @functools.partial(jax.jit, static_argnames="fn")
+    def attack(logits_fn, images, labels, threat, fn):
+        return fn(logits_fn, images, labels, key=jax.random.key(0), threat=threat).adversarial
 
-    step_size = {norm: radius / steps for norm, radius in _RADII.items()}
-    calls = {"bare forward and backward": (lambda: bare(problem.images, problem.labels), 1)}
+    arguments = (problem.logits_fn, problem.images, problem.labels)
+    calls = {"bare forward and backward": (functools.partial(bare, *arguments), 1)}
     if problem.products is not None:
-        calls["two products"] = (lambda: problem.products(problem.images), 1)
+        products = jax.jit(problem.products.func)
+        calls["two products"] = (functools.partial(products, *problem.products.args, problem.images), 1)
     for norm in NORMS:
-        fns = {
-            "apgd": functools.partial(attacks.apgd, num_steps=steps, loss_fn=attacks.margin),
-            "pgd": functools.partial(attacks.pgd, num_steps=steps, loss_fn=attacks.margin, step_size=step_size[norm]),
-        }
-        for name, fn in fns.items():
-            jitted = jax.jit(functools.partial(attack, fn=fn))
-            call = functools.partial(jitted, problem.images, problem.labels, Threat(norm, _RADII[norm]))
-            calls[f"{name} {norm}"] = (call, steps + 1)  # the start has a gradient too
+        options = {"num_steps": steps, "loss_fn": attacks.margin}
+        apgd = functools.partial(attacks.apgd, **options)
+        pgd = functools.partial(attacks.pgd, **options, step_size=_RADII[norm] / steps)
+        for name, fn, num_gradients in (("apgd", apgd, steps + 1), ("pgd", pgd, steps)):  # apgd: one at the start
+            threat = Threat(norm, _RADII[norm])
+            calls[f"{name} {norm}"] = (functools.partial(attack, *arguments, threat, fn=fn), num_gradients)
 
     waiting = {name: functools.partial(_finish, call) for name, (call, _) in calls.items()}
     take_turns(waiting, 1)  # compiles

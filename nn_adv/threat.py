@@ -87,9 +87,9 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
       l2:   v = clip(s w, lo, hi),                            the largest s in [0, 1] with ||v||_2 <= epsilon
       l1:   v = clip(sign(w) max(|w| - t, 0), lo, hi),        the smallest t >= 0 with ||v||_1 <= epsilon
 
-    ``s`` and ``t`` are approached from the feasible side, so the result never leaves the ball (up to the rounding of
-    ``center + v``). Clipping after scaling into the ball would also be allowed, but not nearest; in l1 it wastes
-    most of the radius (Croce & Hein 2021, "Mind the Box", section 2).
+    ``s`` and ``t`` are taken from the feasible side of the root, so the result never leaves the ball (up to the
+    rounding of ``center + v``). Clipping after scaling into the ball would also be allowed, but not nearest; in l1 it
+    wastes most of the radius (Croce & Hein 2021, "Mind the Box", section 2).
 
     Args:
       threat: the allowed set; ``epsilon`` 0 gives ``center`` itself.

@@ -154,9 +154,9 @@ def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
         for (method, split, threat), left in totals.items()
     ]
     note = (
-        f"Percent of the images of {counted(len(tasks), 'task')} that are classified correctly and were left after each "
-        "attack, from the left to the right; an image broken at a smaller radius of the norm counts for the attack that "
-        "broke it there."
+        f"Percent of the images of {counted(len(tasks), 'task')} that are classified correctly and left after each "
+        "attack, from the left to the right; an image broken at a smaller radius of the norm counts for the attack "
+        "that broke it there."
     )
     table = Table(["", *names], lines)
     return [Heading("What each attack left", 3), table, Text(note, "note")]
