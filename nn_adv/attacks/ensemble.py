@@ -48,8 +48,6 @@ _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
     "square": (square, {}, 2, ""),
     "pgd": (_usual_pgd, {}, 2, ""),
 }
-
-
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _COUNTS = {"num_steps", "num_restarts", "num_queries"}
 
@@ -180,7 +178,7 @@ def ensemble(
     images, labels = np.asarray(images), np.asarray(labels)
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
     _check_images(images, threat)
-    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
     shapes = [jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for array in (images, labels)]
     num_classes = _classify.eval_shape(logits_fn, predict_fn, *shapes)[0].shape[1]
     check_labels(labels, num_classes)
