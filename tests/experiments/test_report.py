@@ -319,7 +319,7 @@ def test_what_each_attack_left_is_pooled_over_tasks():
     rows = []
     for task, first, second in (("0v1", 60, 50), ("0v2", 40, 30)):
         at_main = evaluation("test", "linf", 0.1, "attacked", 100, second) | {
-            "left": {"apgd-ce": first, "square": second}
+            "left": {"clean": 90, "apgd-ce": first, "square": second}
         }
         elsewhere = evaluation("test", "linf", 0.2, "attacked", 100, 0) | {
             "left": {"clean": 90, "apgd-ce": 1, "square": 0}
