@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 PINS = requirements/$(shell $(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
-# A process for each core; each takes whole files, so that tests of one file share what they compile.
-WORKERS = --numprocesses=auto --dist=loadfile
+# A process for each core; each takes whole files, so that tests of one file share what they compile. A crash ends the run.
+WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
 
 .PHONY: demo test test-slow clean
 
@@ -18,12 +18,13 @@ WORKERS = --numprocesses=auto --dist=loadfile
 demo: $(VENV)/.demo-installed
 	$(BIN)/python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=$(WORKDIR)
 
-# Lint, types and the tests that are not slow.
+# Lint, types and the tests that are not slow. Most of their time is compilation, so they do without most of its optimizations;
+# the slow ones compile as users do.
 test: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy nn_adv experiments configs
-	$(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15

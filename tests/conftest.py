@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import pathlib
 
+import jax
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Free what a file compiled: each program maps memory, and a process that maps too often (65,530 times) crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused(change, message):
 _PUBLISHED = [
     ("c2", "l2", 1.25, 97),
     ("c2", "linf", 16 / 255, 127),
-    ("c2", "linf", 10 / 255, 187),
+    pytest.param("c2", "linf", 10 / 255, 187, marks=pytest.mark.slow),
     pytest.param("c10", "l2", 0.85, 102, marks=pytest.mark.slow),
     pytest.param("c10", "linf", 12 / 255, 127, marks=pytest.mark.slow),
 ]

@@ -26,7 +26,13 @@ TINY = {
     "curve": (0.5,),
     "fine_curve": (0.25,),
     "tasks": {"names": ("3v8", "1v7"), "train_per_class": 20},
-    "evaluation": {"num_steps": 3, "num_queries": 3, "images_per_split": 20, "batch_size": 16},
+    "evaluation": {
+        "attacks": ("apgd-margin", "square"),
+        "num_steps": 3,
+        "num_queries": 3,
+        "images_per_split": 20,
+        "batch_size": 16,
+    },
     "training": {"num_epochs": 2, "group_size": 2, "num_steps": 2, "select_every": 1, "checkpoint_every": 1},
 }
 
@@ -299,6 +305,7 @@ def test_own_float_arrays_run_end_to_end(tmp_path):
     config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("1nn", "trades-l2"))
     config.radii.linf = 0.0
     config.tasks.names = ()
+    config.evaluation.attacks = ()  # the standard ensemble
     binary_tasks.run(config, tmp_path / "run")
     found = counted(tmp_path / "run")
     assert len(found) == 2

@@ -78,7 +78,10 @@ def test_member_of_a_group_equals_single_training():
         assert alone.selected_epoch[0] == together.selected_epoch[i]
 
 
-@pytest.mark.parametrize("model", [models.ResNet(2, (1,), width=2), models.SmallCNN(2, (2, 2, 4, 4), 8)])
+@pytest.mark.parametrize(
+    "model",
+    [models.ResNet(2, (1,), width=2), pytest.param(models.SmallCNN(2, (2, 2, 4, 4), 8), marks=pytest.mark.slow)],
+)
 def test_grouped_convolutions_equal_single_training(model):
     # Plain training: crafting would amplify rounding.
     images = np.pad(_IMAGES, ((0, 0), (5, 5), (5, 5), (0, 0)))
