@@ -159,4 +159,4 @@ def test_nine_targets_together_reach_the_outcome_of_the_authors(folder, norm):
     result = run(model.epsilon[norm])
     outcomes = json.loads((folder / "outcomes.json").read_text())
     (published,) = (v for k, v in outcomes.items() if k.startswith(f"c10/f32/{key}") and k.endswith("apgd-t/seed0"))
-    assert abs(np.sum(~result.success) / 200 - published["robust_accuracy"]) <= 0.015
+    assert np.sum(~result.success) / 200 <= published["robust_accuracy"] + 0.005

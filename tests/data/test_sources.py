@@ -44,6 +44,7 @@ def test_unknown_name_lists_the_known_ones():
         data.load("imagenet")
 
 
+@pytest.mark.slow
 def test_prepared_mnist_is_read_whole(tfds_dir):
     mnist = data.load("mnist", data_dir=tfds_dir)
     assert mnist.train_images.shape == (60000, 28, 28, 1)

@@ -323,6 +323,7 @@ def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
         binary_tasks.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_another_choice_of_pairs_trains_anew_beside_the_old(tmp_path):
     config = tiny_config(methods=("standard",))
     config.tasks.names = ("0v1", "8v9")

@@ -219,6 +219,7 @@ def test_bad_search(change, message):
         neighbors.nearest(reference, **arguments)
 
 
+@pytest.mark.slow
 def test_mnist_equals_integers(tfds_dir):
     from nn_adv import data
 

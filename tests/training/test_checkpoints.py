@@ -80,12 +80,24 @@ def test_finished_training_is_only_loaded(tmp_path, uninterrupted):
     _assert_identical(again, uninterrupted)
 
 
-def test_killed_while_saving(tmp_path, uninterrupted):
-    """A process is killed in the middle of its third save, after the data is written and before it is published."""
+def _train_in_a_process(folder, preparation=""):
+    """Each run of a user is a process of its own, and so are those compared here."""
     program = f"""
-import os, signal, sys
+import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_checkpoints
+{preparation}
+test_checkpoints._train({str(folder)!r})
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_killed_while_saving(tmp_path):
+    """A process is killed in the middle of its third save, after the data is written and before it is published."""
+    kill_in_third_save = """
+import os, signal
 import orbax.checkpoint._src.path.atomicity as atomicity
 
 saves = []
@@ -98,16 +110,18 @@ for name in ("AtomicRenameTemporaryPath", "ReadOnlyTemporaryPath", "CommitFileTe
                 os.kill(os.getpid(), signal.SIGKILL)
             return _original(self, *args, **kwargs)
         kind.finalize = finalize
-test_checkpoints._train({str(tmp_path)!r})
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    ended = _train_in_a_process(killed, kill_in_third_save)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert any("tmp" in path.name for path in tmp_path.rglob("*"))  # the half save lies there
-    trained, epochs = _train(tmp_path)
-    assert 0 < len(epochs) < 6
-    _assert_identical(trained, uninterrupted)
+    assert any("tmp" in path.name for path in killed.rglob("*"))  # the half save lies there
+    assert (killed / "2").exists() and not (killed / "6").exists()
+    for folder in (killed, whole):
+        ended = _train_in_a_process(folder)
+        assert ended.returncode == 0, ended.stderr
+    loaded = [_train(folder) for folder in (killed, whole)]
+    assert [epochs for _, epochs in loaded] == [[], []]
+    _assert_identical(loaded[0][0], loaded[1][0])
 
 
 @pytest.mark.parametrize(
