@@ -184,16 +184,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
         raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
-    if not config.evaluation.splits or set(config.evaluation.splits) - {"train", "test"}:
-        raise ValueError(f"evaluation.splits must be one or both of train, test, got {config.evaluation.splits}")
-    for name in ("methods", "seeds", "tasks.names", "evaluation.splits", "evaluation.attacks"):
-        values = functools.reduce(getattr, name.split("."), config)
-        if len(set(values)) < len(values):
-            raise ValueError(f"{name} must not hold anything twice, got {values}")
-    _check_radii(config)
-    for name, least in _LEAST_COUNTS.items():
-        if config.evaluation[name] < least:
-            raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
+    check_distinct(config, ("methods", "seeds", "tasks.names"))
+    check_evaluation(config)
     for name in _NOT_IN_A_RECIPE:
         if config.training[name] < 1:
             raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
@@ -201,22 +193,36 @@ def check(config: ml_collections.ConfigDict) -> None:
     if networks and config.training.select_every and not config.tasks.holdout:
         raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
     for method in networks:
+        for norm in NETWORKS[method][1]:
+            if norm not in main_radii(config):
+                raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(main_radii(config))}")
         make_recipe(config, method)
 
 
-def _check_radii(config):
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Raise ValueError for radii, splits or counts that no evaluation could use."""
+    if not config.evaluation.splits or set(config.evaluation.splits) - {"train", "test"}:
+        raise ValueError(f"evaluation.splits must be one or both of train, test, got {config.evaluation.splits}")
+    check_distinct(config, ("evaluation.splits", "evaluation.attacks"))
     radii = main_radii(config)
     if not radii:
         raise ValueError("radii must give the radius of at least one norm, such as linf")
     for norm, radius in radii.items():
         Threat(norm, radius)
-    for method in config.methods:
-        for norm in NETWORKS.get(method, ("", ()))[1]:
-            if norm not in radii:
-                raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(radii)}")
     for name in ("curve", "fine_curve"):
         if not all(multiple >= 0 for multiple in config[name]):
             raise ValueError(f"{name} must hold multiples >= 0 of the main radius, got {config[name]}")
+    for name, least in _LEAST_COUNTS.items():
+        if config.evaluation[name] < least:
+            raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
+
+
+def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
+    """Raise ValueError for the first of these dotted names whose value holds something twice."""
+    for name in names:
+        values = functools.reduce(getattr, name.split("."), config)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} must not hold anything twice, got {values}")
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
