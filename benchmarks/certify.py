@@ -34,6 +34,11 @@ from nn_adv import certify, data, evaluation, neighbors
 from nn_adv.neighbors.distances import centered_pixels, matmul_t
 
 _CURVES = {
+    "digits": {
+        "l2": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0],
+        "linf": [0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25],
+        "l1": [0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4],
+    },
     "mnist": {
         "l2": [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 2.8, 3.0],
         "linf": [0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35],
