@@ -6,7 +6,6 @@ in one program; then each unit of the group is evaluated and its row is stored b
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 import zlib
@@ -254,18 +253,10 @@ def _networks(experiment, group, workdir, bar):
     return [
         (
             classifiers.network(experiment.model, variables),
-            {"model": plan.model_settings(config), **_recipe_settings(recipe), "selected_epoch": int(epoch) + 1},
+            {"model": plan.model_settings(config), **plan.recipe_settings(recipe), "selected_epoch": int(epoch) + 1},
             float(np.nansum(seconds)),
         )
         for variables, epoch, seconds in zip(
             trained.variables, trained.selected_epoch, trained.history.seconds, strict=True
         )
     ]
-
-
-def _recipe_settings(recipe) -> dict[str, Any]:
-    """Return the settings of a recipe without its threats, which the method names, and without what it ignores."""
-    settings = dataclasses.asdict(recipe)
-    ignored = ["threats", "step_sizes", *(["num_steps"] * (not recipe.threats))]
-    ignored += ["beta"] * (recipe.objective != "trades") + ["drop_epochs"] * (recipe.schedule != "step")
-    return {name: value for name, value in settings.items() if name not in ignored}

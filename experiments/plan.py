@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -158,6 +159,14 @@ def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Reci
     return training.Recipe(objective=objective, threats=threats, **settings)
 
 
+def recipe_settings(recipe: training.Recipe) -> dict[str, Any]:
+    """Return the settings of a recipe without its threats, which the method names, and without what it ignores."""
+    settings = dataclasses.asdict(recipe)
+    ignored = ["threats", "step_sizes", *(["num_steps"] * (not recipe.threats))]
+    ignored += ["beta"] * (recipe.objective != "trades") + ["drop_epochs"] * (recipe.schedule != "step")
+    return {name: value for name, value in settings.items() if name not in ignored}
+
+
 def make_threats(config: ml_collections.ConfigDict) -> list[Threat]:
     """Return the threats that networks are attacked in: norm by norm, with growing radii."""
     return [
@@ -192,7 +201,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     networks = [method for method in config.methods if method in NETWORKS]
     if networks and config.training.select_every and not config.tasks.holdout:
         raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
-    for method in networks:
+    check_recipes(config, networks)
+
+
+def check_recipes(config: ml_collections.ConfigDict, methods: Sequence[str]) -> None:
+    """Raise ValueError for training settings that one of these network methods could not use."""
+    for method in methods:
         for norm in NETWORKS[method][1]:
             if norm not in main_radii(config):
                 raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(main_radii(config))}")
@@ -243,7 +257,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         dataset,
         jnp.asarray(dataset.train_images),
         named_tasks(everything, config.tasks.names),
-        _make_model(config, dataset, everything[0].num_classes) if set(config.methods) & set(NETWORKS) else None,
+        make_model(config, dataset, everything[0].num_classes) if set(config.methods) & set(NETWORKS) else None,
         -(-most_images // config.training.batch_size),
     )
 
@@ -257,7 +271,7 @@ def named_tasks(tasks: Sequence[data.Task], names: Sequence[str]) -> list[data.T
     return [known[name] for name in names] or list(tasks)
 
 
-def _make_model(config, dataset, num_classes) -> nn.Module:
+def make_model(config: ml_collections.ConfigDict, dataset: data.Dataset, num_classes: int) -> nn.Module:
     """Make the network, having tried it on the shape of one image."""
     settings = model_settings(config)
     model = models.create(settings.pop("name"), num_classes, **settings)

@@ -22,14 +22,14 @@ def test_every_configuration_passes_the_checks(argument):
     plan.check(config)
     shape = SHAPES.get(config.dataset, (32, 32, 3))
     assert plan.row_identity(config, _dataset(shape))["model"]["name"] == config.model.name
-    plan._make_model(config, _dataset(shape), 2)
+    plan.make_model(config, _dataset(shape), 2)
 
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_every_network_can_be_chosen_by_its_name_alone(name):
     config = config_file.get_config("cifar10")
     config.model.name = name
-    plan._make_model(config, _dataset((32, 32, 3)), 2)
+    plan.make_model(config, _dataset((32, 32, 3)), 2)
 
 
 def test_datasets_and_methods_are_those_of_the_library():
