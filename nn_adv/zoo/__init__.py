@@ -1,0 +1,5 @@
+"""Published networks: what they are, their weights as Flax variables, any PyTorch classifier as a JAX function."""
+
+from nn_adv.zoo.files import read_state_dict, write_state_dict
+
+__all__ = ["read_state_dict", "write_state_dict"]

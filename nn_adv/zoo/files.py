@@ -1,0 +1,210 @@
+"""Files of weights: state dicts as PyTorch and safetensors write them, read without running anything in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (with it NumPy knows "bfloat16")
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+# Entries under which training scripts keep the weights, beside the epoch, the optimizer and so on.
+_USUAL_KEYS = ("state_dict", "model")
+_SHOWN = 5
+
+
+def read_state_dict(
+    path: str | os.PathLike[str], *, outer_key: str | None = None, prefixes: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read the weights in a file as arrays by their dotted keys, running none of its code.
+
+    The steps are those of RobustBench's loader: take the entry ``outer_key`` if one is given, then the entry
+    "state_dict" (or "model") if there is one; then, for each word of ``prefixes`` in turn, every key that contains the
+    word *anywhere* loses that many leading characters.
+
+    Args:
+      path: a ``.safetensors`` file; anything else is read as PyTorch's.
+      outer_key: the entry of the file that holds the weights.
+      prefixes: words that stand before the keys, such as "module." where a network was saved inside `DataParallel`.
+
+    Returns:
+      Arrays in the precision of the file, but for half precisions, which are widened to float32.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is damaged, a web page, in need of code, or holds something else than named arrays.
+      ImportError: it is a file of PyTorch's, which is not installed.
+    """
+    path = pathlib.Path(path)
+    _check_head(path)
+    if path.suffix == ".safetensors":
+        with _clear_errors(path):
+            content: Any = safetensors.numpy.load_file(path)
+    else:
+        content = _load_torch(path)
+    content = _weights_in(path, content, outer_key)  # what stands beside the weights is freed here
+    return _strip(path, _to_numpy(path, content), prefixes)
+
+
+def write_state_dict(
+    path: str | os.PathLike[str], state: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays by their dotted keys; the file is there as a whole or not at all.
+
+    Args:
+      path: a ``.safetensors`` file; anything else is written as PyTorch's. Its folder is made.
+      state: the arrays.
+      metadata: text kept beside the arrays, in safetensors only.
+
+    Raises:
+      OSError: it could not be written.
+      ImportError: it is to be a file of PyTorch's, which is not installed.
+    """
+    path = pathlib.Path(path)
+    arrays = {key: np.require(value, requirements="C") for key, value in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
+        else:
+            torch = _import_torch(path)
+            torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the text kept in a ``.safetensors`` file.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is damaged.
+    """
+    path = pathlib.Path(path)
+    with _clear_errors(path), safetensors.safe_open(path, "np") as file:
+        return dict(file.metadata() or {})
+
+
+def is_web_page(head: bytes) -> bool:
+    """Tell whether a file that begins with ``head`` is HTML."""
+    return bool(re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE))
+
+
+def _check_head(path: pathlib.Path) -> None:
+    """Raise a clear error for what is plainly not weights, before any library says something less clear."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty: delete it and get it again")
+    if is_web_page(head):
+        raise ValueError(
+            f"{path} is a web page, not weights (a download page, a quota or a sign-in was saved under this name): "
+            "delete it and get it with a browser"
+        )
+
+
+@contextlib.contextmanager
+def _clear_errors(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): delete it and get it again") from error
+
+
+def _import_torch(path: pathlib.Path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"{path.name} is a file of PyTorch's: pip install 'nn_adv[zoo]', or torch alone") from error
+    return torch
+
+
+def _load_torch(path: pathlib.Path) -> Any:
+    torch = _import_torch(path)
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if not found:
+            raise ValueError(f"{path} is damaged or no file of PyTorch's: delete it and get it again") from error
+        raise ValueError(
+            f"{path} asks for code ({found[1]}), which is never run here: if you trust whoever made it, load it in "
+            "PyTorch once and save its state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = re.split(r"[.\n]", str(error))[0] or "it ends too early"
+        raise ValueError(
+            f"{path} is damaged, cut off or no file of tensors ({reason}): delete it and get it again"
+        ) from error
+
+
+def _harmless_globals() -> list[Any]:
+    """What NumPy's numbers need; training scripts keep accuracies and epochs as such beside the weights."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
+    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+
+
+def _weights_in(path: pathlib.Path, content: Any, outer_key: str | None) -> dict[Any, Any]:
+    """Descend to the mapping of keys to tensors."""
+    content = _as_dict(path, "the file", content)
+    if outer_key is not None:
+        if outer_key not in content:
+            raise ValueError(f"{path} has no entry {outer_key!r}: it has {_first(content)}")
+        content = _as_dict(path, f"entry {outer_key!r}", content[outer_key])
+    for key in _USUAL_KEYS:
+        if isinstance(content.get(key), dict):
+            return content[key]
+    return content
+
+
+def _as_dict(path: pathlib.Path, what: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a state dict, arrays by name: {what} is a {type(value).__name__}")
+    return value
+
+
+def _to_numpy(path: pathlib.Path, entries: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """Move tensors out of ``entries`` into arrays, one at a time: both copies at once may not fit into memory."""
+    arrays = {}
+    for key in list(entries):
+        value = entries.pop(key)
+        if not isinstance(key, str):
+            raise ValueError(f"{path} must hold arrays by name, got the name {key!r}")
+        if hasattr(value, "detach"):
+            value = value.detach()
+            value = (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy().copy()
+        if not isinstance(value, np.ndarray | np.generic | int | float):
+            raise ValueError(
+                f"{path} holds a {type(value).__name__} as {key!r} where the weights should be: give the entry that "
+                f"holds them as outer_key, out of {_first([*arrays, key, *entries])}"
+            )
+        array = np.asarray(value)
+        arrays[key] = array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+    return arrays
+
+
+def _strip(path: pathlib.Path, state: dict[str, np.ndarray], prefixes: Sequence[str]) -> dict[str, np.ndarray]:
+    for word in prefixes:
+        stripped = {key[len(word) :] if word in key else key: value for key, value in state.items()}
+        if len(stripped) != len(state):
+            raise ValueError(f"{path} has keys that are the same without {word!r}: take it out of prefixes")
+        state = stripped
+    return state
+
+
+def _first(keys: Iterable[Any]) -> str:
+    names = [repr(key) for key in keys]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,256 @@
+import argparse
+import os
+import pathlib
+import weakref
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from nn_adv.zoo import files
+
+STATE = {
+    "conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "bn1.num_batches_tracked": np.array(7, np.int64),
+    "fc.bias": np.array([0.5, -1.0], np.float64),
+}
+
+
+def _assert_same(state, expected):
+    assert set(state) == set(expected)
+    for key, value in expected.items():
+        assert isinstance(state[key], np.ndarray)
+        assert state[key].dtype == value.dtype and state[key].shape == value.shape
+        np.testing.assert_array_equal(state[key], value)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.pth.tar", "x.safetensors"])
+def test_what_is_written_is_read_back(tmp_path, name):
+    if name != "x.safetensors":
+        pytest.importorskip("torch")
+    path = tmp_path / "deep" / name
+    turned = {**STATE, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    files.write_state_dict(path, turned)
+    _assert_same(files.read_state_dict(path), turned)
+    assert os.listdir(path.parent) == [name]
+
+
+def test_metadata_is_kept_beside_the_arrays(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.write_state_dict(path, STATE, metadata={"source": "somewhere"})
+    assert files.read_metadata(path) == {"source": "somewhere"}
+    files.write_state_dict(path, STATE)
+    assert files.read_metadata(path) == {}
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    files.write_state_dict(path, STATE)
+
+    def fail(arrays, filename, metadata):
+        pathlib.Path(filename).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        files.write_state_dict(path, {})
+    _assert_same(files.read_state_dict(path), STATE)
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def _tensors(torch):
+    return {key: torch.from_numpy(value.copy()) for key, value in STATE.items()}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("outer_key", "wrap"),
+    [
+        (None, lambda weights: weights),
+        (None, lambda weights: {"state_dict": weights, "epoch": 3}),
+        (None, lambda weights: {"model": weights, "epoch": 3}),
+        ("last", lambda weights: {"last": weights, "best": {}}),
+        ("last", lambda weights: {"last": {"state_dict": weights}, "best": {}}),
+    ],
+)
+def test_outer_entries_are_gone_through(tmp_path, wrap, outer_key, legacy):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(wrap(_tensors(torch)), path, _use_new_zipfile_serialization=not legacy)
+    _assert_same(files.read_state_dict(path, outer_key=outer_key), STATE)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "keys"),
+    [
+        ((), ["module.model.conv", "module.fc", "mu"]),
+        (("module.",), ["model.conv", "fc", "mu"]),
+        (("module.", "model."), ["conv", "fc", "mu"]),
+        # As published: a word inside a key takes its length off the *front* of it.
+        (("fc",), ["module.model.conv", "dule.fc", "mu"]),
+    ],
+)
+def test_prefixes_are_taken_off_as_robustbench_does(tmp_path, prefixes, keys):
+    path = tmp_path / "x.safetensors"
+    written = {"module.model.conv": STATE["fc.bias"], "module.fc": STATE["fc.bias"], "mu": STATE["fc.bias"]}
+    files.write_state_dict(path, written)
+    assert set(files.read_state_dict(path, prefixes=prefixes)) == set(keys)
+
+
+def test_prefixes_that_make_keys_the_same_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.write_state_dict(path, {"module.a": STATE["fc.bias"], "a": STATE["fc.bias"]})
+    with pytest.raises(ValueError, match=r"x\.safetensors has keys that are the same without 'module\.'"):
+        files.read_state_dict(path, prefixes=("module.",))
+
+
+def test_half_precisions_are_widened(tmp_path):
+    torch = pytest.importorskip("torch")
+    values = [1.0, -2.5, 1 / 3]
+    torch.save({"a": torch.tensor(values).bfloat16(), "b": torch.tensor(values).half()}, tmp_path / "x.pt")
+    half = {"a": np.array(values, ml_dtypes.bfloat16), "b": np.array(values, np.float16)}
+    safetensors.numpy.save_file(half, tmp_path / "x.safetensors")
+    for name in ("x.pt", "x.safetensors"):
+        state = files.read_state_dict(tmp_path / name)
+        for key, value in half.items():
+            assert state[key].dtype == np.float32
+            np.testing.assert_array_equal(state[key], value.astype(np.float32))
+
+
+def test_numbers_among_the_weights_become_arrays_and_numpy_numbers_beside_them_do_no_harm(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save({"state_dict": {"a": torch.ones(2), "count": 3}, "accuracy": np.float64(0.5)}, path)
+    state = files.read_state_dict(path)
+    assert state["count"].shape == () and state["count"] == 3 and state["a"].shape == (2,)
+
+
+def test_no_tensor_outlives_the_reading(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save({"state_dict": _tensors(torch), "optimizer": {"momentum": torch.ones(3)}}, path)
+    alive = []
+    load = torch.load
+
+    def watched(*args, **kwargs):
+        content = load(*args, **kwargs)
+        tensors = [*content["state_dict"].values(), content["optimizer"]["momentum"]]
+        alive.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
+        alive.extend(weakref.ref(tensor) for tensor in tensors)
+        return content
+
+    monkeypatch.setattr(torch, "load", watched)
+    state = files.read_state_dict(path)
+    assert len(alive) == 8 and not any(reference() is not None for reference in alive)
+    assert all(value.base is None for value in state.values())
+
+
+class _Bomb:
+    """Makes a file when it is unpickled by a loader that runs what it is told to."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, legacy):
+    torch = pytest.importorskip("torch")
+    path, went_off = tmp_path / "x.pt", tmp_path / "went_off"
+    content = {"state_dict": _tensors(torch), "extra": _Bomb(went_off)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        ValueError, match=r"x\.pt asks for code \(\w+\.mkdir\), which is never run here.*state_dict\(\)"
+    ):
+        files.read_state_dict(path)
+    assert not went_off.exists()
+    torch.load(path, weights_only=False)  # the bomb is real
+    assert went_off.exists()
+
+
+@pytest.mark.parametrize("thing", ["module", "namespace"])
+def test_objects_of_classes_are_refused(tmp_path, thing):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(torch.nn.Linear(2, 2) if thing == "module" else {"a": argparse.Namespace(b=1)}, path)
+    with pytest.raises(ValueError, match=r"x\.pt asks for code \((torch\.nn\S+Linear|argparse\.Namespace)\)"):
+        files.read_state_dict(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path, legacy, share):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(10_000)}, path, _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"x\.pt is damaged, cut off .*: delete it and get it again"):
+        files.read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: delete it and get it again"),
+        (b"<!DOCTYPE html><html><head>", "is a web page, not weights .*quota.*browser"),
+        (b"\n  <HTML>Too many users", "is a web page, not weights"),
+        (b'{"an": "answer"}', "is damaged or no .*file.*: delete it and get it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "is damaged or no .*file.*: delete it and get it again"),
+    ],
+)
+def test_what_is_not_weights_is_named(tmp_path, name, content, message):
+    if name == "x.pt":
+        pytest.importorskip("torch")
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        files.read_state_dict(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_truncated_safetensors_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.write_state_dict(path, STATE)
+    path.write_bytes(path.read_bytes()[:-10])
+    for read in (files.read_state_dict, files.read_metadata):
+        with pytest.raises(ValueError, match=r"x\.safetensors is damaged or no safetensors file"):
+            read(path)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt"):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "outer_key", "message"),
+    [
+        ([1.0], None, "must hold a state dict, arrays by name: the file is a list"),
+        ({"last": [1.0]}, "last", "must hold a state dict, arrays by name: entry 'last' is a list"),
+        ({"best": {}, "epoch": 1}, "last", "has no entry 'last': it has 'best', 'epoch'"),
+        ({"net": {"a": 1.0}, "epoch": 1}, None, "holds a dict as 'net' .*outer_key, out of 'net', 'epoch'"),
+        ({3: 1.0}, None, "must hold arrays by name, got the name 3"),
+        ({"a": None}, None, "holds a NoneType as 'a'"),
+    ],
+)
+def test_content_that_is_no_state_dict_is_named(tmp_path, content, outer_key, message):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        files.read_state_dict(path, outer_key=outer_key)
+    assert str(path) in str(caught.value)
+
+
+def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"PK")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    for call in (lambda: files.read_state_dict(path), lambda: files.write_state_dict(tmp_path / "y.pt", STATE)):
+        with pytest.raises(ImportError, match=r"\.pt is a file of PyTorch's: pip install 'nn_adv\[zoo\]'"):
+            call()
