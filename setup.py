@@ -17,6 +17,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
+    package_data={"nn_adv.zoo": ["catalogue.json"]},
     python_requires=">=3.11",
     # Lower bounds are generous; the versions tested together are the pins in requirements/.
     install_requires=[
@@ -27,6 +28,7 @@ setuptools.setup(
         "chex>=0.1.90",
         "orbax-checkpoint>=0.11.20",
         "numpy>=2.0",
+        "safetensors>=0.5",
         "scipy>=1.14",
         "scikit-learn>=1.5",
         "tensorflow-datasets>=4.9.10",
@@ -41,9 +43,10 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15", "torch>=2.6"],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
-        "bench": ["faiss-cpu>=1.9", "torch>=2.5"],
+        "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
+        "zoo": ["torch>=2.6", "gdown>=5.2"],  # published weights: to read them, to download them from Google Drive
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

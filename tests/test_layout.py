@@ -16,7 +16,9 @@ import nn_adv
 
 ROOT = pathlib.Path(nn_adv.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
-OUTSIDERS = {"absl", "benchmarks", "configs", "experiments", "ml_collections", "tensorflow", "torch"}
+OUTSIDERS = {"absl", "benchmarks", "configs", "experiments", "gdown", "ml_collections", "tensorflow", "torch"}
+# Optional packages and the modules that may import them, inside functions: importing the library never needs them.
+OPTIONAL = {"gdown": {"zoo/download.py"}, "torch": {"zoo/files.py", "zoo/torch_bridge.py"}}
 # What each part of the library may import of the others; imports within a part are free.
 MAY_IMPORT = {
     "attacks": {"threat"},
@@ -59,8 +61,8 @@ def _public_modules():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path):
     imported = _imports(path)
-    # PyTorch is optional: only the zoo uses it, and imports it where it is needed.
-    optional = {"torch"} if _part(path) == "zoo" else set()
+    place = path.relative_to(ROOT).as_posix()
+    optional = {name for name, places in OPTIONAL.items() if place in places}
     assert not {name.partition(".")[0] for name in imported} & (OUTSIDERS - optional)
     siblings = {name.split(".")[1] for name in imported if name.startswith("nn_adv.")} - {"__version__"}
     part = _part(path)
@@ -69,8 +71,8 @@ def test_imports_run_one_way(path):
     assert siblings - {part} <= MAY_IMPORT[part]
 
 
-def test_the_library_is_imported_without_torch():
-    command = "import sys, nn_adv.zoo, nn_adv.attacks; sys.exit('torch' in sys.modules)"
+def test_the_library_is_imported_without_optional_packages():
+    command = f"import sys, nn_adv.zoo, nn_adv.attacks; sys.exit(bool({set(OPTIONAL)!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
 
 

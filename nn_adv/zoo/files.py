@@ -178,7 +178,7 @@ def _as_dict(path: pathlib.Path, what: str, value: Any) -> dict[Any, Any]:
 
 def _to_numpy(path: pathlib.Path, entries: dict[Any, Any]) -> dict[str, np.ndarray]:
     """Move tensors out of ``entries`` into arrays, one at a time: both copies at once may not fit into memory."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for key in list(entries):
         value = entries.pop(key)
         if not isinstance(key, str):

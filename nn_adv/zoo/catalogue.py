@@ -1,0 +1,180 @@
+"""The published networks as data: what each is, how well it did, where its weights are and how they are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fractions
+import importlib.resources
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+OUTPUTS = ("logits", "probabilities", "log_probabilities")
+_REQUIRED = ("name", "dataset", "threat", "architecture", "files")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of weights, or one entry of it.
+
+    Attributes:
+      name: of the file, in the folder FOLDER/DATASET/THREAT.
+      source: where it is: "gdrive:ID", "zenodo:RECORD/FILE" or a URL; empty where it cannot be downloaded.
+      md5: of its content, where that is known.
+      outer_key: the entry that holds the weights.
+      into: what the keys of the network have in front of those of the file.
+    """
+
+    name: str
+    source: str = ""
+    md5: str = ""
+    outer_key: str | None = None
+    into: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A network with published weights.
+
+    Attributes:
+      name: as RobustBench has it.
+      dataset: it was trained on, a name of `nn_adv.data`.
+      threat: it was trained for, as RobustBench writes it: "Linf".
+      architecture: a name of `nn_adv.models.create`.
+      arguments: options for it.
+      files: that hold its weights.
+      num_classes: number of its outputs.
+      image_shape: ``(H, W, C)`` of the images it takes.
+      output: "logits", "probabilities" or "log_probabilities".
+      unused: regular expressions of keys the network has no use for.
+      prefixes: words taken off the keys (`read_state_dict`).
+      renames: pairs of a regular expression and what replaces it in the keys of a file, after ``prefixes``.
+      epsilon: radius it was trained or listed for, in units of pixels in [0, 1].
+      clean_accuracy: in per cent, published, on the test images; None where it is not known.
+      autoattack_accuracy: in per cent, published, under perturbations up to epsilon.
+      best_known_accuracy: that under the best attack known, where one did better than AutoAttack.
+      in_paper: whether it is among the 69 networks of arXiv 2404.06313.
+      extra_data: whether it was trained on real images of others than the dataset.
+      paper: address of its paper.
+      venue: of that.
+      licence: of the weights.
+      notes: what someone who reads its figures should know.
+    """
+
+    name: str
+    dataset: str
+    threat: str
+    architecture: str
+    files: tuple[File, ...]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_classes: int = 10
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    output: str = "logits"
+    unused: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    epsilon: float | None = None
+    clean_accuracy: float | None = None
+    autoattack_accuracy: float | None = None
+    best_known_accuracy: float | None = None
+    in_paper: bool = False
+    extra_data: bool = False
+    paper: str = ""
+    venue: str = ""
+    licence: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
+    """Read a catalogue.
+
+    Args:
+      path: a JSON list of records with the fields of `Entry`; name, dataset, threat, architecture and files are
+        required, and epsilon may be a fraction, "8/255". Without a path: RobustBench's networks for CIFAR-10 and Linf.
+
+    Returns:
+      Entries by name, in the order of the file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not of that form; one line that names the record and the field.
+    """
+    if path is None:
+        text = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json").read_text("utf-8")
+    else:
+        text = pathlib.Path(path).read_text("utf-8")
+    where = "the catalogue" if path is None else os.fspath(path)
+    try:
+        records = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON ({error})") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{where} must be a list of records, one for each network")
+    entries: dict[str, Entry] = {}
+    for number, record in enumerate(records):
+        try:
+            entry = _entry(record)
+        except (TypeError, ValueError, ZeroDivisionError, re.error) as error:
+            raise ValueError(f"{where}, record {record.get('name', number)!r}: {error}") from error
+        if entry.name in entries:
+            raise ValueError(f"{where} has two records of the name {entry.name!r}")
+        entries[entry.name] = entry
+    return entries
+
+
+def find(name: str, path: str | os.PathLike[str] | None = None) -> Entry:
+    """Look up a network in a catalogue (`read`).
+
+    Raises:
+      OSError: the catalogue cannot be read.
+      ValueError: it is not of the right form, or has no such name; the error says which are near.
+    """
+    entries = read(path)
+    if name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(name, entries, n=3) or list(entries)[:3]
+    where = "the catalogue" if path is None else os.fspath(path)
+    raise ValueError(f"no network {name!r} in {where}; it has {', '.join(near)}, {len(entries)} in all")
+
+
+def _entry(record: dict[str, Any]) -> Entry:
+    _check_names(record, Entry, _REQUIRED)
+    fields = {key: _frozen(value) for key, value in record.items() if key not in ("arguments", "files")}
+    files = record["files"]
+    if not isinstance(files, list) or not files:
+        raise ValueError(f"files must be a list of one or more, got {files!r}")
+    for file in files:
+        if not isinstance(file, dict):
+            raise ValueError(f"each of files must be a record, got {file!r}")
+        _check_names(file, File, ("name",))
+        if pathlib.PurePath(file["name"]).name != file["name"]:
+            raise ValueError(f"the name of a file must have no folder, got {file['name']!r}")
+    for name in ("name", "dataset", "threat"):  # they become folders and names of files
+        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", str(record[name])):
+            raise ValueError(f"{name} must be of letters, digits and . _ + -, got {record[name]!r}")
+    if not isinstance(record.get("arguments", {}), dict):
+        raise ValueError(f"arguments must be options by name, got {record['arguments']!r}")
+    if record.get("output", "logits") not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {record['output']!r}")
+    for pattern in (*fields.get("unused", ()), *(pattern for pattern, _ in fields.get("renames", ()))):
+        re.compile(pattern)
+    if fields.get("epsilon") is not None:
+        fields["epsilon"] = float(fractions.Fraction(fields["epsilon"]))
+    return Entry(arguments=record.get("arguments", {}), files=tuple(File(**file) for file in files), **fields)
+
+
+def _check_names(record: dict[str, Any], kind: type, required: tuple[str, ...]) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [name for name in record if name not in known]
+    missing = [name for name in required if name not in record]
+    if unknown or missing:
+        problem = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+        raise ValueError(f"{problem}; the fields of {kind.__name__} are {', '.join(known)}")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,148 @@
+"""Fetch files of weights from Google Drive, Zenodo or an address; what arrives is checked before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import pathlib
+import shutil
+import urllib.error
+import urllib.request
+from typing import Any
+
+from nn_adv.zoo import files
+from nn_adv.zoo.catalogue import File
+
+_ZENODO = "https://zenodo.org"
+_TIMEOUT = 60.0  # seconds without a byte
+_CHUNK = 1 << 20
+_USER_AGENT = "nn_adv"
+
+
+def fetch(file: File, folder: pathlib.Path) -> pathlib.Path:
+    """Download a file into ``folder``, going on where an earlier download stopped.
+
+    It arrives as NAME.part and is renamed once its size and, where known, its hash are right.
+
+    Returns:
+      Its path.
+
+    Raises:
+      OSError: it has no source, could not be had, or what came is not the file; the error says how to get it by hand.
+      ImportError: it is on Google Drive, and gdown is not installed.
+    """
+    path, part = folder / file.name, folder / f"{file.name}.part"
+    kind, _, rest = file.source.partition(":")
+    if not file.source:
+        raise FileNotFoundError(f"no file {path}; {by_hand(file, folder)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    md5 = file.md5
+    try:
+        if kind == "gdrive":
+            _from_google_drive(rest, part)
+        elif kind == "zenodo":
+            address, md5 = _on_zenodo(rest)
+            _from_address(address, part)
+        else:
+            _from_address(file.source, part)
+        _check(part, md5)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise OSError(f"cannot download {file.name} ({reason}); {by_hand(file, folder)}") from error
+    return part.replace(path)
+
+
+def by_hand(file: File, folder: pathlib.Path) -> str:
+    """Say where a file can be had with a browser, and where to put it."""
+    kind, _, rest = file.source.partition(":")
+    pages = {
+        "": "",
+        "gdrive": f"https://drive.google.com/file/d/{rest}/view",
+        "zenodo": f"{_ZENODO}/records/{rest.partition('/')[0]}",
+    }
+    page = pages.get(kind, file.source)
+    return f"get it from {page} and save it as {folder / file.name}" if page else f"put it into {folder}"
+
+
+def _check(part: pathlib.Path, md5: str) -> None:
+    """Delete what is not the file, so that the next download does not go on from it."""
+    with part.open("rb") as stream:
+        if files.is_web_page(stream.read(512)):
+            problem = "a web page came instead: a quota, a sign-in or a warning; Google Drive's quota lasts a day"
+        elif not md5 or hashlib.file_digest(_rewound(stream), "md5").hexdigest() == md5:
+            return
+        else:
+            problem = "its MD5 is not the published one: it was damaged on the way or has been replaced"
+    part.unlink()
+    raise OSError(problem)
+
+
+def _rewound(stream):
+    stream.seek(0)
+    return stream
+
+
+def _from_google_drive(identity: str, part: pathlib.Path) -> None:
+    try:
+        import gdown
+    except ImportError as error:
+        raise ImportError(f"{part.stem} is on Google Drive: pip install 'nn_adv[zoo]', or gdown alone") from error
+    try:
+        gdown.download(id=identity, output=str(part), quiet=True, resume=True)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # gdown has errors of its own, and passes on those of requests
+        raise OSError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    if not part.is_file():
+        raise OSError("Google Drive gave no file")
+
+
+def _on_zenodo(source: str) -> tuple[str, str]:
+    """Ask Zenodo for the address and the MD5 of RECORD/FILE."""
+    record, _, name = source.partition("/")
+    with _open(f"{_ZENODO}/api/records/{record}") as response:
+        listed = json.load(response)["files"]
+    found = [one for one in listed if one["key"] == name]
+    if not found:
+        raise OSError(f"record {record} of Zenodo has no file {name!r}")
+    return found[0]["links"]["self"], found[0]["checksum"].removeprefix("md5:")
+
+
+def _open(address: str, start: int = 0) -> Any:
+    headers = {"User-Agent": _USER_AGENT} | ({"Range": f"bytes={start}-"} if start else {})
+    return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT)
+
+
+def _from_address(address: str, part: pathlib.Path) -> None:
+    """Download to ``part``, from its end on if it is there and the server can."""
+    start = part.stat().st_size if part.is_file() else 0
+    try:
+        response = _open(address, start)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()
+        start = _whole_size(error.headers.get("Content-Range", ""), part)
+        if start:
+            return  # all of it had come
+        response = _open(address)
+    with contextlib.closing(response):
+        resumed = start and response.status == http.HTTPStatus.PARTIAL_CONTENT
+        length = response.headers.get("Content-Length")
+        with part.open("ab" if resumed else "wb") as stream:
+            shutil.copyfileobj(response, stream, _CHUNK)
+    expected = (start if resumed else 0) + int(length) if length is not None else None
+    size = part.stat().st_size
+    if expected is not None and size != expected:
+        raise OSError(f"only {size} of {expected} bytes came: the next download goes on from there")
+
+
+def _whole_size(content_range: str, part: pathlib.Path) -> int:
+    """Return the size of ``part`` if that of the whole file, in "bytes */SIZE", is the same; else delete it for 0."""
+    size = part.stat().st_size
+    if content_range.rpartition("/")[2] == str(size):
+        return size
+    part.unlink()
+    return 0

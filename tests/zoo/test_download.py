@@ -1,0 +1,187 @@
+import hashlib
+import http.server
+import json
+import re
+import sys
+import threading
+import types
+
+import pytest
+
+from nn_adv.zoo import download
+from nn_adv.zoo.catalogue import File
+
+CONTENT = bytes(range(256)) * 400
+PAGE = b"<!DOCTYPE html><html>Too many users have viewed or downloaded this file recently"
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT, a cut-off CONTENT or PAGE; remembers the ranges it was asked for."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content = CONTENT
+        self.cut_at = None  # closes the connection after so many bytes of an answer
+        self.takes_ranges = True
+        self.ranges = []
+        self.answers = {}
+
+    def url(self, path="x.pt"):
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        server = self.server
+        content, start = server.answers.get(self.path, server.content), 0
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        if asked and server.takes_ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206)
+        else:
+            self.send_response(404 if self.path == "/missing" else 200)
+        body = content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.cut_at])
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with _Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_fetched_under_its_name(server, tmp_path):
+    folder = tmp_path / "cifar10" / "Linf"
+    file = File("x.pt", server.url(), md5=hashlib.md5(CONTENT).hexdigest())
+    path = download.fetch(file, folder)
+    assert path == folder / "x.pt" and path.read_bytes() == CONTENT
+    assert _names(folder) == ["x.pt"]
+
+
+@pytest.mark.parametrize("takes_ranges", [True, False])
+def test_a_transfer_cut_off_goes_on_where_it_stopped(server, tmp_path, takes_ranges):
+    server.cut_at, server.takes_ranges = 1000, takes_ranges
+    file = File("x.pt", server.url(), md5=hashlib.md5(CONTENT).hexdigest())
+    with pytest.raises(OSError, match=r"cannot download x\.pt \(.*(bytes|IncompleteRead).*\); get it from http.*x\.pt"):
+        download.fetch(file, tmp_path)
+    assert _names(tmp_path) == ["x.pt.part"] and (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
+    server.cut_at = None
+    assert download.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"] and _names(tmp_path) == ["x.pt"]
+
+
+def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
+    (tmp_path / "x.pt.part").write_bytes(CONTENT)
+    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_part_longer_than_the_file_is_begun_anew(server, tmp_path):
+    (tmp_path / "x.pt.part").write_bytes(CONTENT + b"more")
+    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == CONTENT
+    assert server.ranges[-1] is None
+
+
+def test_a_wrong_hash_is_refused_and_not_gone_on_from(server, tmp_path):
+    with pytest.raises(OSError, match=r"its MD5 is not the published one.*get it from http.*save it as .*x\.pt"):
+        download.fetch(File("x.pt", server.url(), md5="0" * 32), tmp_path)
+    assert _names(tmp_path) == []
+
+
+def test_a_web_page_is_recognised(server, tmp_path):
+    server.content = PAGE
+    with pytest.raises(OSError, match="a web page came instead: a quota, a sign-in or a warning"):
+        download.fetch(File("x.pt", server.url()), tmp_path)
+    assert _names(tmp_path) == []
+
+
+def test_an_error_of_the_server_is_told(server, tmp_path):
+    with pytest.raises(OSError, match=r"cannot download x\.pt \(HTTP Error 404.*\); get it from"):
+        download.fetch(File("x.pt", server.url("missing")), tmp_path)
+
+
+def test_without_a_connection_the_error_is_one_line_with_what_to_do(tmp_path, server):
+    url = server.url()
+    server.server_close()  # nobody listens any more
+    with pytest.raises(OSError, match="cannot download x.pt") as caught:
+        download.fetch(File("x.pt", url), tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path / "x.pt") in str(caught.value)
+
+
+def test_zenodo_is_asked_for_address_and_hash(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
+    link = {"key": "x.pt", "links": {"self": server.url()}, "checksum": f"md5:{hashlib.md5(CONTENT).hexdigest()}"}
+    server.answers["/api/records/7"] = json.dumps({"files": [link]}).encode()
+    assert download.fetch(File("y.pt", "zenodo:7/x.pt"), tmp_path).read_bytes() == CONTENT
+    with pytest.raises(OSError, match="record 7 of Zenodo has no file 'z.pt'.*get it from http.*/records/7"):
+        download.fetch(File("z.pt", "zenodo:7/z.pt"), tmp_path)
+    server.content = CONTENT[:-1]
+    with pytest.raises(OSError, match="its MD5 is not the published one"):
+        download.fetch(File("w.pt", "zenodo:7/x.pt"), tmp_path)
+
+
+def _gdown(monkeypatch, content):
+    """Put a gdown in place that writes ``content``, or raises it."""
+    calls = []
+
+    def fake(**options):
+        calls.append(options)
+        if isinstance(content, Exception):
+            raise content
+        with open(options["output"], "wb") as file:
+            file.write(content)
+
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=fake))
+    return calls
+
+
+def test_google_drive_is_left_to_gdown(tmp_path, monkeypatch):
+    calls = _gdown(monkeypatch, CONTENT)
+    assert download.fetch(File("x.pt", "gdrive:abc"), tmp_path).read_bytes() == CONTENT
+    assert calls == [{"id": "abc", "output": str(tmp_path / "x.pt.part"), "quiet": True, "resume": True}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(PAGE, "a web page came instead"), (RuntimeError("Too many users\nhave viewed"), r"\(Too many users\)")],
+)
+def test_refusals_of_google_drive_name_the_page(tmp_path, monkeypatch, content, message):
+    _gdown(monkeypatch, content)
+    with pytest.raises(
+        OSError, match=f"{message}.*get it from https://drive.google.com/file/d/abc/view and save it as"
+    ):
+        download.fetch(File("x.pt", "gdrive:abc"), tmp_path)
+
+
+def test_without_gdown_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(ImportError, match=r"x\.pt is on Google Drive: pip install 'nn_adv\[zoo\]'"):
+        download.fetch(File("x.pt", "gdrive:abc"), tmp_path)
+
+
+def test_a_file_without_a_source_is_to_be_put_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt; put it into"):
+        download.fetch(File("x.pt"), tmp_path)
