@@ -1,6 +1,22 @@
 """Published networks: what they are, their weights as Flax variables, any PyTorch classifier as a JAX function."""
 
+from nn_adv.zoo.catalogue import Entry, File, find, read
+from nn_adv.zoo.convert import from_state_dict, to_state_dict
 from nn_adv.zoo.files import read_state_dict, write_state_dict
+from nn_adv.zoo.load import Model, has_weights, load
 from nn_adv.zoo.torch_bridge import from_torch
 
-__all__ = ["from_torch", "read_state_dict", "write_state_dict"]
+__all__ = [
+    "Entry",
+    "File",
+    "Model",
+    "find",
+    "from_state_dict",
+    "from_torch",
+    "has_weights",
+    "load",
+    "read",
+    "read_state_dict",
+    "to_state_dict",
+    "write_state_dict",
+]

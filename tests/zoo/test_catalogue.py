@@ -64,7 +64,7 @@ def _architectures():
         yield pytest.param(entries, id=f"{architecture}{arguments}", marks=marks)
 
 
-@pytest.mark.parametrize("entries", _architectures())
+@pytest.mark.parametrize("entries", list(_architectures()))
 def test_every_network_builds_with_the_published_number_of_parameters(entries, shared_dir):
     path = shared_dir / "reference" / "robustbench" / "fixtures.json"
     if not path.is_file():

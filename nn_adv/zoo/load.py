@@ -1,0 +1,157 @@
+"""Published networks as functions of images, from the files in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from jax.tree_util import Partial
+
+from nn_adv import models
+from nn_adv.zoo import catalogue as catalogues
+from nn_adv.zoo import convert, files
+from nn_adv.zoo import download as downloads
+from nn_adv.zoo.catalogue import Entry
+
+_SOURCE = "source"  # in the metadata of a cached file: what it was made from
+
+
+class Model(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+      entry: what the catalogue says of it.
+      logits_fn: images ``[B, H, W, C]`` in [0, 1] to what the published network returns (``entry.output``),
+        ``[B, num_classes]``. Networks of one architecture share what is compiled.
+    """
+
+    entry: Entry
+    logits_fn: Partial
+
+
+def load(
+    name: str,
+    folder: str | os.PathLike[str],
+    *,
+    catalogue: str | os.PathLike[str] | None = None,
+    download: bool = False,
+) -> Model:
+    """Load a network of a catalogue.
+
+    Its weights are read from FOLDER/DATASET/THREAT/NAME.pt (RobustBench's layout) and kept beside it, under the
+    published keys, as NAME.safetensors, from which they are read the next time, without PyTorch. Such a file is made
+    anew when the size or the time of its source has changed or it cannot be read; without its source it is enough.
+
+    Args:
+      name: of the network.
+      folder: RobustBench's ``model_dir``.
+      catalogue: a file of one's own (`nn_adv.zoo.read`).
+      download: fetch files that are not there.
+
+    Raises:
+      OSError: a file is not there and is not or cannot be downloaded: the error says where it is and where to put it.
+      ValueError: unknown name, or a file that is not of weights or not of this network's.
+      ImportError: a package that reads or fetches the files is missing.
+    """
+    entry = catalogues.find(name, catalogue)
+    network = _network(entry.architecture, entry.num_classes, json.dumps(entry.arguments, sort_keys=True))
+    variables = _from_cache(entry, network, folder)
+    if variables is None:
+        variables = _from_files(entry, network, folder, download)
+    return Model(entry, Partial(network.apply, variables))
+
+
+def has_weights(entry: Entry, folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a network can be loaded from ``folder`` without a download."""
+    return _cache(entry, folder).is_file() or not _missing(entry, folder)
+
+
+@functools.lru_cache(maxsize=64)
+def _network(architecture: str, num_classes: int, arguments: str) -> nn.Module:
+    """Build a network, the same object for the same options: a function bound to another one would compile again."""
+    return models.create(architecture, num_classes, **json.loads(arguments))
+
+
+def _place(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(folder).expanduser() / entry.dataset / entry.threat
+
+
+def _cache(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
+    return _place(entry, folder) / f"{entry.name}.safetensors"
+
+
+def _missing(entry: Entry, folder: str | os.PathLike[str]) -> list[str]:
+    place = _place(entry, folder)
+    return [file.name for file in entry.files if not (place / file.name).is_file()]
+
+
+def _stamp(entry: Entry, folder: str | os.PathLike[str]) -> str:
+    """Describe the files of a network, and how they are read, such that another description means other weights."""
+    place = _place(entry, folder)
+    stats = [(place / file.name).stat() for file in entry.files]
+    read_as = [[file.name, file.outer_key, file.into] for file in entry.files]
+    sizes = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    return json.dumps([read_as, sizes, entry.prefixes, entry.renames, entry.unused])
+
+
+def _from_cache(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read what was kept, or None if that is not there, out of date, damaged or no longer fits."""
+    path = _cache(entry, folder)
+    if not path.is_file() or path.name in (file.name for file in entry.files):
+        return None
+    has_source = not _missing(entry, folder)
+    try:
+        if has_source and files.read_metadata(path).get(_SOURCE) != _stamp(entry, folder):
+            return None
+        return _convert(entry, network, files.read_state_dict(path), str(path))
+    except ValueError:
+        if has_source or any(file.source for file in entry.files):
+            return None
+        raise
+
+
+def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str], download: bool) -> dict[str, Any]:
+    place = _place(entry, folder)
+    for file in {file.name: file for file in entry.files}.values():
+        if (place / file.name).is_file():
+            continue
+        if not download:
+            raise FileNotFoundError(f"{entry.name}: no file {place / file.name}; {downloads.by_hand(file, place)}")
+        downloads.fetch(file, place)
+    state: dict[str, np.ndarray] = {}
+    for file in entry.files:
+        part = files.read_state_dict(place / file.name, outer_key=file.outer_key, prefixes=entry.prefixes)
+        state |= {file.into + _renamed(entry, key): value for key, value in part.items()}
+    names = ", ".join(dict.fromkeys(str(place / file.name) for file in entry.files))
+    variables = _convert(entry, network, state, names)
+    cache = _cache(entry, folder)
+    if cache.name not in (file.name for file in entry.files):
+        used = {key: value for key, value in state.items() if not _is_unused(entry, key)}
+        # A folder that cannot be written to is no reason not to run.
+        with contextlib.suppress(OSError):
+            files.write_state_dict(cache, used, metadata={_SOURCE: _stamp(entry, folder)})
+    return variables
+
+
+def _renamed(entry: Entry, key: str) -> str:
+    for pattern, replacement in entry.renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _is_unused(entry: Entry, key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in entry.unused)
+
+
+def _convert(entry: Entry, network: nn.Module, state: dict[str, np.ndarray], where: str) -> dict[str, Any]:
+    try:
+        return convert.from_state_dict(network, state, image_shape=entry.image_shape, unused=entry.unused)
+    except ValueError as error:
+        raise ValueError(f"{entry.name}: {where}: {error}") from error

@@ -1,0 +1,250 @@
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from nn_adv import models, zoo
+from nn_adv.zoo import convert, files
+
+SHAPE = (8, 8, 3)
+RECORD = {
+    "name": "Tiny",
+    "dataset": "cifar10",
+    "threat": "Linf",
+    "architecture": "resnet18",
+    "arguments": {"width": 4, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]},
+    "image_shape": list(SHAPE),
+    "prefixes": ["module."],
+    "files": [{"name": "Tiny.pt"}],
+}
+IMAGES = np.random.default_rng(0).random((3, *SHAPE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network and its variables, every leaf of them random."""
+    model = models.create("resnet18", 10, **RECORD["arguments"])
+    leaves, tree = jax.tree.flatten(model.init(jax.random.key(1), IMAGES[:1]))
+    rng = np.random.default_rng(1)
+    random = [np.float32(leaf + 0.1 * rng.random(leaf.shape)) for leaf in leaves]
+    return model, jax.tree.unflatten(tree, random)
+
+
+@pytest.fixture
+def state(network):
+    return convert.to_state_dict(network[1])
+
+
+class Zoo:
+    """A folder of weights with a catalogue."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.place = folder / "cifar10" / "Linf"
+        self.catalogue = folder / "own.json"
+        self.describe()
+
+    def describe(self, **fields):
+        self.catalogue.write_text(json.dumps([{**RECORD, **fields}]))
+
+    def write(self, state, name="Tiny.pt"):
+        files.write_state_dict(self.place / name, state)
+
+    def load(self, **options):
+        return zoo.load("Tiny", self.folder, catalogue=self.catalogue, **options)
+
+    def has_weights(self):
+        return zoo.has_weights(zoo.find("Tiny", self.catalogue), self.folder)
+
+
+@pytest.fixture
+def own(tmp_path):
+    pytest.importorskip("torch")
+    return Zoo(tmp_path)
+
+
+def _logits(logits_fn):
+    return np.asarray(jax.jit(lambda fn, images: fn(images))(logits_fn, IMAGES))
+
+
+def _expected(network):
+    model, variables = network
+    return _logits(jax.tree_util.Partial(model.apply, variables))
+
+
+def test_what_was_exported_is_loaded_back_and_kept(own, network, state):
+    assert not own.has_weights()
+    own.write({f"module.{key}": value for key, value in state.items()})
+    assert own.has_weights()
+    model = own.load()
+    assert model.entry == zoo.read(own.catalogue)["Tiny"]
+    np.testing.assert_array_equal(_logits(model.logits_fn), _expected(network))
+    kept = files.read_state_dict(own.place / "Tiny.safetensors")
+    assert set(kept) == set(state)
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+
+
+def test_what_is_kept_is_read_without_torch_and_without_its_source(own, network, state, monkeypatch):
+    own.write(state)
+    own.load()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    (own.place / "Tiny.pt").unlink()
+    assert own.has_weights()
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+
+
+def test_what_is_kept_is_made_anew_when_its_source_changes(own, state):
+    own.write(state)
+    before = _logits(own.load().logits_fn)
+    own.write({**state, "linear.bias": state["linear.bias"] + 1})
+    os.utime(own.place / "Tiny.pt", (1, 1))  # an older file, of the same size
+    for _ in range(2):
+        np.testing.assert_allclose(_logits(own.load().logits_fn), before + 1, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>", b"not weights"])
+def test_what_is_kept_is_made_anew_when_it_is_damaged(own, network, state, damage):
+    own.write(state)
+    own.load()
+    path = own.place / "Tiny.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(damage or whole[:-8])
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    assert files.read_state_dict(path).keys() == state.keys()
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_reason_not_to_load(own, network, state, monkeypatch):
+    own.write(state)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(files, "write_state_dict", refuse)
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+
+
+def test_safetensors_can_be_the_source(tmp_path, network, state):
+    own = Zoo(tmp_path)
+    own.describe(files=[{"name": "Tiny.safetensors"}])
+    own.write(state, "Tiny.safetensors")
+    before = (own.place / "Tiny.safetensors").read_bytes()
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    assert (own.place / "Tiny.safetensors").read_bytes() == before and len(os.listdir(own.place)) == 1
+
+
+def test_several_files_and_entries_make_one_network(own, network, state):
+    torch = pytest.importorskip("torch")
+    parts = [
+        {"name": "Tiny.pt_m0.pt", "into": "layer1."},
+        {"name": "Tiny.pt_m1.pt", "outer_key": "head", "into": "linear."},
+        {"name": "Tiny.pt_m1.pt", "outer_key": "rest"},
+    ]
+    own.describe(files=parts, renames=[["^stem1", "conv1"]], unused=["extra.*"])
+    tensors = {key: torch.from_numpy(value.copy()) for key, value in state.items()}
+    tensors["stem1.weight"] = tensors.pop("conv1.weight")
+    groups = {"layer1.": {}, "linear.": {}, "": {"extra.a": torch.ones(1)}}
+    for key, value in tensors.items():
+        group = next(group for group in groups if key.startswith(group))
+        groups[group][key.removeprefix(group)] = value
+    own.place.mkdir(parents=True)
+    torch.save(groups["layer1."], own.place / "Tiny.pt_m0.pt")
+    assert not own.has_weights()
+    torch.save({"head": groups["linear."], "rest": groups[""]}, own.place / "Tiny.pt_m1.pt")
+    for _ in range(2):
+        np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+
+
+def test_networks_of_one_architecture_share_what_is_compiled(own, state):
+    own.write(state)
+    traces = []
+
+    @jax.jit
+    def run(logits_fn, images):
+        traces.append(1)
+        return logits_fn(images)
+
+    run(own.load().logits_fn, IMAGES)
+    own.write({**state, "linear.bias": state["linear.bias"] + 1})
+    run(own.load().logits_fn, IMAGES)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("bn1.weight"), r"1 missing \(bn1\.weight\)"),
+        (lambda state: state.update(extra=np.ones(1)), r"1 left over \(extra\)"),
+        (lambda state: state.update({"bn1.bias": np.ones(7, np.float32)}), r"bn1\.bias: \[7\] instead of \[4\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(own, state, change, message):
+    change(state)
+    own.write(state)
+    with pytest.raises(ValueError, match=rf"Tiny: .*Tiny\.pt: .*{message}") as caught:
+        own.load()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    assert not (own.place / "Tiny.safetensors").exists()
+
+
+def test_another_number_of_classes_is_named(own, state):
+    own.write(state)
+    own.describe(num_classes=7)
+    with pytest.raises(ValueError, match=r"Tiny: .*Tiny\.pt: .*10 classes, .*7"):
+        own.load()
+
+
+def test_a_file_of_another_architecture_is_named(own):
+    own.write({"fc1.weight": np.ones((3, 2), np.float32)})
+    with pytest.raises(ValueError, match=r"Tiny: .*Tiny\.pt: .*missing \(.*left over \(fc1\.weight\)"):
+        own.load()
+
+
+def test_a_missing_file_is_told_with_where_to_get_it_and_where_to_put_it(own):
+    own.describe(files=[{"name": "Tiny.pt", "source": "gdrive:abc"}])
+    message = r"Tiny: no file .*cifar10.Linf.Tiny\.pt; get it from https://drive\.google\.com/file/d/abc/view and save"
+    with pytest.raises(FileNotFoundError, match=message):
+        own.load()
+
+
+def test_missing_files_are_downloaded_if_that_is_asked_for(own, state, monkeypatch):
+    asked = []
+
+    def fetch(file, folder):
+        asked.append(file.name)
+        own.write(state)
+
+    monkeypatch.setattr("nn_adv.zoo.download.fetch", fetch)
+    own.load(download=True)
+    own.load(download=True)
+    assert asked == ["Tiny.pt"]
+
+
+def test_an_unknown_name_is_answered_before_any_file_is_looked_for(tmp_path):
+    with pytest.raises(ValueError, match="it has Wong2020Fast"):
+        zoo.load("Wong2020", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_catalogue(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(zoo.__file__)))
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        tmp_path,
+        root,
+    ]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "nn_adv/zoo/catalogue.json" in zipfile.ZipFile(wheel).namelist()
