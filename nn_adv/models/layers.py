@@ -12,20 +12,34 @@ from nn_adv.models.convolution import conv_general_dilated
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
+# The usual normalisation of CIFAR-10, in units of [0, 1].
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+
 _HE_NORMAL = nn.initializers.he_normal()
 
 
-def conv(features: int, kernel: int, *, stride: int = 1, bias: bool = False, pad: bool = True, dtype=None, name=None):
-    """Build a square convolution that pads ``kernel // 2`` pixels on every side, or none.
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    groups: int = 1,
+    bias: bool = False,
+    dtype=None,
+    name=None,
+):
+    """Build a square convolution that pads (before, after) pixels of both axes, ``kernel // 2`` where none are given.
 
-    Flax's automatic "SAME" padding is not symmetric at stride 2, and networks trained elsewhere are.
+    Flax's automatic "SAME" padding is not symmetric at stride 2, and most networks trained elsewhere are.
     """
-    margin = kernel // 2 if pad else 0
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
-        padding=((margin, margin), (margin, margin)),
+        padding=(padding or (kernel // 2, kernel // 2),) * 2,
+        feature_group_count=groups,
         use_bias=bias,
         kernel_init=_HE_NORMAL,
         conv_general_dilated=conv_general_dilated,
@@ -70,6 +84,39 @@ def _first_maximum(a, b):
     return jnp.where(a >= b, a, b)
 
 
+class Normalize(nn.Module):
+    """Subtract ``mean`` and divide by ``std``, of which a published state dict may hold values of its own.
+
+    Those stand in the collection "constants", in any shape with one value per channel; without them ``mean`` and
+    ``std`` do. With the name "" they belong to the module that normalises.
+
+    Attributes:
+      mean: one value per channel or one for all; None for none.
+      std: likewise.
+      names: of the two constants.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    names: tuple[str, str] = ("mean", "std")
+
+    @nn.compact
+    def __call__(self, images: chex.Array) -> chex.Array:
+        """Normalise images ``[B, H, W, C]``."""
+        mean = self._constant(self.names[0], self.mean, images.dtype)
+        std = self._constant(self.names[1], self.std, images.dtype)
+        images = images if mean is None else images - mean
+        return images if std is None else images / std
+
+    def _constant(self, name, default, dtype):
+        if default is None:
+            return None
+        default = jnp.asarray(default, dtype).reshape(1, -1, 1, 1)  # the published shape: channels second
+        if self.is_initializing():
+            self.variable("constants", name, lambda: default)
+        return self.get_variable("constants", name, default).reshape(-1).astype(dtype)
+
+
 def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> chex.Array:
     """Subtract ``mean`` and divide by ``std``, one value per channel or one for all; None leaves that part out."""
     if mean is not None:
@@ -79,7 +126,7 @@ def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[flo
     return images
 
 
-def logits_head(features: chex.Array, num_classes: int, *, dtype=None) -> chex.Array:
+def logits_head(features: chex.Array, num_classes: int, *, dtype=None, name: str = "head") -> chex.Array:
     """Map features ``[B, F]`` to logits ``[B, num_classes]``, at least in float32."""
-    logits = nn.Dense(num_classes, dtype=dtype, name="head")(features)
+    logits = nn.Dense(num_classes, dtype=dtype, name=name)(features)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -22,6 +22,7 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "mlp": (MLP, ("hidden_sizes",)),
     "preact_resnet18": (functools.partial(PreActResNet, stage_sizes=(2, 2, 2, 2)), ("width", "stem_features")),
     "resnet18": (functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)), ("width",)),
+    "resnet50": (functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True), ("width",)),
     "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout")),
     "wide_resnet": (wide_resnet, ("depth", "widen_factor")),
 }

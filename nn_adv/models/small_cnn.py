@@ -44,7 +44,7 @@ class SmallCNN(nn.Module):
         """Map images ``[B, H, W, C]`` in [0, 1], H and W at least 16, to logits ``[B, num_classes]``."""
         x = layers.normalize(images, self.mean, self.std)
         for index, features in enumerate(self.conv_features):
-            x = layers.conv(features, 3, bias=True, pad=False, dtype=self.dtype, name=f"conv{index + 1}")(x)
+            x = layers.conv(features, 3, bias=True, padding=(0, 0), dtype=self.dtype, name=f"conv{index + 1}")(x)
             x = nn.relu(x)
             if index % 2:
                 x = layers.max_pool(x)

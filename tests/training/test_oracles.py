@@ -22,7 +22,9 @@ _QUICK = ("cnn2_both", "cnn2_linf031", "cnn2_l2_zerograd", "cnn10_linf031", "cnn
 _CASES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _CASES]
 # The BatchNorm inputs whose positions are counted below: 16 images of 32x32, halved by the second block.
 _BATCH = 16
-_DENSE = {"fc1": "dense1", "fc2": "dense2", "fc3": "head", "fc": "head"}
+# What the modules of the reference networks are called here.
+_DENSE = {"fc1": "dense1", "fc2": "dense2", "fc3": "head"}
+_RESIDUAL = {"block1": "layer1.0", "block2": "layer2.0", "sconv": "shortcut.0", "sbn": "shortcut.1", "fc": "linear"}
 
 
 class Case:
@@ -80,12 +82,11 @@ class Case:
 
     def _rename(self, name):
         *modules, leaf = name.split(".")
-        renamed = {"block1": "stage1_block1", "block2": "stage2_block1", "sconv": "shortcut_conv", "sbn": "shortcut_bn"}
-        modules = [renamed.get(m, _DENSE.get(m, m)) for m in modules]
         leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
         if leaf == "weight":
             leaf = "scale" if "bn" in modules[-1] else "kernel"
-        return [*modules, leaf]
+        renamed = _DENSE if self.convolutional else _RESIDUAL
+        return [*(renamed.get(module, module) for module in modules), leaf]
 
     def _relayout(self, path, leaf, array):
         if leaf != "kernel":
@@ -113,7 +114,7 @@ class Case:
 
         def convert(path, old, new):
             old = old.astype(np.float64)
-            halved = path[0].key.startswith("stage2")
+            halved = path[0].key.startswith("layer2")
             count = _BATCH * (16 * 16 if halved else 32 * 32)
             kept = 0.9**num_updates * old
             return kept + (new - kept) * (count - 1) / count if path[-1].key == "var" else new

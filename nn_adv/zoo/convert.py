@@ -1,0 +1,154 @@
+"""State dicts of PyTorch to variables of Flax and back, for networks whose modules bear the published names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What Flax calls a leaf of a collection, and PyTorch. All other names are the same.
+_LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+# Axes of a kernel, by its rank, in PyTorch's order and back: HWIO to OIHW, (in, out) to (out, in).
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+_FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
+# Counters that PyTorch keeps beside running statistics; they change no output.
+_NEVER_USED = (r"(.*\.)?num_batches_tracked",)
+_SHOWN = 3
+
+
+def from_state_dict(
+    model: nn.Module,
+    state: Mapping[str, np.ndarray],
+    *,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    unused: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Turn a state dict into variables for ``model.apply``.
+
+    The names of modules from the outermost to a leaf, joined by dots, are the key; only the leaves of dense,
+    convolutional and normalisation layers are called differently. Kernels have their axes exchanged.
+
+    Args:
+      model: a network of `nn_adv.models` whose modules bear the names of the state dict.
+      state: arrays by key, without the prefixes of wrappers.
+      image_shape: ``[H, W, C]`` of the images it takes.
+      unused: regular expressions of keys, matched as a whole, that the network knowingly has no use for, such as an
+        auxiliary head. ``num_batches_tracked`` always is.
+
+    Returns:
+      Collections of arrays in the model's dtypes: "params", "batch_stats" where it has them, and "constants" as far
+      as the state dict has them (`nn_adv.models.layers.Normalize`), in the shapes they have there.
+
+    Raises:
+      ValueError: keys that are missing, left over, or of another shape, of another number of classes among them.
+    """
+    wanted = _flatten(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))))
+    by_key = {_key(path): path for path in wanted}
+    allowed = re.compile("|".join(f"(?:{pattern})" for pattern in (*_NEVER_USED, *unused)))
+    missing = [key for key, path in by_key.items() if key not in state and path[0] != "constants"]
+    left_over = [key for key in state if key not in by_key and not allowed.fullmatch(key)]
+    misshapen = [
+        (key, state[key].shape, shape)
+        for key, path in by_key.items()
+        if key in state and state[key].shape != (shape := _torch_shape(path, wanted[path].shape, state[key]))
+    ]
+    _check(model, missing, left_over, misshapen)
+    variables: dict[str, Any] = {}
+    for key, path in by_key.items():
+        if key in state:
+            *outer, leaf = path
+            inner = variables
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[leaf] = jnp.asarray(_exchange(path, state[key], _FROM_TORCH), wanted[path].dtype)
+    return variables
+
+
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turn variables of one of `nn_adv.models` into a state dict, the inverse of `from_state_dict`.
+
+    Args:
+      variables: collections of arrays, as ``model.init`` gives them.
+
+    Returns:
+      Arrays by key.
+
+    Raises:
+      ValueError: two leaves have one key, which no network of `nn_adv.models` has.
+    """
+    state: dict[str, np.ndarray] = {}
+    for path, leaf in _flatten(variables).items():
+        key = _key(path)
+        if key in state:
+            raise ValueError(f"variables have two leaves with the key {key!r}")
+        state[key] = np.ascontiguousarray(_exchange(path, np.asarray(leaf), _TO_TORCH))
+    return state
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """List leaves by their path, in the order of the tree; the first name is the collection."""
+
+    def walk(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if isinstance(node, Mapping):
+            for name, child in node.items():
+                yield from walk((*path, name), child)
+        else:
+            yield path, node
+
+    return dict(walk((), tree))
+
+
+def _key(path: tuple[str, ...]) -> str:
+    collection, *modules, leaf = path
+    # A module named "" stands for the one that holds it.
+    return ".".join([name for name in modules if name] + [_LEAVES.get((collection, leaf), leaf)])
+
+
+def _exchange(path, array, orders):
+    """Exchange the axes of a kernel; other leaves stay as they are."""
+    is_kernel = path[0] == "params" and path[-1] == "kernel"
+    return array.transpose(orders[array.ndim]) if is_kernel else array
+
+
+def _torch_shape(path, shape, value):
+    """Give the shape a leaf of ``shape`` must have in the state dict; constants may have any of their size."""
+    if path[0] == "constants" and value.size == np.prod(shape, dtype=int):
+        return value.shape
+    if path[-1] == "kernel":
+        return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+    return tuple(shape)
+
+
+def _check(model, missing, left_over, misshapen) -> None:
+    """Raise ValueError, in one line, for all that does not fit."""
+    if not (missing or left_over or misshapen):
+        return
+    name, classes = type(model).__name__, getattr(model, "num_classes", None)
+    sizes = {(got[0], *shape[:1]) for _, got, shape in misshapen if got[1:] == shape[1:] and got}
+    if misshapen and not missing and not left_over and len(sizes) == 1:
+        ((given, expected),) = sizes
+        if expected == classes:
+            raise ValueError(f"the state dict is of a network for {given} classes, {name} was made for {classes}")
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({_some(missing)})")
+    if left_over:
+        problems.append(f"{len(left_over)} left over ({_some(left_over)})")
+    if misshapen:
+        shapes = [f"{key}: {list(got)} instead of {list(shape)}" for key, got, shape in misshapen]
+        problems.append(f"{len(misshapen)} of another shape ({_some(shapes)})")
+    raise ValueError(f"the state dict does not fit {name}; of its keys, {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,124 @@
+"""Outputs of published architectures under weights made by a rule: the weights, and the comparison.
+
+The folder ``reference/robustbench`` of the shared material holds, for each architecture, the list of its state dict's
+entries and the outputs of its PyTorch network for the weights that `make_state` makes; its README states the rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import pathlib
+import re
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nn_adv import models
+from nn_adv.zoo import convert
+
+# Of these the last name of two keys that are one tensor decides its value: pattern of the others, and that name.
+_SECOND_NAMES = {
+    "pssilu_wrn28_10": (r".*\.activation\.(\w+)", r"activation.\1"),
+    "ensemble3_preact_resnet50": (r"branch([123])\.(.*)", lambda match: f"models.{int(match[1]) - 1}.{match[2]}"),
+    "composite_edm": (r"comp_model\.(.*)", r"_comp_model.\1"),
+}
+
+
+class Outcome(NamedTuple):
+    """How near a network came.
+
+    Attributes:
+      parameters: number of trained values of the network here.
+      deviation: largest difference to the published network's outputs, relative to the largest of those.
+    """
+
+    parameters: int
+    deviation: float
+
+
+def folder(shared_dir: pathlib.Path) -> pathlib.Path:
+    """Give the folder of the fixtures."""
+    return shared_dir / "reference" / "robustbench"
+
+
+@functools.cache
+def read(shared_dir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Read the records of all fixtures by name."""
+    records = json.loads((folder(shared_dir) / "fixtures.json").read_text())["fixtures"]
+    return {record["name"]: record for record in records}
+
+
+def images() -> np.ndarray:
+    """Make the four images ``[4, 32, 32, 3]``."""
+    return np.random.default_rng(0).random((4, 3, 32, 32)).astype(np.float32).transpose(0, 2, 3, 1)
+
+
+def make_state(record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Make the state dict of a fixture, and hold it against the hash of the one that was run.
+
+    Raises:
+      ValueError: it is another one.
+    """
+    state: dict[str, np.ndarray] = {}
+    digest = hashlib.sha256()
+    pattern, name = _SECOND_NAMES.get(record["name"], ("(?!)", ""))
+    for key, shape, dtype in record["state_dict"]:
+        last = re.sub(f"^{pattern}$", name, key)
+        if last not in state:
+            state[last] = np.asarray(_value(record, last, tuple(shape)), dtype)
+        state[key] = state[last]
+        digest.update(np.ascontiguousarray(state[key]))
+    if digest.hexdigest() != record["state_sha256"]:
+        raise ValueError(f"the state dict made for {record['name']} is not the one that was run")
+    return state
+
+
+def _value(record, key, shape):
+    generator = np.random.default_rng(zlib.crc32(key.encode()))
+    last = key.rpartition(".")[2]
+    if last == "num_batches_tracked":
+        return 0
+    if last == "running_var":
+        return generator.uniform(0.5, 1.5, shape)
+    if last == "running_mean":
+        return 0.1 * generator.standard_normal(shape)
+    if last == "threshold":
+        return 0.1 * (key in record["threshold_nonzero_keys"])
+    if key.endswith("parametrizations.weight.0.base"):
+        axis = generator.standard_normal(shape[0])
+        return np.eye(shape[0]) - 2 * np.outer(axis, axis) / np.dot(axis, axis)
+    if key in record["kept_values"] or f"*.{last}" in record["kept_values"]:
+        kept = record["kept_values"].get(key, record["kept_values"].get(f"*.{last}"))
+        return np.reshape(kept, shape)
+    if len(shape) == 1:
+        return _vector(record, key, last, shape, generator)
+    return generator.standard_normal(shape) * math.sqrt(record["gain"] / math.prod(shape[1:]))
+
+
+def _vector(record, key, last, shape, generator):
+    if last == "alpha":
+        return -generator.uniform(0.5, 1.5, shape)
+    if last == "beta":
+        return -np.abs(0.1 * generator.standard_normal(shape))
+    if record["name"] == "resnest152" and key.endswith("bn3.bias"):
+        return generator.uniform(0.0, 0.6, shape)
+    if key.endswith("weight"):
+        return generator.uniform(0.5, 1.5, shape)
+    return 0.1 * generator.standard_normal(shape)
+
+
+def compare(
+    shared_dir: pathlib.Path, name: str, architecture: str, arguments: dict[str, Any], unused: tuple[str, ...] = ()
+) -> Outcome:
+    """Run the network ``architecture`` with the weights of fixture ``name``."""
+    model = models.create(architecture, 10, **arguments)
+    variables = convert.from_state_dict(model, make_state(read(shared_dir)[name]), unused=unused)
+    outputs = np.asarray(jax.jit(model.apply)(variables, images()))
+    with np.load(folder(shared_dir) / f"{name}.npz") as expected:
+        deviation = np.abs(outputs - expected["logits"]).max() / np.abs(expected["logits"]).max()
+    return Outcome(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])), float(deviation))
