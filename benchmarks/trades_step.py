@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 NETWORKS = (
     Network("small_cnn", (28, 28, 1), {"dropout": 0.0}, {"linf": 0.1, "l2": 2.8}),
-    Network("preact_resnet18", (32, 32, 3), {}, {"linf": 8 / 255, "l2": 1.74}),
+    Network("preact_resnet18", (32, 32, 3), {"full_preactivation": True}, {"linf": 8 / 255, "l2": 1.74}),
 )
 
 
@@ -82,7 +82,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Sequential):
-    """The network of `nn_adv.models.PreActResNet`."""
+    """The network of `nn_adv.models.PreActResNet` with ``full_preactivation``."""
 
     def __init__(self, num_classes: int):
         widths = [64, 64, 128, 256, 512]
@@ -114,12 +114,12 @@ def load_weights(network: nn.Module, params: dict) -> None:
 
 def _in_order(params: dict) -> list[dict]:
     """List the layers of a tree of weights as the networks above list them."""
-    rank = ["conv1", "conv2", "conv3", "conv4", "dense1", "dense2", "stage", "bn_last", "head"]
-    inner = ["bn1", "shortcut_conv", "conv1", "bn2", "conv2"]
+    rank = ["conv1", "conv2", "conv3", "conv4", "dense1", "dense2", "layer", "bn", "linear", "head"]
+    inner = ["bn1", "shortcut.0", "conv1", "bn2", "conv2"]
     layers = []
-    for name in sorted(params, key=lambda name: (rank.index("stage" if "stage" in name else name), name)):
+    for name in sorted(params, key=lambda name: (rank.index("layer" if "layer" in name else name), name)):
         block = params[name]
-        layers += [block[part] for part in inner if part in block] if "stage" in name else [block]
+        layers += [block[part] for part in inner if part in block] if "layer" in name else [block]
     return layers
 
 

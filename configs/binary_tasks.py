@@ -55,8 +55,11 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.model.small_cnn = ml_collections.ConfigDict(
         {"conv_features": (32, 32, 64, 64), "dense_features": 200, "dropout": 0.5}
     )
+    config.model.dm_preact_resnet18 = ml_collections.ConfigDict({"width": 64})
+    config.model.dm_wide_resnet = ml_collections.ConfigDict({"depth": 28, "widen_factor": 10})
     config.model.resnet18 = ml_collections.ConfigDict({"width": 64})
-    config.model.preact_resnet18 = ml_collections.ConfigDict({"width": 64})
+    config.model.resnet50 = ml_collections.ConfigDict({"width": 64})
+    config.model.preact_resnet18 = ml_collections.ConfigDict({"width": 64, "full_preactivation": True})
     config.model.wide_resnet = ml_collections.ConfigDict({"depth": 28, "widen_factor": 10})
 
     config.training = _training()

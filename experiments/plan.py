@@ -135,8 +135,9 @@ def circumstances() -> dict[str, Any]:
 def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Return the name and the options of the network that is used, without those of the others."""
     model = config.model
-    if model.name not in models.NAMES:
-        raise ValueError(f"model.name must be one of {', '.join(models.NAMES)}, got {model.name!r}")
+    names = [name for name in models.NAMES if name in model]
+    if model.name not in names:
+        raise ValueError(f"model.name must be one of {', '.join(names)}, got {model.name!r}")
     return {"name": model.name, "dtype": model.dtype, **model[model.name].to_dict()}
 
 

@@ -2,7 +2,8 @@
 
 from nn_adv.models.layers import BATCH_NORM_MOMENTUM
 from nn_adv.models.mlp import MLP
-from nn_adv.models.preact_resnet import PreActResNet
+from nn_adv.models.preact_ensemble import PreActEnsemble
+from nn_adv.models.preact_resnet import Form, PreActResNet
 from nn_adv.models.registry import NAMES, create
 from nn_adv.models.resnet import ResNet
 from nn_adv.models.small_cnn import SmallCNN
@@ -10,8 +11,10 @@ from nn_adv.models.wide_resnet import wide_resnet
 
 __all__ = [
     "BATCH_NORM_MOMENTUM",
+    "Form",
     "MLP",
     "NAMES",
+    "PreActEnsemble",
     "PreActResNet",
     "ResNet",
     "SmallCNN",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from nn_adv.models.convolution import conv_general_dilated
 
@@ -124,6 +125,22 @@ def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[flo
     if std is not None:
         images = images / jnp.asarray(std, images.dtype)
     return images
+
+
+def standardise(images: chex.Array) -> chex.Array:
+    """Bring each image ``[B, H, W, C]`` to mean 0 and standard deviation 1 over all its n values.
+
+    The deviation is the unbiased one, and at least 1 / sqrt(n), so that the gradient of a flat image is finite.
+    """
+    axes, count = (1, 2, 3), images[0].size
+    centred = images - jnp.mean(images, axes, keepdims=True)
+    variance = jnp.sum(centred**2, axes, keepdims=True) / (count - 1)
+    return centred / jnp.sqrt(jnp.maximum(variance, 1 / count))
+
+
+def unit(x: chex.Array, axis: int) -> chex.Array:
+    """Divide by the norm along ``axis``, or by 1e-12 where that is less; the gradient at zero is finite."""
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis, keepdims=True), 1e-24))
 
 
 def logits_head(features: chex.Array, num_classes: int, *, dtype=None, name: str = "head") -> chex.Array:

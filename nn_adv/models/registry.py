@@ -10,21 +10,29 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nn_adv.models.mlp import MLP
-from nn_adv.models.preact_resnet import PreActResNet
+from nn_adv.models.preact_ensemble import PreActEnsemble
+from nn_adv.models.preact_resnet import dm_preact_resnet18, preact_resnet18
 from nn_adv.models.resnet import ResNet
 from nn_adv.models.small_cnn import SmallCNN
-from nn_adv.models.wide_resnet import wide_resnet
+from nn_adv.models.wide_resnet import BOOSTING_FORM, PSSILU_FORM, dm_wide_resnet, robust_wide_resnet, wide_resnet
 
 _COMMON = ("mean", "std", "dtype")
+_WIDE = ("depth", "widen_factor", *_COMMON)
 
-# For each name: how it is built, and its own options.
+# For each name: how it is built, and its options.
 _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "mlp": (MLP, ("hidden_sizes",)),
-    "preact_resnet18": (functools.partial(PreActResNet, stage_sizes=(2, 2, 2, 2)), ("width", "stem_features")),
-    "resnet18": (functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)), ("width",)),
-    "resnet50": (functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True), ("width",)),
-    "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout")),
-    "wide_resnet": (wide_resnet, ("depth", "widen_factor")),
+    "boosting_wide_resnet": (functools.partial(wide_resnet, form=BOOSTING_FORM), _WIDE),
+    "dm_preact_resnet18": (dm_preact_resnet18, ("width", *_COMMON)),
+    "dm_wide_resnet": (dm_wide_resnet, _WIDE),
+    "mlp": (MLP, ("hidden_sizes", *_COMMON)),
+    "preact_resnet18": (preact_resnet18, ("width", "stem_features", "full_preactivation", *_COMMON)),
+    "preact_resnet50_ensemble": (PreActEnsemble, ("num_members", "stage_sizes", "width", *_COMMON)),
+    "pssilu_wide_resnet": (functools.partial(wide_resnet, form=PSSILU_FORM), _WIDE),
+    "resnet18": (functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)), ("width", *_COMMON)),
+    "resnet50": (functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True), ("width", *_COMMON)),
+    "robust_wide_resnet": (robust_wide_resnet, ("stage_sizes", "widths", *_COMMON)),
+    "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout", *_COMMON)),
+    "wide_resnet": (wide_resnet, ("standardise_images", *_WIDE)),
 }
 
 NAMES = tuple(sorted(_BUILDERS))
@@ -40,18 +48,18 @@ def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
     Args:
       name: one of `NAMES`.
       num_classes: number of logits, at least 2.
-      **options: of that network, see its class; all take ``mean`` and ``std`` (a number, or one per channel) and
-        ``dtype`` (of the computation, such as "bfloat16"). Lists are taken for tuples.
+      **options: of that network, see its class or function; among them are ``mean`` and ``std`` (a number, or one per
+        channel) and ``dtype`` (of the computation, such as "bfloat16"). Lists are taken for tuples.
 
     Raises:
       ValueError: unknown name or option, or a value out of range.
     """
     if name not in _BUILDERS:
         raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
-    build, own = _BUILDERS[name]
-    unknown = sorted(set(options) - set(own) - set(_COMMON))
+    build, known = _BUILDERS[name]
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"options of {name} are {', '.join((*own, *_COMMON))}, got {', '.join(unknown)}")
+        raise ValueError(f"options of {name} are {', '.join(known)}, got {', '.join(unknown)}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     return build(num_classes=num_classes, **{key: _hashable(key, value) for key, value in options.items()})

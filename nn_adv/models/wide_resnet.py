@@ -1,18 +1,44 @@
-"""Wide residual networks WRN-d-w (Zagoruyko & Komodakis 2016, arXiv 1605.07146)."""
+"""Wide residual networks WRN-d-w (Zagoruyko & Komodakis 2016, arXiv 1605.07146) in their published forms."""
 
 from __future__ import annotations
 
-from nn_adv.models.preact_resnet import PreActResNet
+from typing import Any
+
+from nn_adv.models import layers
+from nn_adv.models.preact_resnet import Form, PreActResNet
+
+WIDE_FORM = Form(
+    stages=("block1.layer", "block2.layer", "block3.layer"), shortcut="convShortcut", last_norm="bn1", head="fc"
+)
+BOOSTING_FORM = WIDE_FORM._replace(cosine=True)
+PSSILU_FORM = WIDE_FORM._replace(activation="pssilu")
+ROBUST_FORM = WIDE_FORM._replace(stages=("blocks.0.layer", "blocks.1.layer", "blocks.2.layer"), stem="stem_conv")
+DM_FORM = Form(
+    stages=("layer.0.block", "layer.1.block", "layer.2.block"),
+    stem="init_conv",
+    norms=("batchnorm_0", "batchnorm_1"),
+    convs=("conv_0", "conv_1"),
+    shortcut="shortcut",
+    last_norm="batchnorm",
+    head="logits",
+    constants=None,
+    activation="silu",
+    pads_end=True,
+)
 
 
-def wide_resnet(num_classes: int, *, depth: int = 28, widen_factor: int = 10, **options) -> PreActResNet:
+def wide_resnet(
+    num_classes: int | None, *, depth: int = 28, widen_factor: int = 10, form: Form = WIDE_FORM, **options: Any
+) -> PreActResNet:
     """Build WRN-``depth``-``widen_factor``: pre-activation stages of 16, 32 and 64 ``widen_factor`` channels.
 
     Args:
       num_classes: number of logits.
       depth: number of 3x3 convolutions plus 3: 6 n + 4 for n blocks per stage.
       widen_factor: how many times wider than the thin network.
-      **options: ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
+      form: one of those above: `BOOSTING_FORM` is that of Pang et al. 2020 (arXiv 2002.08619), `PSSILU_FORM` of Dai et
+        al. 2021 (arXiv 2110.05626).
+      **options: ``standardise_images``, ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
 
     Raises:
       ValueError: a depth that is not 6 n + 4, or a widening below 1.
@@ -22,4 +48,44 @@ def wide_resnet(num_classes: int, *, depth: int = 28, widen_factor: int = 10, **
     if widen_factor < 1:
         raise ValueError(f"widen_factor must be at least 1, got {widen_factor}")
     blocks = (depth - 4) // 6
-    return PreActResNet(num_classes, (blocks,) * 3, stem_features=16, width=16 * widen_factor, **options)
+    widths = tuple(features * widen_factor for features in (16, 32, 64))
+    return PreActResNet(num_classes, (blocks,) * 3, widths, 16, form, **options)
+
+
+def dm_wide_resnet(
+    num_classes: int | None,
+    *,
+    mean: tuple[float, ...] | None = layers.CIFAR10_MEAN,
+    std: tuple[float, ...] | None = layers.CIFAR10_STD,
+    **options: Any,
+) -> PreActResNet:
+    """Build the wide network with SiLU of Gowal et al. 2020, arXiv 2010.03593.
+
+    Args:
+      num_classes: number of logits; None for the features before them.
+      mean: as of `PreActResNet`.
+      std: likewise.
+      **options: ``depth``, ``widen_factor`` and ``dtype`` of `wide_resnet`.
+
+    Raises:
+      ValueError: as of `wide_resnet`.
+    """
+    return wide_resnet(num_classes, form=DM_FORM, mean=mean, std=std, **options)
+
+
+def robust_wide_resnet(
+    num_classes: int,
+    *,
+    stage_sizes: tuple[int, ...] = (5, 5, 5),
+    widths: tuple[int, ...] = (320, 640, 512),
+    **options: Any,
+) -> PreActResNet:
+    """Build the wide network of Huang et al. 2021, arXiv 2110.03825, whose last stage is narrow.
+
+    Args:
+      num_classes: number of logits.
+      stage_sizes: blocks of each of the three stages.
+      widths: their channels.
+      **options: ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
+    """
+    return PreActResNet(num_classes, stage_sizes, widths, 16, ROBUST_FORM, **options)

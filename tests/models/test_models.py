@@ -14,23 +14,38 @@ from nn_adv import models
 from nn_adv.models import layers
 
 # (name, options, image shape, parameters for 10 classes). MLP: 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10.
-# The residual networks are the published counts; PreActResNet-18 has a last normalisation, as WRN-28-10 and WRN-34-10.
+# The others are the published counts; a last normalisation adds 1,024 to PreActResNet-18, PSSiLU 2 to WRN-28-10.
 _SIZES = [
+    ("boosting_wide_resnet", {"depth": 34, "widen_factor": 20}, (32, 32, 3), 184_531_664),
+    ("dm_preact_resnet18", {}, (32, 32, 3), 12_548_426),
+    ("dm_wide_resnet", {}, (32, 32, 3), 36_479_194),
+    ("dm_wide_resnet", {"depth": 70, "widen_factor": 16}, (32, 32, 3), 266_796_506),
     ("mlp", {}, (28, 28, 1), 269_322),
-    ("preact_resnet18", {}, (32, 32, 3), 11_172_170),
+    ("preact_resnet18", {}, (32, 32, 3), 11_171_146),
+    ("preact_resnet18", {"full_preactivation": True}, (32, 32, 3), 11_172_170),
+    ("preact_resnet50_ensemble", {}, (32, 32, 3), 70_550_622),
+    ("pssilu_wide_resnet", {}, (32, 32, 3), 36_479_196),
     ("resnet18", {}, (32, 32, 3), 11_173_962),
     ("resnet50", {}, (32, 32, 3), 23_520_842),
+    ("robust_wide_resnet", {}, (32, 32, 3), 68_116_698),
     ("small_cnn", {}, (28, 28, 1), 312_202),
     ("wide_resnet", {}, (32, 32, 3), 36_479_194),
     ("wide_resnet", {"depth": 34}, (32, 32, 3), 46_160_474),
 ]
+_TINY_WIDE = {"depth": 10, "widen_factor": 1}
 _TINY = {
+    "boosting_wide_resnet": _TINY_WIDE,
+    "dm_preact_resnet18": {"width": 4},
+    "dm_wide_resnet": _TINY_WIDE,
     "mlp": {"hidden_sizes": (8,)},
-    "preact_resnet18": {"width": 4, "stem_features": 4},
+    "preact_resnet18": {"width": 4, "stem_features": 4, "full_preactivation": True},
+    "preact_resnet50_ensemble": {"num_members": 2, "stage_sizes": (1, 1), "width": 2},
+    "pssilu_wide_resnet": _TINY_WIDE,
     "resnet18": {"width": 4},
     "resnet50": {"width": 2},
+    "robust_wide_resnet": {"stage_sizes": (1, 1, 1), "widths": (4, 8, 6)},
     "small_cnn": {"conv_features": (2, 2, 4, 4), "dense_features": 8},
-    "wide_resnet": {"depth": 10, "widen_factor": 1},
+    "wide_resnet": _TINY_WIDE,
 }
 
 
@@ -77,7 +92,7 @@ def test_prediction_of_an_image_ignores_its_batch(name):
 @pytest.mark.parametrize("name", models.NAMES)
 def test_normalisation_is_inside(name):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    plain, images, variables = _tiny(name)
+    plain, images, variables = _tiny(name, mean=None, std=None)
     model = models.create(name, 3, **_TINY[name], mean=mean, std=std)
     outside = (images - jnp.array(mean)) / jnp.array(std)
     got, want = _apply(model, variables, images), _apply(plain, variables, outside)
@@ -149,7 +164,7 @@ def test_equal_options_give_equal_networks():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg", {}, "model must be one of mlp, preact_resnet18, resnet18, resnet50, small_cnn, wide_resnet, got 'vgg'"),
+        ("vgg", {}, f"model must be one of {', '.join(models.NAMES)}, got 'vgg'"),
         ("mlp", {"depth": 3}, "options of mlp are hidden_sizes, mean, std, dtype, got depth"),
         ("mlp", {"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ("wide_resnet", {"depth": 20}, "depth must be 6 n \\+ 4"),
