@@ -21,7 +21,7 @@ import numpy as np
 
 from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
-from nn_adv.certify.recheck import recheck
+from nn_adv.certify.recheck import Screened, recheck
 from nn_adv.certify.rows import cross_class_copies, host_rows
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
@@ -110,7 +110,8 @@ def radius(
         training image is its own nearest neighbour.
       embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded
         from below, and pixel bounds are not used (see `embedded_radius`).
-      recheck_all: also check the opponents that were screened out in float64; without it their bound is the solver's.
+      recheck_all: also check the opponents that were screened out, in float64, for which the distances to all points
+        are computed again; without it, their bound is the search's. Witnesses and solved opponents are always checked.
       batch_size: images at a time; memory grows with it times the number of points.
       tolerance: relative gap below which a radius is exact.
 
@@ -183,7 +184,7 @@ def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_
     checked = recheck(
         rows.points, rows.labels, queries, labels, found.certificate, found.adversarial,
         norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
-        screened=None if recheck_all else found.screened,
+        screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
     closed = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE <= checked.lower
     is_exact = closed & (np.isfinite(checked.upper) | np.isinf(checked.lower))

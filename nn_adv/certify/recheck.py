@@ -21,7 +21,16 @@ from nn_adv.certify.recheck_bounds import (
     quotient,
     sq_lengths,
 )
-from nn_adv.certify.recheck_views import Base, View, is_correct, own_floors, reached_within, views, witness_size
+from nn_adv.certify.recheck_views import (
+    Base,
+    View,
+    is_correct,
+    own_floors,
+    partial_views,
+    reached_within,
+    views,
+    witness_size,
+)
 
 _MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
 _FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
@@ -62,6 +71,18 @@ class CertificateLike(Protocol):
         """One per constraint ``[S, M]``."""
 
 
+class Screened(NamedTuple):
+    """What to believe about opponents that are not listed, so that not all distances need be computed.
+
+    Attributes:
+      lower: radius below which none of them wins ``[B]``.
+      near: rows that the nearest point is among, unless it is a listed opponent ``[B, K]``; -1 is padding.
+    """
+
+    lower: np.ndarray
+    near: np.ndarray
+
+
 class Recheck(NamedTuple):
     """What was proved, ``[B]`` each: the radius is in [lower, upper], the prediction of the image is its label."""
 
@@ -82,7 +103,7 @@ def recheck(
     bounds: tuple[float, float] | None,
     index: np.ndarray | None = None,
     leave_out: np.ndarray | None = None,
-    screened: np.ndarray | None = None,
+    screened: Screened | None = None,
 ) -> Recheck:
     """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
 
@@ -102,7 +123,7 @@ def recheck(
       bounds: the box, or None.
       index: ``[n]`` original index of each row, for ties; its position when None.
       leave_out: ``[B]`` a row that is neither opponent nor constraint of each image, negative for none.
-      screened: ``[B]`` bounds to take as given for the opponents that are not listed; recomputed when None.
+      screened: what to take as given about the opponents that are not listed; recomputed when None.
 
     Raises:
       ValueError: an unknown norm, or an image outside the bounds.
@@ -122,7 +143,9 @@ def recheck(
         floors = np.zeros(len(real))
         floors[real] = own_floors(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
         pending: list[_Screening] = []
-        for k, view in enumerate(views(base, images[part], image_labels[part], leave_out[part])):
+        batch = (base, images[part], image_labels[part], leave_out[part])
+        looked_at = views(*batch) if screened is None else partial_views(*batch, _near_rows(screened, listed, part))
+        for k, view in enumerate(looked_at):
             b = start + k
             result.correct[b] = is_correct(base, view)
             if not result.correct[b]:
@@ -133,7 +156,7 @@ def recheck(
             proved = listed.get(b, {})
             result.lower[b] = min(proved.values(), default=np.inf)
             if screened is not None:
-                result.lower[b] = min(result.lower[b], max(0.0, np.nan_to_num(screened[b], posinf=np.inf)))
+                result.lower[b] = min(result.lower[b], max(0.0, np.nan_to_num(screened.lower[b], posinf=np.inf)))
                 continue
             view.other[list(proved)] = False
             anchors = _own_rows(view, certificate.anchors[b])
@@ -149,6 +172,15 @@ def _base(points: np.ndarray, labels: np.ndarray, index: np.ndarray | None) -> B
     indices = np.arange(len(points)) if index is None else np.asarray(index)
     low, high = pixel_values(np.array([points.min(), points.max()])).tolist()
     return Base(points, np.asarray(labels), indices, low, high, (high - low) * (1 + gamma(4)))
+
+
+def _near_rows(screened: Screened, listed: dict[int, dict[int, float]], part: slice) -> list[np.ndarray]:
+    """Return the rows to look at around each image: those given, and the listed opponents."""
+    rows = [
+        np.append(near, np.array(list(listed.get(part.start + k, ())), int))
+        for k, near in enumerate(screened.near[part])
+    ]
+    return [np.unique(some[some >= 0]) for some in rows]
 
 
 def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndarray:

@@ -7,7 +7,7 @@ order of summation (Higham 2002, "Accuracy and stability of numerical algorithms
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,26 @@ def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: n
             used[leave_out[k]] = False
         own = used & (base.labels == label)
         yield View(images[k], values[k], distances[k], errors[k], own, used & ~own)
+
+
+def partial_views(
+    base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray, rows: Sequence[np.ndarray]
+) -> Iterator[View]:
+    """Yield views of images ``[c, d]`` that know few points, given by their rows: distances to others are inf.
+
+    The others are no opponents in them.
+    """
+    values = pixel_values(images)
+    length = math.sqrt(values.shape[1]) * max(abs(base.lowest_pixel), abs(base.largest_pixel))  # no point is longer
+    for k, some in enumerate(rows):
+        used = base.labels >= 0
+        if leave_out[k] >= 0:
+            used[leave_out[k]] = False
+        own = used & (base.labels == image_labels[k])
+        distances, listed = np.full(len(used), np.inf), np.zeros(len(used), bool)
+        distances[some], listed[some] = sq_lengths(pixel_values(base.points[some]) - values[k]), True
+        error = gamma(values.shape[1] + 8) * (math.sqrt(sq_lengths(values[k])) + length) ** 2
+        yield View(images[k], values[k], distances, error, own, used & ~own & listed)
 
 
 def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,12 +43,14 @@ class Found(NamedTuple):
       adversarial: witness ``[B, d]`` float32; the image where there is none.
       opponent: row of the opponent the witness is nearest to ``[B]``, -1 for none.
       screened: lower bound over the opponents that were not solved ``[B]``, unchecked.
+      near: rows of the nearest points, own and others ``[B, K]``, -1 for none.
     """
 
     certificate: RowCertificate
     adversarial: np.ndarray
     opponent: np.ndarray
     screened: np.ndarray
+    near: np.ndarray
 
 
 def search(
@@ -107,7 +109,8 @@ def search(
     screened = np.array([min(found.values(), default=np.inf) for found in candidates])
     # Without a witness the distances rule nothing out, so that nothing is known of the opponents never looked at.
     screened = np.where(is_complete | ~others.any(axis=1), np.minimum(screened, batch.best), 0)
-    return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, screened)
+    nearest = np.concatenate([own, near], axis=1)
+    return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, screened, nearest)
 
 
 def _usable(rows: Rows, copies, labels, left_out) -> tuple[np.ndarray, np.ndarray]:

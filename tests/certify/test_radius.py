@@ -41,11 +41,16 @@ def test_brackets_the_brute_force_radius(norm, bounds, task):
     points, labels, images, image_labels, leave_out = task
     reference = neighbors.fit(points, labels, 3, block_size=16)
     found = certify.radius(reference, images, image_labels, norm=norm, bounds=bounds, leave_out=leave_out)
+    options = {"norm": norm, "bounds": bounds, "leave_out": leave_out, "recheck_all": False}
+    trusting = certify.radius(reference, images, image_labels, **options)
+    np.testing.assert_array_equal(trusting.correct, found.correct)
+    np.testing.assert_array_equal(trusting.upper, found.upper)
     for b, (image, label) in enumerate(zip(images, image_labels, strict=True)):
         left_out = None if leave_out[b] < 0 else int(leave_out[b])
         truth = true_radius(points, labels, image, int(label), norm=norm, bounds=bounds, leave_out=left_out)
         assert found.lower[b] <= truth * (1 + 1e-9) + 1e-12, (b, truth)
         assert found.upper[b] >= truth * (1 - 1e-9) - 1e-12, (b, truth)
+        assert trusting.lower[b] <= truth * (1 + 1e-9) + 1e-12, (b, truth)
         if found.status[b] == "exact" and np.isfinite(truth):
             assert abs(found.lower[b] - truth) <= 2e-6 * truth + 2e-7, (b, truth)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_adv.certify.recheck import recheck
+from nn_adv.certify.recheck import Screened, recheck
 from nn_adv.certify.recheck_bounds import multiplier_bounds
 from tests.certify import truths
 from tests.neighbors.truths import as_pixels
@@ -147,6 +147,10 @@ def test_witness_counts_if_it_is_true(seed, norm):
             assert upper == np.inf
         else:
             assert size <= upper <= size * (1 + 1e-12)
+        # With all rows to look at, the same is found without the distances of the image to all points.
+        given = Screened(np.zeros(1), np.arange(len(problem.points))[None])
+        partial = _recheck(problem, _nothing(), norm, (0.0, 1.0), witness[None], screened=given)
+        assert partial.upper[0] == upper and partial.correct[0]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -173,7 +177,9 @@ def test_false_witnesses_are_refused():
     points = np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)
     problem = Problem(points, np.array([0, 1]), points[0], 0)
     for witness in ([0.2, 0.2], [np.nan, 1], [1, np.inf], [1.0000001, 1], [-1e-30, 2], [0, 0]):
-        assert _recheck(problem, _nothing(), "l2", (0, 1), np.array([witness], np.float32)).upper == np.inf
+        for screened in (None, Screened(np.zeros(1), np.array([[0, 1]]))):
+            adversarial = np.array([witness], np.float32)
+            assert _recheck(problem, _nothing(), "l2", (0, 1), adversarial, screened=screened).upper == np.inf
     outside = np.array([[1.5, 1]], np.float32)
     assert _recheck(problem, _nothing(), "l1", (0, 1), outside).upper == np.inf
     assert _recheck(problem, _nothing(), "l1", None, outside).upper == pytest.approx(2.5)
@@ -260,7 +266,8 @@ def test_no_opponent_no_own_point_and_given_bounds():
     assert not absent.correct[0] and absent.lower[0] == absent.upper[0] == 0
     both = alone._replace(labels=np.array([0, 1]))
     for value, expected in ((0.25, 0.25), (np.nan, 0), (-1, 0), (np.inf, np.inf)):
-        assert _recheck(both, _nothing(), "l1", (0, 1), screened=np.array([value])).lower[0] == expected
+        screened = Screened(np.array([value]), np.array([[0, 1]]))
+        assert _recheck(both, _nothing(), "l1", (0, 1), screened=screened).lower[0] == expected
 
 
 def test_bad_arguments():
