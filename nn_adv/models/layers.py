@@ -104,18 +104,19 @@ class Normalize(nn.Module):
     @nn.compact
     def __call__(self, images: chex.Array) -> chex.Array:
         """Normalise images ``[B, H, W, C]``."""
-        mean = self._constant(self.names[0], self.mean, images.dtype)
-        std = self._constant(self.names[1], self.std, images.dtype)
+        mean = self._constant(self.names[0], self.mean, images)
+        std = self._constant(self.names[1], self.std, images)
         images = images if mean is None else images - mean
         return images if std is None else images / std
 
-    def _constant(self, name, default, dtype):
+    def _constant(self, name, default, images):
         if default is None:
             return None
-        default = jnp.asarray(default, dtype).reshape(1, -1, 1, 1)  # the published shape: channels second
+        default = jnp.broadcast_to(jnp.asarray(default, images.dtype), images.shape[-1:])
         if self.is_initializing():
-            self.variable("constants", name, lambda: default)
-        return self.get_variable("constants", name, default).reshape(-1).astype(dtype)
+            # In the shape in which they are published: channels second.
+            self.variable("constants", name, lambda: default.reshape(1, -1, 1, 1))
+        return self.get_variable("constants", name, default).reshape(-1).astype(images.dtype)
 
 
 def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> chex.Array:

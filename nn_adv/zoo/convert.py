@@ -77,6 +77,9 @@ def from_state_dict(
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turn variables of one of `nn_adv.models` into a state dict, the inverse of `from_state_dict`.
 
+    A dense layer that reads a flattened map, as in `nn_adv.models.SmallCNN`, keeps our order of its inputs, channels
+    last; the residual networks have none.
+
     Args:
       variables: collections of arrays, as ``model.init`` gives them.
 
@@ -91,7 +94,7 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         key = _key(path)
         if key in state:
             raise ValueError(f"variables have two leaves with the key {key!r}")
-        state[key] = np.ascontiguousarray(_exchange(path, np.asarray(leaf), _TO_TORCH))
+        state[key] = np.array(_exchange(path, np.asarray(leaf), _TO_TORCH), order="C")
     return state
 
 
@@ -134,11 +137,10 @@ def _check(model, missing, left_over, misshapen) -> None:
     if not (missing or left_over or misshapen):
         return
     name, classes = type(model).__name__, getattr(model, "num_classes", None)
-    sizes = {(got[0], *shape[:1]) for _, got, shape in misshapen if got[1:] == shape[1:] and got}
-    if misshapen and not missing and not left_over and len(sizes) == 1:
-        ((given, expected),) = sizes
-        if expected == classes:
-            raise ValueError(f"the state dict is of a network for {given} classes, {name} was made for {classes}")
+    given = {got[0] for _, got, shape in misshapen if shape and shape[0] == classes and got[1:] == shape[1:]}
+    is_head = len(given) == 1 and all(shape[:1] == (classes,) and got[1:] == shape[1:] for _, got, shape in misshapen)
+    if is_head and not missing and not left_over:
+        raise ValueError(f"the state dict is of a network for {given.pop()} classes, {name} was made for {classes}")
     problems = []
     if missing:
         problems.append(f"{len(missing)} missing ({_some(missing)})")

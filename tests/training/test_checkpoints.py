@@ -159,3 +159,15 @@ def test_a_damaged_identity_names_its_file_and_the_remedy(tmp_path):
     (tmp_path / "training.json").write_text("")
     with pytest.raises(ValueError, match=r"training\.json is damaged .*: delete the folder"):
         Checkpoints(tmp_path, {"what": "test"})
+
+
+def test_names_with_dots_and_constants_come_back(tmp_path):
+    model = models.create("wide_resnet", 3, depth=10, widen_factor=1, mean=0.5, std=0.2)
+    state = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    assert "block1.layer.0" in state["params"] and set(state["constants"][""]) == {"mu", "sigma"}
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, state)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        epoch, restored = checkpoints.restore(jax.tree.map(np.zeros_like, state))
+    assert epoch == 1 and jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)

@@ -115,8 +115,9 @@ def _vector(record, key, last, shape, generator):
 def compare(
     shared_dir: pathlib.Path, name: str, architecture: str, arguments: dict[str, Any], unused: tuple[str, ...] = ()
 ) -> Outcome:
-    """Run the network ``architecture`` with the weights of fixture ``name``."""
+    """Run the network ``architecture`` with the weights of fixture ``name``, without second names of theirs."""
     model = models.create(architecture, 10, **arguments)
+    unused = (*unused, *_SECOND_NAMES.get(name, ())[:1])
     variables = convert.from_state_dict(model, make_state(read(shared_dir)[name]), unused=unused)
     outputs = np.asarray(jax.jit(model.apply)(variables, images()))
     with np.load(folder(shared_dir) / f"{name}.npz") as expected:
