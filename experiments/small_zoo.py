@@ -1,0 +1,194 @@
+"""Train small networks and export them as published ones are: PyTorch files in RobustBench's layout, and a catalogue.
+
+So that the leaderboard can be run as a whole where no published weights are at hand. A unit is one method of training;
+its file and its row are stored before the next one starts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from experiments import classifiers, plan, results, storage
+from nn_adv import data, evaluation, training, zoo
+
+CATALOGUE = "catalogue.json"
+# Folders of RobustBench's layout. Networks trained for no norm or for several lie in that of the first, as there.
+_FOLDERS = {"linf": "Linf", "l2": "L2"}
+_ROW_BYTES = 10_000
+_BATCH_SIZE = 500
+# What may change between two runs into one workdir: which networks are trained, where and how safely.
+_NOT_IN_A_ROW = ("data_dir", "methods", "training.checkpoint_every")
+
+
+class Zoo(NamedTuple):
+    """What all networks of a run share: the task of all classes, and the network before training."""
+
+    config: ml_collections.ConfigDict
+    dataset: data.Dataset
+    task: data.Task
+    model: nn.Module
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path | None:
+    """Train and export the networks that are missing, then write the catalogue of all there are.
+
+    Args:
+      config: from `configs.small_zoo`.
+      workdir: folder of the catalogue, of the weights (DATASET/Linf/NAME.pt), of rows and checkpoints.
+      shard: (index, count): train every ``count``-th network, from the ``index``-th on.
+
+    Returns:
+      The path of the catalogue; None if there is no network yet.
+
+    Raises:
+      ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or a
+        training that diverged.
+    """
+    workdir = Path(workdir)
+    prepared = prepare(config)
+    with results.open_store(workdir, _row_identity(prepared), shard=shard) as store:
+        mine = [method for method in config.methods[shard[0] :: shard[1]] if _unit(config, method) not in store.done()]
+        storage.check_space(workdir, len(mine) * (_ROW_BYTES + 5 * _num_bytes(prepared)))
+        with tqdm.tqdm(mine, unit="network", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+            for method in bar:
+                bar.set_postfix_str(method)
+                store.append(_row(prepared, method, workdir) | {"config_hash": store.config_hash})
+    rows, _ = results.read_rows(workdir)
+    return _write_catalogue(rows, workdir) if rows else None
+
+
+def prepare(config: ml_collections.ConfigDict) -> Zoo:
+    """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
+    unknown = [method for method in config.methods if method not in plan.NETWORKS]
+    if unknown or not config.methods:
+        known = ", ".join(plan.NETWORKS)
+        raise ValueError(f"methods must be some of {known}, got {', '.join(unknown) or 'none'}")
+    plan.check_distinct(config, ("methods",))
+    plan.check_recipes(config, config.methods)
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("the networks are exported as files of PyTorch's: pip install 'nn_adv[zoo]', or torch alone")
+    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
+    (task,) = data.tasks(dataset, "all", train_per_class=config.train_per_class or None)
+    return Zoo(config, dataset, task, plan.make_model(config, dataset, task.num_classes))
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """List the networks, the accuracy of each and the time it took, as plain text."""
+    lines = [f"{rows[0]['dataset']}, test images", f"{'network':14}{'clean, %':>9}{'training, s':>13}"]
+    lines += [f"{row['method']:14}{row['clean_accuracy']:9.2f}{row['seconds']['train']:13.0f}" for row in rows]
+    return "\n".join(lines)
+
+
+def _unit(config, method) -> str:
+    return f"{config.dataset}/{method}"
+
+
+def _row_identity(prepared: Zoo) -> dict[str, Any]:
+    config = prepared.config
+    settings = plan.without(config.to_dict(), _NOT_IN_A_ROW)
+    return settings | {"model": plan.model_settings(config)} | plan.identity(prepared.dataset)
+
+
+def _num_bytes(prepared: Zoo) -> int:
+    variables = jax.eval_shape(prepared.model.init, jax.random.key(0), plan.one_image(prepared.dataset))
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+
+
+def _row(prepared: Zoo, method: str, workdir: Path) -> dict[str, Any]:
+    """Train a network, export it, and tell what a catalogue says of it."""
+    config, dataset = prepared.config, prepared.dataset
+    recipe = plan.make_recipe(config, method)
+    trained = _train(prepared, recipe, method, workdir)
+    loss = float(trained.history.loss[0, -1])
+    if not np.isfinite(loss):
+        raise ValueError(
+            f"training {method} diverged (loss {loss}): lower training.learning_rate, in another --workdir"
+        )
+    start = time.perf_counter()
+    (variables,) = trained.variables
+    norm = (*plan.NETWORKS[method][1], "linf")[0]
+    file = f"{config.dataset}/{_FOLDERS[norm]}/{method}.pt"
+    zoo.write_state_dict(workdir / file, zoo.to_state_dict(variables))
+    classifier = classifiers.network(prepared.model, variables)
+    correct = evaluation.correct(
+        lambda images: classifiers.predict(classifier, images),
+        dataset.test_images,
+        dataset.test_labels,
+        batch_size=_BATCH_SIZE,
+    )
+    return {
+        "schema": 1,
+        "unit": _unit(config, method),
+        "dataset": dataset.title,
+        "dataset_name": config.dataset,
+        "dataset_note": dataset.note,
+        "image_shape": list(dataset.image_shape),
+        "num_classes": prepared.task.num_classes,
+        "num_train": len(prepared.task.train_index),
+        "method": method,
+        "norm": norm,
+        "radii": {threat.norm: threat.epsilon for threat in recipe.threats},
+        "clean_accuracy": round(100 * float(np.mean(correct)), 4),
+        "model": plan.model_settings(config),
+        "training": plan.recipe_settings(recipe) | {"loss": loss},
+        "files": [file],
+        "seconds": {
+            "train": round(float(np.nansum(trained.history.seconds)), 3),
+            "export": round(time.perf_counter() - start, 3),
+        },
+        **plan.circumstances(),
+    }
+
+
+def _train(prepared: Zoo, recipe: training.Recipe, method: str, workdir: Path) -> training.Trained:
+    config, task = prepared.config, prepared.task
+    return training.train(
+        prepared.model,
+        jnp.asarray(prepared.dataset.train_images),
+        [training.Member(task.train_index, task.train_labels)],
+        recipe,
+        seeds=[zlib.crc32(f"{config.seed}/{method}".encode()) >> 1],  # 31 bits: an int32
+        checkpoint_every=config.training.checkpoint_every,
+        checkpoint_dir=workdir / "checkpoints" / method,
+    )
+
+
+def _write_catalogue(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
+    path = workdir / CATALOGUE
+    storage.write_whole(path, json.dumps([_record(row) for row in rows], indent=1).encode() + b"\n")
+    zoo.read(path)  # what no reader would take must not be left for the reader to find
+    return path
+
+
+def _record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network in the form of `nn_adv.zoo.Entry`."""
+    model = dict(row["model"])
+    trained_for = ", ".join(f"{norm} {radius:.4g}" for norm, radius in row["radii"].items()) or "clean images"
+    notes = [f"trained for {trained_for} on {row['num_train']} images, {row['training']['num_epochs']} epoch(s)"]
+    return {
+        "name": row["method"],
+        "dataset": row["dataset_name"],
+        "threat": _FOLDERS[row["norm"]],
+        "architecture": model.pop("name"),
+        "arguments": {name: value for name, value in model.items() if name != "dtype"},
+        "files": [{"name": Path(row["files"][0]).name}],
+        "num_classes": row["num_classes"],
+        "image_shape": row["image_shape"],
+        "epsilon": row["radii"].get(row["norm"]),
+        "clean_accuracy": row["clean_accuracy"],
+        "notes": notes + [row["dataset_note"]] * bool(row["dataset_note"]),
+    }
