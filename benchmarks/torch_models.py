@@ -70,9 +70,9 @@ class _WideStage(nn.Module):
         return self.layer(x)
 
 
-def _stages(block: type[nn.Module], width: int) -> list[nn.Sequential]:
+def _stages(block: type[nn.Module], before: int, width: int) -> list[nn.Sequential]:
     """Build four stages of two blocks."""
-    widths = [width, width, 2 * width, 4 * width, 8 * width]
+    widths = [before, width, 2 * width, 4 * width, 8 * width]
     return [
         nn.Sequential(block(before, after, 2 if stage else 1), block(after, after, 1))
         for stage, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
@@ -85,7 +85,7 @@ class ResNet18(nn.Module):
     def __init__(self, num_classes: int = 10, width: int = 64):
         super().__init__()
         self.conv1, self.bn1 = _conv(3, width, 3), nn.BatchNorm2d(width)
-        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(_BasicBlock, width)
+        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(_BasicBlock, width, width)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,10 +97,10 @@ class ResNet18(nn.Module):
 class PreActResNet18(nn.Module):
     """The network of `nn_adv.models.PreActResNet`."""
 
-    def __init__(self, num_classes: int = 10, width: int = 64):
+    def __init__(self, num_classes: int = 10, width: int = 64, stem_features: int = 64):
         super().__init__()
-        self.conv1 = _conv(3, width, 3)
-        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(_PreActBlock, width)
+        self.conv1 = _conv(3, stem_features, 3)
+        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(_PreActBlock, stem_features, width)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
