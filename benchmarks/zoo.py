@@ -42,8 +42,9 @@ NETWORKS: dict[str, tuple[type, dict, dict]] = {
 }
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 PASSES = ("forward", "forward and backward")
-# Of logits and of gradients, relative to the largest: float32, and TF32 on GPUs.
-_TOLERANCES = {"cpu": (1e-4, 1e-3), "gpu": (1e-2, 1e-1)}
+# Of logits and of gradients, relative in l2: float32, and TF32 on GPUs. A unit at the kink of a ReLU may be rounded to
+# either side and then changes the gradient of its whole image.
+_TOLERANCES = {"cpu": (1e-5, 1e-2), "gpu": (1e-2, 1e-1)}
 
 
 class Comparison:
@@ -125,9 +126,9 @@ def check(results: dict[tuple[str, str], list[np.ndarray]]) -> None:
     expected = results["PyTorch, channels first", "float32"]
     for (who, dtype), found in results.items():
         for which, ours, theirs, limit in zip(PASSES, found, expected, _TOLERANCES[jax.default_backend()], strict=True):
-            difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+            difference = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             if dtype == "float32" and not difference <= limit:
-                raise RuntimeError(f"{who}, {which}: off by {difference:.1e} of the largest value")
+                raise RuntimeError(f"{who}, {which}: off by {difference:.1e}, relatively")
 
 
 def compare(exact: np.ndarray, rounded: np.ndarray) -> dict[str, float]:
