@@ -215,7 +215,7 @@ def _provenance(rows: Sequence[Row]) -> Table:
         ["", ""],
         [
             ["configuration", values(row["config_hash"] for row in rows)],
-            ["data", values(f"{row['dataset']} ({row['dataset_note']})" for row in rows)],
+            ["data", values(_data(row) for row in rows)],
             ["training images", values(row["num_train"] for row in rows)],
             ["test images", values(f"{row['count']}, {row['correct']} correct" for row in rows)],
             ["step size", values(f"{row['attack']['step_share']} x radius / steps" for row in rows)],
@@ -227,6 +227,10 @@ def _provenance(rows: Sequence[Row]) -> Table:
         ],
         numeric=False,
     )
+
+
+def _data(row: Row) -> str:
+    return f"{row['dataset']} ({row['dataset_note']})" if row["dataset_note"] else str(row["dataset"])
 
 
 def _bounded(row: Row) -> str:
