@@ -48,6 +48,19 @@ def choose_images(dataset: data.Dataset, task: data.Task, splits: Sequence[str],
     return Images(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def first_images(dataset: data.Dataset, splits: Sequence[str], count: int) -> Images:
+    """Take the first ``count`` images of each of the splits (0: all), in the dataset's order."""
+    everything = {
+        "train": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }
+    parts = []
+    for name in splits:
+        images, labels = (array[: count or None] for array in everything[name])
+        parts.append((images, labels, np.full(len(labels), name), np.arange(len(labels))))
+    return Images(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def attacked(
     config: ml_collections.ConfigDict, split: np.ndarray, places: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Evaluation]:

@@ -13,9 +13,14 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, results
+from experiments import audit, binary_tasks, failures, leaderboard, results, small_zoo
 
-_EXPERIMENTS = {"audit": audit, "binary_tasks": binary_tasks}
+_EXPERIMENTS = {
+    "audit": audit,
+    "binary_tasks": binary_tasks,
+    "leaderboard": leaderboard,
+    "small_zoo": small_zoo,
+}
 # Seconds that a process of a cluster waits at its end for the others: shards may end days apart.
 _LONGEST_WAIT = 30 * 24 * 3600
 
@@ -68,20 +73,26 @@ def sweep_items(config_file: str, overrides: dict[str, Any]) -> list[tuple[str, 
 
 
 def main(argv: list[str]) -> None:
-    """Run what the flags say; a mistake of the user's ends in one line on stderr and exit status 2."""
+    """Run what the flags say.
+
+    A mistake of the user's ends in one line on stderr and exit status 2. Where some of a sweep failed and the rest is
+    done and reported, the exit status is 1.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     try:
         _run(Path(_WORKDIR.value))
+    except failures.SomeFailed as error:
+        _stop(error, status=1)
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
         _stop(error)
 
 
-def _stop(error: Exception) -> NoReturn:
+def _stop(error: Exception, *, status: int = 2) -> NoReturn:
     print("error:", *str(error).split(), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _run(workdir: Path) -> None:
@@ -105,14 +116,21 @@ def _run(workdir: Path) -> None:
         runs = [(workdir / name, config) for name, config in items]
         for _, config in runs:  # a mistake in the last item should not show after days
             _experiment(config).prepare(config)
+    failed = []
     for folder, config in runs:
         experiment = _experiment(config)
-        page = experiment.run(config, folder, shard=shard)
+        try:
+            page = experiment.run(config, folder, shard=shard)
+        except failures.SomeFailed as error:
+            failed.append(str(error))
+            page = error.page
         if page is None:
             print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
             continue
         rows, _ = results.read_rows(folder)
         print(f"{experiment.summary(rows)}\nReport: {page}")
+    if failed:
+        raise failures.SomeFailed("; ".join(failed), page)
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:

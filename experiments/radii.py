@@ -62,6 +62,18 @@ def measure(
     )
 
 
+def join(first: Radii, second: Radii) -> Radii:
+    """Put the images of the second behind those of the first; the norms are the same."""
+    per_norm = ("lower", "upper", "exact")
+    return Radii(
+        first.norms,
+        *(
+            np.concatenate([getattr(first, name), getattr(second, name)], axis=int(name in per_norm))
+            for name in Radii._fields[1:]
+        ),
+    )
+
+
 def save(path: Path, radii: Radii) -> None:
     """Write radii to an .npz file, whole or not at all."""
     buffer = io.BytesIO()

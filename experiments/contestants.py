@@ -1,0 +1,164 @@
+"""Who stands in a leaderboard: 1NN, networks of a catalogue, and a user's own by "module:function"."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.tree_util import Partial
+
+from experiments import classifiers
+from nn_adv import data, zoo
+
+NEIGHBOR = "1nn"
+_TORCH = "torch:"
+_LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
+
+
+class Contestant(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      name: "1nn", that of a catalogue's entry, or "module:function".
+      entry: of the catalogue; None for the others.
+    """
+
+    name: str
+    entry: zoo.Entry | None = None
+
+    @property
+    def architecture(self) -> str:
+        """What networks that compile to the same program share."""
+        if self.entry is None:
+            return self.name
+        arguments = ", ".join(f"{name}={value}" for name, value in sorted(self.entry.arguments.items()))
+        return f"{self.entry.architecture}({arguments})"
+
+
+def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
+    """List those that ``config.models`` asks for, each once: 1NN, then networks by architecture, then the user's own.
+
+    Raises:
+      ValueError: a name that nothing has, a pattern that no network with weights matches, or a function that cannot be
+        imported.
+    """
+    catalogue = zoo.read(config.catalogue or None)
+    entries = {name: entry for name, entry in catalogue.items() if entry.dataset == config.dataset}
+    found: dict[str, Contestant] = {}
+    for wanted in config.models:
+        if wanted == NEIGHBOR:
+            found[wanted] = Contestant(wanted)
+        elif ":" in wanted:
+            _function(wanted)
+            found[wanted] = Contestant(wanted)
+        elif any(sign in wanted for sign in "*?["):
+            found |= {entry.name: Contestant(entry.name, entry) for entry in _matching(config, entries, wanted)}
+        elif wanted in entries:
+            found[wanted] = Contestant(wanted, entries[wanted])
+        else:
+            near = difflib.get_close_matches(wanted, entries, n=3) or list(entries)[:3]
+            raise ValueError(
+                f"models: {wanted!r} is not in the catalogue of {config.dataset}"
+                + (
+                    f", {', '.join(near)} is"
+                    if near
+                    else f", which is empty: {config.catalogue or 'the project has none'}"
+                )
+            )
+    if not found:
+        raise ValueError(f"models must name one or more, got {config.models}")
+    order = {True: 0, False: 1}
+    return sorted(
+        found.values(), key=lambda one: (order[one.name == NEIGHBOR], one.entry is None, one.architecture, one.name)
+    )
+
+
+def _matching(config, entries, pattern) -> list[zoo.Entry]:
+    named = [
+        entry
+        for entry in entries.values()
+        if fnmatch.fnmatchcase(entry.name, pattern) and (entry.in_paper or not config.only_in_paper)
+    ]
+    found = [entry for entry in named if config.download or zoo.has_weights(entry, config.weights_dir)]
+    if not found:
+        where = f"{Path(config.weights_dir) / config.dataset}/THREAT/NAME.pt"
+        raise ValueError(
+            f"models: none of {len(named)} networks that match {pattern!r} has its weights in {where}: put them there "
+            "(docs/leaderboard.md says where from), name another weights_dir, or set download"
+        )
+    return found
+
+
+def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: data.Dataset) -> classifiers.Classifier:
+    """Read or make a network, and try it on the shape of one image.
+
+    Raises:
+      ValueError: it does not return one number for each class, or its weights do not fit.
+      OSError: its weights are not there or cannot be read.
+    """
+    if contestant.entry is None:
+        logits_fn = _own(contestant.name, dataset.num_classes)
+    else:
+        logits_fn = zoo.load(
+            contestant.name, config.weights_dir, catalogue=config.catalogue or None, download=config.download
+        ).logits_fn
+        if contestant.entry.output == "probabilities":
+            # Attacks climb differences of logits, which the logarithm gives back; the largest stays the largest.
+            logits_fn = Partial(_logarithm, logits_fn)
+    shape = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32)).shape
+    if shape != (2, dataset.num_classes):
+        raise ValueError(
+            f"{contestant.name} must return [B, {dataset.num_classes}] for the classes of {dataset.title}, "
+            f"got {list(shape)} for two images"
+        )
+    return classifiers.Classifier(logits_fn)
+
+
+def about(contestant: Contestant, classifier: classifiers.Classifier) -> dict[str, Any]:
+    """Return what a row says of a network."""
+    entry = contestant.entry
+    facts: dict[str, Any] = {"num_values": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(classifier))}
+    if entry is None:
+        return facts | {"architecture": "own, in torch" if contestant.name.startswith(_TORCH) else "own"}
+    names = ("threat", "output", "clean_accuracy", "autoattack_accuracy", "extra_data", "paper", "venue", "notes")
+    return facts | {"architecture": contestant.architecture} | {name: getattr(entry, name) for name in names}
+
+
+def _own(name: str, num_classes: int) -> Partial:
+    """Call a user's function and make what it returns a function of images with its arrays bound to it."""
+    made = _function(name)()
+    if name.startswith(_TORCH):
+        return zoo.from_torch(made, num_classes)
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        model, variables = made
+        return Partial(model.apply, variables)
+    if not callable(made):
+        raise ValueError(
+            f"{name} must return a function of images or (Flax module, variables), got {type(made).__name__}; "
+            f"a torch module needs {_TORCH}{name}"
+        )
+    return made if isinstance(made, Partial) else Partial(made)
+
+
+def _function(name: str) -> Callable[[], Any]:
+    module, _, function = name.removeprefix(_TORCH).partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"models: cannot import {name!r} ({error}): it must be MODULE:FUNCTION or {_TORCH}MODULE:FUNCTION, the "
+            "module installed or in the folder of the command"
+        ) from error
+
+
+def _logarithm(fn: Partial, images: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(fn(images), _LEAST_PROBABILITY))

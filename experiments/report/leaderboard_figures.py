@@ -1,0 +1,112 @@
+"""The figures of a leaderboard: one norm against the other, and accuracy against the radius, as PNG bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from experiments.report.figures import OTHER_STYLES, STYLE, png
+from experiments.report.labels import in_grey_levels, method_label, norm_label, threat_label
+from experiments.report.tables import Mean, Threat
+
+_FOCUS_COLOR, _NETWORK_COLOR = "#D55E00", "#0072B2"
+_COLORS = (_NETWORK_COLOR, "#009E73", "#CC79A7", "#6B6B6B", *(color for color, _ in OTHER_STYLES))
+_MOST_NAMES = 9  # more names than that cannot be told apart
+
+
+def scatter(
+    points: Mapping[str, tuple[Mean, Mean]], threats: tuple[Threat, Threat], *, focus: str, title: str
+) -> bytes:
+    """Draw a dot per model with its binomial errors; lines through 1NN part those it beats in each norm.
+
+    Args:
+      points: name -> its shares under the two threats.
+      threats: of the axes, across and up.
+      focus: the name that is marked.
+      title: of the panel.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for name, (across, up) in points.items():
+            is_focus = name == focus
+            axes.errorbar(
+                100 * across.value,
+                100 * up.value,
+                xerr=100 * (across.error or 0.0),
+                yerr=100 * (up.error or 0.0),
+                fmt="*" if is_focus else "o",
+                markersize=13 if is_focus else 4,
+                color=_FOCUS_COLOR if is_focus else _NETWORK_COLOR,
+                elinewidth=0.6,
+                alpha=1.0 if is_focus else 0.75,
+                zorder=3 if is_focus else 2,
+            )
+            if is_focus or len(points) <= _MOST_NAMES:
+                text = method_label(name)
+                axes.annotate(
+                    text, (100 * across.value, 100 * up.value), (6, 5), textcoords="offset points", fontsize=8
+                )
+        if focus in points:
+            across, up = points[focus]
+            axes.axvline(100 * across.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+            axes.axhline(100 * up.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(-2, 102)
+        axes.grid(color="#E5E5E5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(f"{threat_label(threats[0])}, %")
+        axes.set_ylabel(f"{threat_label(threats[1])}, %")
+        axes.set_title(title)
+        return png(figure)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, Mean]]], main: Threat, *, focus: str, title: str) -> bytes:
+    """Draw a line per model through its (radius, share); 1NN's is exact and solid, those of networks are broken.
+
+    Args:
+      lines: name -> its points, radii growing.
+      main: norm and main radius.
+      focus: the name that is marked.
+      title: of the panel.
+    """
+    scale = 255 if in_grey_levels(main) else 1
+    are_named = len(lines) <= _MOST_NAMES
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        colors = dict(zip([name for name in lines if name != focus], _COLORS, strict=False)) if are_named else {}
+        for name, points in lines.items():
+            is_focus = name == focus
+            axes.plot(
+                [scale * epsilon for epsilon, _ in points],
+                [100 * mean.value for _, mean in points],
+                color=_FOCUS_COLOR if is_focus else colors.get(name, _NETWORK_COLOR),
+                linewidth=2.0 if is_focus else (1.4 if are_named else 0.7),
+                linestyle="-" if is_focus else (0, (5, 1.5)),
+                alpha=1.0 if is_focus or are_named else 0.5,
+                zorder=3 if is_focus else 2,
+                clip_on=False,
+                label=_legend(name, points, is_focus or are_named),
+            )
+        axes.axvline(scale * (main.epsilon or 0.0), color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 100.5)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(f"{norm_label(main.norm or '')} radius" + (" in 1/255" if scale == 255 else ""))
+        axes.set_ylabel("accuracy in %")
+        axes.set_title(title)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))  # all networks share one entry where there are many
+        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2, fontsize=8)
+        return png(figure)
+
+
+def _legend(name: str, points, is_named: bool) -> str:
+    if not is_named:
+        return "networks (attacked)"
+    kinds = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
+    return f"{method_label(name)} ({'attacked' if 'attacked' in kinds else kinds.pop()})"

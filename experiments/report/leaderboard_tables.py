@@ -1,0 +1,160 @@
+"""From the rows of a leaderboard to its numbers: accuracies with binomial errors, the order, and whom 1NN beats.
+
+Numbers are of one set of images, the same for every model. What attacks left of a network is an upper bound on its
+robust accuracy; 1NN's figures are exact, or lie between bounds that are kept apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from experiments.report.tables import CLEAN, SPLITS, Mean, Row, Threat
+from nn_adv import evaluation
+
+NEIGHBOR = "1nn"
+CSV_COLUMNS = (
+    "model",
+    "architecture",
+    "dataset",
+    "split",
+    "norm",
+    "epsilon",
+    "kind",
+    "count",
+    "robust",
+    "accuracy",
+    "standard_error",
+    "low95",
+    "high95",
+    "published_clean",
+    "published_autoattack",
+)
+_SHOWN = ("clean", "exact", "attacked")  # the first that there is
+
+
+class Comparison(NamedTuple):
+    """1NN beside all networks in one column.
+
+    Attributes:
+      own: 1NN's share; certified where it is not exact.
+      num_networks: that have a figure there.
+      num_below: networks whose upper bound lies below 1NN's share: it is more robust than they are on these images.
+      num_clearly_below: of those, by more than two standard errors of the difference.
+      best: name and upper bound of the network that keeps most.
+    """
+
+    split: str
+    threat: Threat
+    own: Mean
+    num_networks: int
+    num_below: int
+    num_clearly_below: int
+    best: tuple[str, Mean]
+
+
+def splits(rows: Sequence[Row]) -> list[str]:
+    """Return the splits that were evaluated, then "both" where there are two."""
+    found = [split for split in SPLITS if any(item["split"] == split for row in rows for item in row["evaluations"])]
+    return [*found, "both"] if len(found) == 2 else found
+
+
+def main_threats(rows: Sequence[Row]) -> list[Threat]:
+    """Return clean and each norm at its main radius, the columns of the table."""
+    norms = {norm: radius for row in rows for norm, radius in row["main_radii"].items()}
+    return [CLEAN, *(Threat(norm, norms[norm]) for norm in ("linf", "l2", "l1") if norm in norms)]
+
+
+def share(row: Row, split: str, threat: Threat, kinds: Sequence[str] = _SHOWN) -> Mean | None:
+    """Return the share of a split's images, of the first of these kinds that a row has; its error is binomial.
+
+    split "both" is the mean over train and test; it is exact only if both are.
+    """
+    if split == "both":
+        return _mean_of([share(row, name, threat, kinds) for name in ("train", "test")])
+    for kind in kinds:
+        for item in row["evaluations"]:
+            if (item["split"], item["norm"], item["epsilon"], item["kind"]) == (split, *threat, kind):
+                value = item["robust"] / item["count"]
+                return Mean(value, standard_error(value, item["count"]), 1, kind)
+    return None
+
+
+def standard_error(value: float, count: int) -> float:
+    """Return the standard error of a share of so many images drawn at random."""
+    return math.sqrt(value * (1 - value) / count)
+
+
+def ordered(rows: Sequence[Row], sort_by: str) -> list[Row]:
+    """Sort rows, the highest first, by a column of the test images (of the only split, where there is one).
+
+    Args:
+      rows: of one dataset.
+      sort_by: "clean", a norm, or "mean": over all columns but clean, of both splits.
+    """
+    robust = [threat for threat in main_threats(rows) if threat != CLEAN]
+
+    def value(row: Row) -> float:
+        if sort_by == "mean":
+            cells = [share(row, splits(rows)[-1], threat) for threat in robust]
+        else:
+            split = "test" if "test" in splits(rows) else splits(rows)[0]
+            wanted = [threat for threat in main_threats(rows) if (threat.norm or "clean") == sort_by]
+            cells = [share(row, split, threat) for threat in wanted]
+        found = [cell.value for cell in cells if cell is not None]
+        return sum(found) / len(found) if found else -1.0
+
+    return sorted(rows, key=lambda row: (-value(row), row["method"]))
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Hold 1NN against all networks, column by column but clean; nothing without 1NN or without networks."""
+    own = [row for row in rows if row["method"] == NEIGHBOR]
+    networks = [row for row in rows if row["method"] != NEIGHBOR]
+    found = []
+    for split in splits(rows):
+        for threat in main_threats(rows):
+            ours = share(own[0], split, threat, ("exact", "certified")) if own else None
+            theirs = {row["method"]: cell for row in networks if (cell := share(row, split, threat))}
+            if threat != CLEAN and ours is not None and theirs:
+                found.append(_compare(split, threat, ours, theirs))
+    return found
+
+
+def csv_lines(rows: Sequence[Row]) -> list[tuple]:
+    """List every accuracy that was measured, with `CSV_COLUMNS`."""
+    lines = []
+    for row in rows:
+        for item in row["evaluations"]:
+            accuracy = item["robust"] / item["count"]
+            interval = evaluation.wilson_interval(item["robust"], item["count"])
+            numbers = (accuracy, standard_error(accuracy, item["count"]), *interval)
+            lines.append(
+                (
+                    *(row["method"], row["model"]["architecture"], row["dataset"], item["split"]),
+                    *(item["norm"] or "", "" if item["epsilon"] is None else item["epsilon"]),
+                    *(item["kind"], item["count"], item["robust"]),
+                    *(round(number, 6) for number in numbers),
+                    *(row["model"].get(name) for name in ("clean_accuracy", "autoattack_accuracy")),
+                )
+            )
+    return lines
+
+
+def _compare(split: str, threat: Threat, own: Mean, theirs: Mapping[str, Mean]) -> Comparison:
+    below = [cell for cell in theirs.values() if cell.value < own.value]
+    clearly = [cell for cell in below if own.value - cell.value > 2 * math.hypot(own.error or 0.0, cell.error or 0.0)]
+    best = max(theirs.items(), key=lambda pair: pair[1].value)
+    return Comparison(split, threat, own, len(theirs), len(below), len(clearly), best)
+
+
+def _mean_of(cells: Sequence[Mean | None]) -> Mean | None:
+    found = [cell for cell in cells if cell is not None]
+    if len(found) < len(cells):
+        return None
+    value = sum(cell.value for cell in found) / len(found)
+    error = math.hypot(*(cell.error or 0.0 for cell in found)) / len(found)
+    kinds = {cell.kind for cell in found}
+    kind = next(kind for kind in ("attacked", "certified", "exact", "clean") if kind in kinds)
+    return Mean(value, error, 1, kind)

@@ -1,0 +1,49 @@
+"""Models of a user's own for the tests of the leaderboard, on digits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Linear(nn.Module):
+    """One dense layer."""
+
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)) * self.scale
+
+
+def flax_model():
+    """Return a module and variables."""
+    model = Linear()
+    return model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
+def function():
+    """Return a plain function, the pixels in the middle as logits."""
+    return lambda images: images.reshape(len(images), -1)[:, 20:30]
+
+
+def probabilities():
+    """Return a function whose outputs sum to one."""
+    return lambda images: jax.nn.softmax(images.reshape(len(images), -1)[:, 20:30])
+
+
+def too_few_classes():
+    """Return a function of nine logits."""
+    return lambda images: images.reshape(len(images), -1)[:, :9]
+
+
+def broken():
+    """Raise."""
+    raise RuntimeError("no such luck")
+
+
+def torch_module():
+    """Return a torch module."""
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
