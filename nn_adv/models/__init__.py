@@ -4,7 +4,7 @@ from nn_adv.models.layers import BATCH_NORM_MOMENTUM
 from nn_adv.models.mlp import MLP
 from nn_adv.models.preact_ensemble import PreActEnsemble
 from nn_adv.models.preact_resnet import Form, PreActResNet
-from nn_adv.models.registry import NAMES, create
+from nn_adv.models.registry import NAMES, PUBLISHED_NAMES, create
 from nn_adv.models.resnet import ResNet
 from nn_adv.models.small_cnn import SmallCNN
 from nn_adv.models.wide_resnet import wide_resnet
@@ -14,6 +14,7 @@ __all__ = [
     "Form",
     "MLP",
     "NAMES",
+    "PUBLISHED_NAMES",
     "PreActEnsemble",
     "PreActResNet",
     "ResNet",

@@ -9,14 +9,21 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from nn_adv.models.meansparse import meansparse_dm_wide_resnet, meansparse_ra_wide_resnet
+from nn_adv.models.mixed import composite, mixednuts
 from nn_adv.models.mlp import MLP
 from nn_adv.models.preact_ensemble import PreActEnsemble
 from nn_adv.models.preact_resnet import dm_preact_resnet18, preact_resnet18
+from nn_adv.models.resnest import ResNeSt
 from nn_adv.models.resnet import ResNet
+from nn_adv.models.robust_architectures import ra_wide_resnet, wrn_a4
 from nn_adv.models.small_cnn import SmallCNN
+from nn_adv.models.sodef import SODEF
 from nn_adv.models.wide_resnet import BOOSTING_FORM, PSSILU_FORM, dm_wide_resnet, robust_wide_resnet, wide_resnet
+from nn_adv.models.xcit import XCiT
 
-_COMMON = ("mean", "std", "dtype")
+_PIXELS = ("mean", "std")
+_COMMON = (*_PIXELS, "dtype")
 _WIDE = ("depth", "widen_factor", *_COMMON)
 
 # For each name: how it is built, and its options.
@@ -34,8 +41,21 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout", *_COMMON)),
     "wide_resnet": (wide_resnet, ("standardise_images", *_WIDE)),
 }
+# Likewise, of networks that are here for their published weights: they compute in the precision of those.
+_PUBLISHED: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "composite": (composite, ()),
+    "meansparse_dm_wide_resnet": (meansparse_dm_wide_resnet, _WIDE),
+    "meansparse_ra_wide_resnet": (meansparse_ra_wide_resnet, ("stage_sizes", "widths", "stem_features", *_PIXELS)),
+    "mixednuts": (mixednuts, ()),
+    "ra_wide_resnet": (ra_wide_resnet, ("stage_sizes", "widths", "stem_features", *_PIXELS)),
+    "resnest152": (ResNeSt, ("stage_sizes", "width", *_PIXELS)),
+    "sodef": (SODEF, ("depth", "widen_factor", "features", "tolerance", *_PIXELS)),
+    "wrn_a4": (wrn_a4, ("stage_sizes", "widths", *_PIXELS)),
+    "xcit": (XCiT, ("embed_dim", "depth", "num_heads", *_PIXELS)),
+}
 
 NAMES = tuple(sorted(_BUILDERS))
+PUBLISHED_NAMES = tuple(sorted(_PUBLISHED))
 
 
 def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
@@ -46,7 +66,7 @@ def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
     to predict.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `NAMES`, or of `PUBLISHED_NAMES`, which are for weights from elsewhere.
       num_classes: number of logits, at least 2.
       **options: of that network, see its class or function; among them are ``mean`` and ``std`` (a number, or one per
         channel) and ``dtype`` (of the computation, such as "bfloat16"). Lists are taken for tuples.
@@ -54,12 +74,13 @@ def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
     Raises:
       ValueError: unknown name or option, or a value out of range.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
-    build, known = _BUILDERS[name]
+    builders = _BUILDERS | _PUBLISHED
+    if name not in builders:
+        raise ValueError(f"model must be one of {', '.join(sorted(builders))}, got {name!r}")
+    build, known = builders[name]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"options of {name} are {', '.join(known)}, got {', '.join(unknown)}")
+        raise ValueError(f"options of {name} are {', '.join(known) or 'none'}, got {', '.join(unknown)}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     return build(num_classes=num_classes, **{key: _hashable(key, value) for key, value in options.items()})

@@ -166,14 +166,9 @@ class _CrossCovarianceAttention(nn.Module):
         x = nn.Dense(3 * features, name="qkv")(x).reshape(batch, tokens, 3, self.num_heads, -1)
         query, key, value = jnp.moveaxis(x, (2, 1), (0, -1))  # each [batch, heads, d, tokens]
         temperature = self.param("temperature", nn.initializers.ones, (self.num_heads, 1, 1))
-        scores = jnp.einsum("bhdt,bhet->bhde", _unit(query), _unit(key)) * temperature
+        scores = jnp.einsum("bhdt,bhet->bhde", layers.unit(query, -1), layers.unit(key, -1)) * temperature
         x = jnp.einsum("bhde,bhet->bthd", jax.nn.softmax(scores), value)
         return nn.Dense(features, name="proj")(x.reshape(batch, tokens, features))
-
-
-def _unit(x: chex.Array) -> chex.Array:
-    """Divide by the norm along the last axis, or by 1e-12 where it is less; the gradient at zero is finite."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24))
 
 
 class _ClassAttention(nn.Module):

@@ -164,7 +164,7 @@ def test_equal_options_give_equal_networks():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg", {}, f"model must be one of {', '.join(models.NAMES)}, got 'vgg'"),
+        ("vgg", {}, f"must be one of {', '.join(sorted((*models.NAMES, *models.PUBLISHED_NAMES)))}, got 'vgg'"),
         ("mlp", {"depth": 3}, "options of mlp are hidden_sizes, mean, std, dtype, got depth"),
         ("mlp", {"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ("wide_resnet", {"depth": 20}, "depth must be 6 n \\+ 4"),
