@@ -1,7 +1,7 @@
 """Small networks on all ten classes, trained in a few ways and exported as published networks are.
 
     --config=configs/small_zoo.py:mnist      WRN-10-1s on 1,000 images of each class
-    --config=configs/small_zoo.py:cifar10    narrow ResNet-18s on 2,500 images of each class
+    --config=configs/small_zoo.py:cifar10    narrow ResNet-18s on 1,500 images of each class
 
 Single values are changed on the command line: --config.training.num_epochs=5.
 """
@@ -52,7 +52,7 @@ def get_config(arg: str = "mnist") -> ml_collections.ConfigDict:
     )
     if arg == "cifar10":
         config.model.name = "resnet18"
-        config.train_per_class = 2500
+        config.train_per_class = 1500
         config.training.update(learning_rate=0.1, augment="crop_flip")
     return config
 

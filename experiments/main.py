@@ -124,6 +124,8 @@ def _run(workdir: Path) -> None:
         except failures.SomeFailed as error:
             failed.append(str(error))
             page = error.page
+        if page is None and failed:
+            continue
         if page is None:
             print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
             continue
