@@ -3,8 +3,8 @@
   python benchmarks/zoo_parity.py --shared=../shared
 
 The folder's ``reference/robustbench`` holds outputs of the PyTorch networks (tests/zoo/fixtures.py). Each line is
-printed and stored in docs/benchmarks/zoo_parity.json as soon as it is known, with the commit that it is of; a second run
-does what is missing, so delete the file, or name fixtures, to do them anew. The largest take 8 GB of memory.
+printed and stored in docs/benchmarks/zoo_parity.json as soon as it is known, with the commit that it is of; a second
+run does what is missing, so delete the file, or name fixtures, to do them anew.
 """
 
 from __future__ import annotations
