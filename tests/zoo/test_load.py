@@ -1,5 +1,7 @@
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +12,7 @@ import pytest
 
 from nn_adv import models, zoo
 from nn_adv.zoo import convert, files
+from tests.zoo import fixtures
 
 SHAPE = (8, 8, 3)
 RECORD = {
@@ -230,21 +233,64 @@ def test_an_unknown_name_is_answered_before_any_file_is_looked_for(tmp_path):
         zoo.load("Wong2020", tmp_path)
 
 
+def _as_published(name, state):
+    """Put a state dict into files as they are told to be published."""
+    if name == "Andriushchenko2020Understanding":
+        return {f"{name}.pt": {"last": state, "best": {}}}
+    if name == "Wong2020Fast":  # its file lacks the constants
+        return {f"{name}.pt": {key: value for key, value in state.items() if key not in ("mu", "sigma")}}
+    if name == "Chen2020Adversarial":
+        members = {f"models.{index}.": {} for index in range(3)}
+        for key, value in state.items():
+            if key[:9] in members:
+                members[key[:9]][f"module.{key[9:]}"] = value
+        return {f"{name}.pt_m{index}.pt": {"state_dict": member} for index, member in enumerate(members.values())}
+    if name.startswith("Debenedetti"):
+        inner = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+        inner = {key.replace("pos_embed.", "pos_embeder."): value for key, value in inner.items()}
+        return {f"{name}.pt": {"model": inner, "epoch": 1}}
+    return {f"{name}.pt": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture"),
+    [
+        ("Addepalli2021Towards_RN18", "resnet18"),
+        ("Andriushchenko2020Understanding", "preact_resnet18"),
+        pytest.param("Wong2020Fast", "preact_resnet18_norm", marks=pytest.mark.slow),
+        pytest.param("Chen2020Efficient", "wrn34_10_sub_norm", marks=pytest.mark.slow),
+        pytest.param("Chen2020Adversarial", "ensemble3_preact_resnet50", marks=pytest.mark.slow),
+        pytest.param("Debenedetti2022Light_XCiT-S12", "xcit_s12", marks=pytest.mark.slow),
+    ],
+)
+def test_published_networks_are_loaded_by_name_from_files_of_the_published_form(tmp_path, shared_dir, name, fixture):
+    torch = pytest.importorskip("torch")
+    if not fixtures.folder(shared_dir).is_dir():
+        pytest.skip(f"needs {fixtures.folder(shared_dir)}")
+    state = fixtures.make_state(fixtures.read(shared_dir)[fixture])
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    for file, content in _as_published(name, tensors).items():
+        torch.save(content, folder / file)
+    assert zoo.has_weights(zoo.find(name), tmp_path)
+    with np.load(fixtures.folder(shared_dir) / f"{fixture}.npz") as published:
+        expected = published["logits"]
+    for _ in range(2):  # from the files, then from what is kept
+        outputs = np.asarray(
+            jax.jit(lambda fn, images: fn(images))(zoo.load(name, tmp_path).logits_fn, fixtures.images())
+        )
+        np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_the_catalogue(tmp_path):
-    root = os.path.dirname(os.path.dirname(os.path.dirname(zoo.__file__)))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--quiet",
-        "-w",
-        tmp_path,
-        root,
-    ]
-    subprocess.run(command, check=True)
+    package = pathlib.Path(zoo.__file__).parents[1]
+    copy = tmp_path / "checkout"  # building leaves files behind
+    shutil.copytree(package, copy / "nn_adv", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(package.parent / name, copy)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(copy)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert "nn_adv/zoo/catalogue.json" in zipfile.ZipFile(wheel).namelist()
