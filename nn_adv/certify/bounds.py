@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from nn_adv import pixels
-from nn_adv.certify import dual
+from nn_adv.certify.problems import l1_maximum, linf_root
 from nn_adv.neighbors.distances import float64_distances, matmul_t
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.screens import make_screen
@@ -161,7 +161,7 @@ def single(
             gap = other - own[nearest]
             room = jnp.where(gap > 0, limits[1] - query, query - limits[0])
             height = jnp.take_along_axis(heights, nearest[:, None], axis=1)[:, 0]
-            boxed = dual.linf_root if norm == "linf" else dual.l1_maximum
+            boxed = linf_root if norm == "linf" else l1_maximum
             bounds = jnp.maximum(bounds, boxed(height, jnp.abs(gap), room)[:, None])
         # A little is given away for the rounding; what comes near the radius is solved in any case.
         bounds = jnp.maximum(bounds.max(axis=1), 0) * (1 - 1e-7)

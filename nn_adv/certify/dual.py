@@ -1,10 +1,7 @@
 """The smallest perturbation that meets a few linear constraints inside a box, by Newton's method on its dual.
 
-For one opponent z_j and own-class points z_i the problem is
-
-  r = min ||v||_p   subject to   G v >= h,   low <= v <= high,      G_i = z_j - z_i,  h_i = (D_j - D_i) / 2.
-
-The dual has only the few multipliers. Around a centre c, ``min f(v) + delta/2 ||v - c||^2`` has the dual
+The dual of a problem (`Problems`) has only the few multipliers. Around a centre c, ``min f(v) + delta/2 ||v - c||^2``
+has the dual
 
   q(lambda) = h.lambda - max_v { w.v - f(v) - delta/2 ||v - c||^2 },      w = G' lambda,   lambda >= 0,
 
@@ -18,8 +15,8 @@ Newton method (`_maximize`) serves all norms:
         exactly after finitely many such steps.
   linf: f = 0 in the box cut to |v_k| <= epsilon, for a growing epsilon (`_solve_linf`).
 
-Whatever the multipliers, they prove a lower bound (`bound`), so an early stop or a rounding error costs time, never
-soundness. Everything is float64: call under ``jax.enable_x64(True)``.
+Whatever the multipliers, they prove a lower bound (`lower_bound`), so an early stop or a rounding error costs time,
+never soundness. Everything is float64: call under ``jax.enable_x64(True)``.
 """
 
 from __future__ import annotations
@@ -32,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nn_adv.certify.problems import Problems, combine, lower_bound
+
 _TOLERANCE = 1e-8  # of the largest h, by which a constraint may be missed
 _GAP = 1e-7  # relative, between v and the bound
 # Steps of the centre per call, and how near it keeps v: from first to last, in units of the scaled problem.
@@ -39,28 +38,8 @@ _OUTER_STEPS = 8
 _FIRST_PROXIMITY, _SHRINK, _LAST_PROXIMITY = 0.1, 0.1, 0.003
 _MAX_NEWTON_STEPS = 40
 _MAX_HALVINGS = 30
-_MAX_ROOT_STEPS = 150
-_LEAST_THRESHOLD, _NUM_HALVINGS = 2.0**-12, 14  # where the best threshold of l1 is looked for
 # Share of the largest curvature added to the diagonal: keeps a singular Newton system solvable.
 _DAMPING = 1e-10
-
-
-class Problems(NamedTuple):
-    """S problems with up to M constraints each, in d variables.
-
-    Attributes:
-      gaps: G ``[S, M, d]``; zero in unused rows.
-      heights: h ``[S, M]``; zero in unused rows.
-      is_row: ``[S, M]``, False in unused rows.
-      low: ``[S, d]``, at most 0; -inf without a box.
-      high: ``[S, d]``, at least 0; inf without a box.
-    """
-
-    gaps: chex.Array
-    heights: chex.Array
-    is_row: chex.Array
-    low: chex.Array
-    high: chex.Array
 
 
 class Solution(NamedTuple):
@@ -89,73 +68,6 @@ class _Inner(NamedTuple):
 
 def _rows_times(gaps, vectors):
     return jnp.einsum("smd,sd->sm", gaps, vectors)
-
-
-def _combine(gaps, multipliers):
-    return jnp.einsum("smd,sm->sd", gaps, multipliers)
-
-
-def bound(norm: str, problems: Problems, multipliers: chex.Array) -> jax.Array:
-    """Return the lower bound on the radius that any multipliers >= 0 prove, ``[S]``; weak duality."""
-    w = _combine(problems.gaps, multipliers)
-    target = jnp.sum(problems.heights * multipliers, axis=1)
-    room = jnp.where(w > 0, problems.high, -problems.low)
-    size = jnp.abs(w)
-    if norm == "l2":
-        v = jnp.clip(w, problems.low, problems.high)
-        return jnp.sqrt(2 * jnp.maximum(target - jnp.sum(w * v - v**2 / 2, axis=1), 0))
-    if norm == "l1":
-        return jnp.maximum(_l1_value(1.0, target, size, room), l1_maximum(target, size, room))
-    return linf_root(target, size, room)
-
-
-def _l1_value(threshold, target, size, room):
-    """min {||v||_1 : w.v >= target} >= (target - sum room (|w| - mu)^+) / mu for every mu > 0."""
-    threshold = jnp.broadcast_to(threshold, target.shape)
-    excess = jnp.maximum(size - threshold[:, None], 0)
-    held_back = jnp.sum(jnp.where(excess > 0, room, 0) * excess, axis=1)
-    return jnp.where(threshold > 0, (target - held_back) / jnp.where(threshold > 0, threshold, 1), 0)
-
-
-def l1_maximum(target, size, room):
-    """Return a bound ``[S]``, near the best, on the least l1 size of v with w.v >= target; arguments as in `linf_root`.
-
-    The bound of `_l1_value` is concave in 1 / mu: its derivative tells on which side of mu the best one lies.
-    """
-    largest = jnp.max(size, axis=1)
-
-    def halve(_, ends):
-        low, high = ends
-        middle = jnp.sqrt(low * high)
-        held = jnp.sum(jnp.where(size > middle[:, None], room * size, 0), axis=1)
-        return jnp.where(target > held, low, middle), jnp.where(target > held, middle, high)
-
-    low, _ = lax.fori_loop(0, _NUM_HALVINGS, halve, (largest * _LEAST_THRESHOLD, largest))
-    return jnp.maximum(_l1_value(low, target, size, room), _l1_value(largest, target, size, room))
-
-
-def linf_root(target, size, room):
-    """Return the eps ``[S]`` at which sum |w| min(eps, room) = target: the least linf size of v with w.v >= target.
-
-    The sum is concave in eps, so Newton's steps rise to the root from 0.
-
-    Args:
-      target: ``[S]``.
-      size: |w| ``[S, d]``.
-      room: how far each variable may move in the direction of w ``[S, d]``; may be inf.
-    """
-
-    def rise(state):
-        eps, _, count = state
-        is_open = room > eps[:, None]
-        slope = jnp.sum(jnp.where(is_open, size, 0), axis=1)
-        fixed = jnp.sum(jnp.where(is_open, 0, jnp.where(jnp.isinf(room), 0, room) * size), axis=1)
-        risen = jnp.where(slope > 0, (target - fixed) / jnp.where(slope > 0, slope, 1), eps)
-        risen = jnp.maximum(risen, eps)
-        return risen, jnp.any(risen > eps * (1 + 1e-15)), count + 1
-
-    start = jnp.zeros_like(target)
-    return lax.while_loop(lambda state: state[1] & (state[2] < _MAX_ROOT_STEPS), rise, (start, True, 0))[0]
 
 
 def _inner_box(w, center, delta, low, high) -> _Inner:
@@ -191,7 +103,7 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
     size = jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1)[:, None, None]
     system = gram + jnp.eye(gaps.shape[1]) * (_DAMPING * size + 1e-300)
     wanted = jnp.broadcast_to(margin[:, None], multipliers.shape) * jnp.any(gaps != 0, axis=2)
-    return _combine(gaps, jnp.linalg.solve(system, wanted[..., None])[..., 0])
+    return combine(gaps, jnp.linalg.solve(system, wanted[..., None])[..., 0])
 
 
 def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):
@@ -225,7 +137,7 @@ def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):
     scale = jnp.max(jnp.abs(problems.heights), axis=1) + 1e-300
 
     def evaluate(multipliers):
-        inner = inner_of(_combine(problems.gaps, multipliers))
+        inner = inner_of(combine(problems.gaps, multipliers))
         return inner, jnp.sum(problems.heights * multipliers - give / 2 * multipliers**2, axis=1) - inner.value
 
     def residual(multipliers, inner):
@@ -279,7 +191,7 @@ def solve(
 
     Args:
       norm: of the perturbation.
-      problems: as above.
+      problems: S of them.
       multipliers: to start from, ``[S, M]``; in l1 and linf those of an earlier call, or zeros.
       size: a positive number near the radius ``[S]``; sets the units.
       center: v of an earlier call ``[S, d]``; unused in l2.
@@ -291,7 +203,8 @@ def solve(
         one = jnp.ones_like(size)
         multipliers, inner, error = _maximize(_inner_box, scaled, multipliers / size, 0.0, one, 0 * one)
         multipliers = multipliers * size
-        return Solution(multipliers, inner.perturbation * size, bound(norm, problems, multipliers), error <= _TOLERANCE)
+        proved = lower_bound(norm, problems, multipliers)
+        return Solution(multipliers, inner.perturbation * size, proved, error <= _TOLERANCE)
     solved = (_solve_l1 if norm == "l1" else _solve_linf)(scaled, multipliers, center / size, rounds)
     return solved._replace(perturbation=solved.perturbation * size, bound=solved.bound * size[:, 0])
 
@@ -304,7 +217,7 @@ def _solve_l1(problems: Problems, multipliers, center, rounds) -> Solution:
         share = jnp.maximum(_FIRST_PROXIMITY * _SHRINK ** (count + _OUTER_STEPS * rounds), _LAST_PROXIMITY)[:, None]
         multipliers, inner, error = _maximize(_inner_l1, problems, multipliers, center, share, 0 * share)
         reached = jnp.sum(jnp.abs(inner.perturbation), axis=1)
-        lower = bound("l1", problems, multipliers)
+        lower = lower_bound("l1", problems, multipliers)
         is_converged = (error <= _TOLERANCE) & (reached - lower <= _GAP * reached)
         return multipliers, inner.perturbation, lower, is_converged, count + 1
 
@@ -333,14 +246,14 @@ def _solve_linf(problems: Problems, multipliers, center, rounds) -> Solution:
         delta = jnp.maximum(1e-3 * 0.3**stage, 1e-6) / num_variables
         give = jnp.maximum(0.1**stage, 1e-5)
         price, inner, _ = _maximize(_inner_box, boxed, price, center, delta, give)
-        proved = bound("linf", rows, price)
+        proved = lower_bound("linf", rows, price)
         best = jnp.where((proved > lower)[:, None], price, best)
         missed = jnp.max(jnp.where(rows.is_row, rows.heights - _rows_times(rows.gaps, inner.perturbation), 0), axis=1)
         is_converged = missed <= _TOLERANCE * lower
         return best, price, inner.perturbation, jnp.maximum(proved, lower), is_converged, count + 1
 
     best = multipliers * lengths
-    lower = bound("linf", rows, best)
+    lower = lower_bound("linf", rows, best)
     start = (best, jnp.zeros_like(best), center, lower, lower < 0, 0)
     state = lax.while_loop(lambda s: ~jnp.all(s[4]) & (s[5] < _OUTER_STEPS), outer, start)
     best, _, v, lower, is_converged, _ = state

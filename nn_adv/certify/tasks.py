@@ -19,6 +19,7 @@ import numpy as np
 from nn_adv.certify import bounds as cheap
 from nn_adv.certify import dual
 from nn_adv.certify.linear import solve_linear
+from nn_adv.certify.problems import Problems, lower_bound
 from nn_adv.certify.rows import Rows, pixel_values
 from nn_adv.neighbors import Reference, nearest_in_class
 from nn_adv.neighbors.reference import NO_POINT
@@ -192,7 +193,7 @@ def _solve_together(
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
     heights = jnp.sum(gaps * ((z[:, None] + own) / 2 - x[:, None]), axis=2)
     low, high = (-jnp.inf, jnp.inf) if limits is None else (limits[0] - x, limits[1] - x)
-    problems = dual.Problems(gaps, heights, is_row, jnp.broadcast_to(low, x.shape), jnp.broadcast_to(high, x.shape))
+    problems = Problems(gaps, heights, is_row, jnp.broadcast_to(low, x.shape), jnp.broadcast_to(high, x.shape))
     if norm != "l2":
         multipliers = jnp.where(
             jnp.any(multipliers > 0, axis=1, keepdims=True), multipliers, dual.start(norm, problems)
@@ -200,7 +201,7 @@ def _solve_together(
     lifted = problems._replace(heights=jnp.where(is_row, heights + lift[:, None], 0))
     solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds)
     # What multipliers of lifted constraints prove of the true ones.
-    proved = jnp.where(lift > 0, dual.bound(norm, problems, solution.multipliers), solution.bound)
+    proved = jnp.where(lift > 0, lower_bound(norm, problems, solution.multipliers), solution.bound)
     v = solution.perturbation
     candidate = x + v + shift[:, None] * (z - x - v)
     if norm == "l1":  # that way most pixels would move by less than float32 can tell, and all would count
@@ -228,8 +229,8 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
     task.multipliers, v = solved
     with jax.enable_x64(True):
         low, high = _room(batch, x)
-        problems = dual.Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
-        task.bound = max(task.bound, float(dual.bound(batch.norm, problems, task.multipliers[None])[0]))
+        problems = Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
+        task.bound = max(task.bound, float(lower_bound(batch.norm, problems, task.multipliers[None])[0]))
     return (x + v if batch.limits is None else np.clip(x + v, *batch.limits)).astype(np.float32), True
 
 

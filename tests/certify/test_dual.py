@@ -6,6 +6,7 @@ import pytest
 
 from nn_adv.certify import dual
 from nn_adv.certify.linear import solve_linear
+from nn_adv.certify.problems import Problems, lower_bound
 from tests.certify.truths import opponent_radius
 
 SIZE = 24
@@ -33,7 +34,7 @@ def _problems(seeds, bounds):
     gaps = np.pad(np.stack(gaps), ((0, 0), (0, 1), (0, 0)))
     heights = np.pad(np.stack(heights), ((0, 0), (0, 1)))
     is_row = np.arange(4) < 3
-    problems = dual.Problems(gaps, heights, np.tile(is_row, (len(gaps), 1)), np.stack(low), np.stack(high))
+    problems = Problems(gaps, heights, np.tile(is_row, (len(gaps), 1)), np.stack(low), np.stack(high))
     return problems, {norm: np.array([truth[norm] for truth in truths]) for norm in truths[0]}
 
 
@@ -80,8 +81,8 @@ def test_the_library_program_gives_the_same_radius_and_multipliers_that_prove_it
         np.testing.assert_allclose(np.linalg.norm(v, order), truth[norm], rtol=1e-6)
         assert np.min(gaps @ v - heights) >= -1e-6 and np.all((v >= low - 1e-9) & (v <= high + 1e-9))
         with jax.enable_x64(True):
-            problems = dual.Problems(gaps[None], heights[None], np.ones((1, 3), bool), low[None], high[None])
-            proved = float(dual.bound(norm, problems, multipliers[None])[0])
+            problems = Problems(gaps[None], heights[None], np.ones((1, 3), bool), low[None], high[None])
+            proved = float(lower_bound(norm, problems, multipliers[None])[0])
         np.testing.assert_allclose(proved, truth[norm], rtol=1e-6)
         num_solved += 1
     assert num_solved >= 6
@@ -94,7 +95,7 @@ def test_any_multipliers_prove_no_more_than_the_radius(norm, bounds):
     rng = np.random.default_rng(0)
     for scale in (1e-3, 1.0, 1e3):
         with jax.enable_x64(True):
-            proved = dual.bound(norm, problems, scale * rng.exponential(size=problems.heights.shape))
+            proved = lower_bound(norm, problems, scale * rng.exponential(size=problems.heights.shape))
         assert np.all(np.asarray(proved) <= truth[norm] * (1 + 1e-12))
 
 

@@ -1,0 +1,105 @@
+"""Problems of the smallest perturbation under a few linear constraints, and what multipliers prove about them.
+
+  r = min ||v||_p   subject to   G v >= h,   low <= v <= high,      G_i = z_j - z_i,  h_i = (D_j - D_i) / 2
+
+for one opponent z_j and own-class points z_i. By weak duality any multipliers >= 0 prove a lower bound on r, however
+they were found. Everything is float64: call under ``jax.enable_x64(True)``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_MAX_ROOT_STEPS = 150
+_LEAST_THRESHOLD, _NUM_HALVINGS = 2.0**-12, 14  # where the best threshold of l1 is looked for
+
+
+class Problems(NamedTuple):
+    """S problems with up to M constraints each, in d variables.
+
+    Attributes:
+      gaps: G ``[S, M, d]``; zero in unused rows.
+      heights: h ``[S, M]``; zero in unused rows.
+      is_row: ``[S, M]``, False in unused rows.
+      low: ``[S, d]``, at most 0; -inf without a box.
+      high: ``[S, d]``, at least 0; inf without a box.
+    """
+
+    gaps: chex.Array
+    heights: chex.Array
+    is_row: chex.Array
+    low: chex.Array
+    high: chex.Array
+
+
+def combine(gaps: chex.Array, multipliers: chex.Array) -> jax.Array:
+    """Return w = G' lambda, ``[S, d]``."""
+    return jnp.einsum("smd,sm->sd", gaps, multipliers)
+
+
+def lower_bound(norm: str, problems: Problems, multipliers: chex.Array) -> jax.Array:
+    """Return the lower bound on the radius that any multipliers >= 0 prove, ``[S]``; weak duality."""
+    w = combine(problems.gaps, multipliers)
+    target = jnp.sum(problems.heights * multipliers, axis=1)
+    room = jnp.where(w > 0, problems.high, -problems.low)
+    size = jnp.abs(w)
+    if norm == "l2":
+        v = jnp.clip(w, problems.low, problems.high)
+        return jnp.sqrt(2 * jnp.maximum(target - jnp.sum(w * v - v**2 / 2, axis=1), 0))
+    if norm == "l1":
+        return jnp.maximum(_l1_value(1.0, target, size, room), l1_maximum(target, size, room))
+    return linf_root(target, size, room)
+
+
+def _l1_value(threshold, target, size, room):
+    """min {||v||_1 : w.v >= target} >= (target - sum room (|w| - mu)^+) / mu for every mu > 0."""
+    threshold = jnp.broadcast_to(threshold, target.shape)
+    excess = jnp.maximum(size - threshold[:, None], 0)
+    held_back = jnp.sum(jnp.where(excess > 0, room, 0) * excess, axis=1)
+    return jnp.where(threshold > 0, (target - held_back) / jnp.where(threshold > 0, threshold, 1), 0)
+
+
+def l1_maximum(target, size, room):
+    """Return a bound ``[S]``, near the best, on the least l1 size of v with w.v >= target; arguments as in `linf_root`.
+
+    The bound of `_l1_value` is concave in 1 / mu: its derivative tells on which side of mu the best one lies.
+    """
+    largest = jnp.max(size, axis=1)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = jnp.sqrt(low * high)
+        held = jnp.sum(jnp.where(size > middle[:, None], room * size, 0), axis=1)
+        return jnp.where(target > held, low, middle), jnp.where(target > held, middle, high)
+
+    low, _ = lax.fori_loop(0, _NUM_HALVINGS, halve, (largest * _LEAST_THRESHOLD, largest))
+    return jnp.maximum(_l1_value(low, target, size, room), _l1_value(largest, target, size, room))
+
+
+def linf_root(target, size, room):
+    """Return the eps ``[S]`` at which sum |w| min(eps, room) = target: the least linf size of v with w.v >= target.
+
+    The sum is concave in eps, so Newton's steps rise to the root from 0.
+
+    Args:
+      target: ``[S]``.
+      size: |w| ``[S, d]``.
+      room: how far each variable may move in the direction of w ``[S, d]``; may be inf.
+    """
+
+    def rise(state):
+        eps, _, count = state
+        is_open = room > eps[:, None]
+        slope = jnp.sum(jnp.where(is_open, size, 0), axis=1)
+        fixed = jnp.sum(jnp.where(is_open, 0, jnp.where(jnp.isinf(room), 0, room) * size), axis=1)
+        risen = jnp.where(slope > 0, (target - fixed) / jnp.where(slope > 0, slope, 1), eps)
+        risen = jnp.maximum(risen, eps)
+        return risen, jnp.any(risen > eps * (1 + 1e-15)), count + 1
+
+    start = jnp.zeros_like(target)
+    return lax.while_loop(lambda state: state[1] & (state[2] < _MAX_ROOT_STEPS), rise, (start, True, 0))[0]
