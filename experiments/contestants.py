@@ -65,14 +65,10 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
         elif wanted in entries:
             found[wanted] = Contestant(wanted, entries[wanted])
         else:
-            near = difflib.get_close_matches(wanted, entries, n=3) or list(entries)[:3]
+            near = difflib.get_close_matches(wanted, entries, n=3) or list(entries)[:3] or ["none"]
             raise ValueError(
-                f"models: {wanted!r} is not in the catalogue of {config.dataset}"
-                + (
-                    f", {', '.join(near)} is"
-                    if near
-                    else f", which is empty: {config.catalogue or 'the project has none'}"
-                )
+                f"models: {wanted!r} is not among the {len(entries)} networks for {config.dataset} in "
+                f"{config.catalogue or 'the catalogue'}; near it: {', '.join(near)}"
             )
     if not found:
         raise ValueError(f"models must name one or more, got {config.models}")

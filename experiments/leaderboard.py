@@ -8,6 +8,7 @@ evaluated is recorded and the others go on; the next run tries it again.
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import time
 import warnings
@@ -93,7 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
         with tqdm.tqdm(total=len(mine), mininterval=pause, miniters=0, dynamic_ncols=True, unit="model") as bar:
             failed = []
-            for model, following in zip(mine, [*mine[1:], None], strict=True):
+            for model, following in itertools.zip_longest(mine, mine[1:]):
                 if not _finish(board, model, workdir, store, bar):
                     failed.append(model)
                 gc.collect()
@@ -288,7 +289,7 @@ def _clean_accuracy(board: Board, model, classifier: classifiers.Classifier) -> 
 def _neighbor_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
     """Compute 1NN's radii, those that an earlier run has not, and look its robust accuracy up in them."""
     start = time.perf_counter()
-    dataset, chosen = board.dataset, board.images
+    dataset = board.dataset
     reference = neighbors.fit(dataset.train_images, dataset.train_labels, dataset.num_classes)
     fitted = time.perf_counter()
     file = "radii/all.npz"
