@@ -7,6 +7,7 @@ evaluated is recorded and the others go on; the next run tries it again.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import sys
@@ -311,14 +312,14 @@ def _neighbor_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
 def _radii(board: Board, reference: neighbors.Reference, path: Path, show) -> radii.Radii:
     """Compute the radii of all images, going on where ``path`` ends; they are kept there."""
     chosen, norms = board.images, list(plan.main_radii(board.config))
-    parts = [radii.load(path)] if path.exists() else []
-    for begin in range(sum(len(part.correct) for part in parts), len(chosen.labels), _RADII_AT_ONCE):
+    known = [radii.load(path)] if path.exists() else []
+    for begin in range(sum(len(part.correct) for part in known), len(chosen.labels), _RADII_AT_ONCE):
         show(f"radii, {begin} of {len(chosen.labels)}")
         images, labels, split, image = (array[begin : begin + _RADII_AT_ONCE] for array in chosen)
         found = radii.measure(reference, images, labels, norms, split=split, image=image)
-        parts = [radii.join(*parts, found)] if parts else [found]
-        radii.save(path, parts[0])
-    return parts[0]
+        known = [functools.reduce(radii.join, [*known, found])]
+        radii.save(path, known[0])
+    return known[0]
 
 
 def _progress_file(workdir: Path, unit: str) -> Path:

@@ -47,3 +47,9 @@ def torch_module():
 
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+
+def constants():
+    """Return a plain function with its weights inside."""
+    weights = jax.random.normal(jax.random.key(0), (64, 10))
+    return lambda images: images.reshape(len(images), -1) @ weights

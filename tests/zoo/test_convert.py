@@ -158,7 +158,6 @@ def test_exported_networks_run_in_pytorch(name):
         lambda leaf: jnp.asarray(generator.normal(size=leaf.shape) / np.sqrt(leaf[..., 0].size), leaf.dtype),
         variables["params"],
     )
-    options = {key: value for key, value in options.items() if key != "stem_features"}
     module = getattr(torch_models, name)(3, **options).eval()
     module.load_state_dict({key: torch.from_numpy(value) for key, value in convert.to_state_dict(variables).items()})
     images = generator.random((2, 32, 32, 3)).astype(np.float32)

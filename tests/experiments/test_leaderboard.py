@@ -1,0 +1,357 @@
+"""The leaderboard end to end on a few digits: rows, clean accuracies, failures, resuming, shards, the command line."""
+
+import csv
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import leaderboard as config_file
+from experiments import attacked, contestants, failures, leaderboard, radii, results
+from nn_adv import certify, data, models, neighbors, zoo
+from nn_adv.zoo import convert
+from tests.experiments.test_binary_tasks import ROOT, _kill_when
+
+OWN = "tests.experiments.leaderboard_models"
+EVALUATION = {
+    "attacks": ("apgd-ce",),
+    "num_steps": 3,
+    "images_per_split": 20,
+    "batch_size": 16,
+}
+ARGUMENTS = {"hidden_sizes": [32]}
+
+
+def _network(seed):
+    """A network of random features with the output layer fitted, and its accuracy on the test images."""
+    digits = data.load("digits")
+    model = models.create("mlp", 10, **ARGUMENTS)
+    variables = model.init(jax.random.key(seed), np.zeros((1, 8, 8, 1), np.float32))
+    state = convert.to_state_dict(variables)
+    (hidden, out) = sorted(
+        {key.rpartition(".")[0] for key in state}, key=lambda name: state[name + ".weight"].shape[0]
+    )[::-1]
+    features = np.maximum(_flat(digits.train_images) @ state[hidden + ".weight"].T + state[hidden + ".bias"], 0)
+    state[out + ".weight"] = np.float32(np.linalg.lstsq(features, np.eye(10)[digits.train_labels], rcond=None)[0].T)
+    state[out + ".bias"] = np.zeros(10, np.float32)
+    features = np.maximum(_flat(digits.test_images) @ state[hidden + ".weight"].T + state[hidden + ".bias"], 0)
+    predicted = np.argmax(features @ state[out + ".weight"].T, axis=1)
+    return state, 100 * float(np.mean(predicted == digits.test_labels))
+
+
+def _flat(images):
+    return images.reshape(len(images), -1) / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Networks One and Two; Off, whose catalogue errs; Torn, a damaged file; Other, of another architecture."""
+    folder = tmp_path_factory.mktemp("zoo")
+    place = folder / "digits" / "Linf"
+    records = []
+    for seed, name in enumerate(("One", "Two", "Off", "Torn", "Other")):
+        state, accuracy = _network(seed)
+        if name == "Other":
+            state = {f"another.{key}": value for key, value in state.items()}
+        zoo.write_state_dict(place / f"{name}.safetensors", state)
+        records.append(
+            {
+                "name": name,
+                "dataset": "digits",
+                "threat": "Linf",
+                "architecture": "mlp",
+                "arguments": ARGUMENTS,
+                "image_shape": [8, 8, 1],
+                "files": [{"name": f"{name}.safetensors"}],
+                "clean_accuracy": round(accuracy - 3 * (name == "Off"), 2),
+            }
+        )
+    torn = place / "Torn.safetensors"
+    torn.write_bytes(torn.read_bytes()[:200])
+    (folder / "catalogue.json").write_text(json.dumps(records))
+    return folder
+
+
+def tiny_config(weights, **changes):
+    config = config_file.get_config(f"digits,{weights / 'catalogue.json'}")
+    config.update({"curve": (0.5,), "fine_curve": (), "evaluation": EVALUATION, "models": ("1nn", "One", "Two")})
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(weights, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    leaderboard.run(tiny_config(weights), workdir)
+    return workdir
+
+
+def _rows(workdir):
+    rows, problems = results.read_rows(workdir)
+    assert not problems
+    return {row["method"]: row for row in rows}
+
+
+def _counted(workdir):
+    return {name: row["evaluations"] for name, row in _rows(workdir).items()}
+
+
+def test_each_model_has_one_row_on_the_same_images(finished):
+    rows = _rows(finished)
+    assert set(rows) == {"1nn", "One", "Two"}
+    asked = {(split, None, 0.0) for split in ("train", "test")} | {
+        (split, norm, multiple * main)
+        for split in ("train", "test")
+        for norm, main in (("linf", 0.1), ("l2", 0.8))
+        for multiple in (0.5, 1.0)
+    }
+    for name, row in rows.items():
+        found = {
+            (item["split"], item["norm"], item["epsilon"]) for item in row["evaluations"] if item["epsilon"] is not None
+        }
+        assert found == asked and all(item["count"] == 20 for item in row["evaluations"])
+        kinds = {item["kind"] for item in row["evaluations"]}
+        assert kinds == ({"clean", "exact"} if name == "1nn" else {"clean", "attacked"})
+        if name != "1nn":
+            assert row["clean"]["verdict"] == "agrees" and row["clean"]["count"] == 599
+            assert row["model"]["num_values"] == 64 * 32 + 32 + 32 * 10 + 10 and row["attack"]["num_steps"] == 3
+            robust = [item["robust"] for item in row["evaluations"] if item["kind"] == "attacked"]
+            clean = [item["robust"] for item in row["evaluations"] if item["kind"] == "clean"]
+            assert 0 < sum(robust) and max(robust) < max(clean)
+
+
+def test_1nn_has_its_exact_radii_with_all_training_images_as_points(finished):
+    digits = data.load("digits")
+    reference = neighbors.fit(digits.train_images, digits.train_labels, 10)
+    known = radii.load(finished / "radii" / "all.npz")
+    for split in ("train", "test"):
+        images, labels = getattr(digits, f"{split}_images")[:20], getattr(digits, f"{split}_labels")[:20]
+        found = certify.radius(reference, images, labels, norm="l2")
+        np.testing.assert_allclose(known.lower[known.norms.tolist().index("l2"), known.split == split], found.lower)
+        robust = int(np.sum(found.correct & (found.lower >= 0.8)))
+        (item,) = [
+            item
+            for item in _counted(finished)["1nn"]
+            if (item["split"], item["norm"], item["epsilon"]) == (split, "l2", 0.8)
+        ]
+        assert item["robust"] == robust
+
+
+def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
+    config = tiny_config(
+        weights, models=("*", f"{OWN}:flax_model", f"{OWN}:function", f"{OWN}:too_few_classes", f"{OWN}:broken")
+    )
+    with pytest.raises(failures.SomeFailed) as caught:
+        leaderboard.run(config, tmp_path)
+    text = str(caught.value)
+    for part in (
+        "5 of 9 models failed",
+        "Off: it classifies",
+        "published",
+        "Torn",
+        "Other",
+        "too_few_classes must return [B, 10]",
+        "RuntimeError: no such luck",
+    ):
+        assert part in text, part
+    rows = _rows(tmp_path)
+    assert set(rows) == {"One", "Two", f"{OWN}:flax_model", f"{OWN}:function"}
+    assert rows["One"]["evaluations"] == _counted(finished)["One"]
+    assert rows[f"{OWN}:function"]["clean"]["verdict"] == "nothing published"
+    stored = failures.read(tmp_path)
+    assert stored["digits/Off"]["clean"]["verdict"] == "off"
+    assert "RuntimeError" in stored[f"digits/{OWN}:broken"]["traceback"]
+    page = caught.value.page.read_text()
+    assert "5 models failed" in page and "no such luck" in page
+
+    # Mended, or allowed for, they are tried again; nothing else is.
+    config.clean.tolerance = 4.0
+    config.models = ("One", "Off")
+    before = _rows(tmp_path)
+    assert leaderboard.run(config, tmp_path) == caught.value.page
+    after = _rows(tmp_path)
+    assert set(after) - set(before) == {"Off"} and after["One"] == before["One"]
+    assert "digits/Off" not in failures.read(tmp_path) and "models failed" not in caught.value.page.read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr(leaderboard, "_RADII_AT_ONCE", 15)
+    ensemble, measure, calls = attacked.attacks.ensemble, radii.measure, []
+
+    def stop_at(fn, number):
+        def call(*arguments, **options):
+            calls.append(fn)
+            if calls.count(fn) == number:
+                raise KeyboardInterrupt
+            return fn(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(radii, "measure", stop_at(measure, 3))
+    monkeypatch.setattr(attacked.attacks, "ensemble", stop_at(ensemble, 3))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            leaderboard.run(tiny_config(weights), tmp_path)
+    assert list((tmp_path / "attacks").glob("*.npz")) and set(_rows(tmp_path)) == {"1nn"}
+    leaderboard.run(tiny_config(weights), tmp_path)
+    assert _counted(tmp_path) == _counted(finished)
+    assert calls.count(measure) == 4  # two were kept, the third was stopped
+    # The third was stopped before it was kept that the second had ended: the second is entered once more, at its end.
+    assert calls.count(ensemble) == 3 + 3 + 4
+    assert not list((tmp_path / "attacks").glob("*.npz"))
+
+
+def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
+    apart = [tmp_path / "a", tmp_path / "b"]
+    for index, workdir in enumerate(apart):
+        leaderboard.run(tiny_config(weights), workdir, shard=(index, 2))
+        assert 0 < len(_rows(workdir)) < 3
+    results.merge(tmp_path / "both", apart)
+    assert _counted(tmp_path / "both") == _counted(finished)
+
+
+def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch):
+    programs = sys.modules["nn_adv.attacks.ensemble"]._attack
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    leaderboard.run(tiny_config(weights, models=("One",)), tmp_path)
+    gc.collect()
+    compiled, alive = programs._cache_size(), sum(array.nbytes for array in jax.live_arrays())
+    leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    gc.collect()
+    assert programs._cache_size() == compiled
+    assert sum(array.nbytes for array in jax.live_arrays()) <= alive
+
+
+def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
+    config = tiny_config(weights, models=(f"{OWN}:constants",))
+    leaderboard.run(config, tmp_path)
+    gc.collect()
+    assert not [array for array in jax.live_arrays() if array.shape == (64, 10)]
+
+
+def test_probabilities_are_attacked_as_logits_where_they_are_expected_and_warned_of_elsewhere(weights, tmp_path):
+    board = leaderboard.prepare(tiny_config(weights, models=("One",)))
+    (one,) = board.models
+    images = board.dataset.test_images[:5] / np.float32(255)
+    plain = contestants.load(one, board.config, board.dataset).logits_fn
+    as_logits = one._replace(entry=dataclasses.replace(one.entry, output="probabilities"))
+    softened = contestants.Partial(jax.nn.softmax)
+    found = contestants._logarithm(contestants.Partial(lambda x: softened(plain(x))), images)
+    np.testing.assert_allclose(found, jax.nn.log_softmax(plain(images)), rtol=1e-4, atol=1e-5)
+    assert contestants.load(as_logits, board.config, board.dataset).logits_fn.func is contestants._logarithm
+    leaderboard.run(tiny_config(weights, models=(f"{OWN}:probabilities",)), tmp_path)
+    (row,) = _rows(tmp_path).values()
+    assert any("probabilities" in text for text in row["warnings"])
+    assert "seems to return probabilities" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
+    board = leaderboard.prepare(tiny_config(weights, models=("Off",)))
+    (off,) = board.models
+    classifier = contestants.load(off, board.config, board.dataset)
+    with pytest.raises(leaderboard.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
+        leaderboard._clean_accuracy(board, off, classifier)
+    assert board.dataset.note  # digits are rescaled
+    board.config.catalogue = ""  # as if the accuracies were those of the project's catalogue
+    assert leaderboard._clean_accuracy(board, off, classifier)["verdict"] == "other pixels"
+
+
+def test_few_clean_images_allow_for_their_sampling(weights):
+    config = tiny_config(weights, models=("Off",))
+    config.clean.images = 100
+    board = leaderboard.prepare(config)
+    classifier = contestants.load(board.models[0], config, board.dataset)
+    clean = leaderboard._clean_accuracy(board, board.models[0], classifier)
+    assert clean["count"] == 100 and clean["verdict"] == "agrees"
+
+
+def test_a_torch_module_joins(weights, tmp_path):
+    pytest.importorskip("torch")
+    leaderboard.run(tiny_config(weights, models=(f"torch:{OWN}:torch_module",)), tmp_path)
+    (row,) = _rows(tmp_path).values()
+    assert row["model"]["architecture"] == "own, in torch"
+
+
+def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
+    text = (finished / "report" / "report.md").read_text()
+    for part in ("| **1NN** |", "| One |", "Whom 1NN beats", "of 2 networks", "figures/leaderboard-scatter-test.png"):
+        assert part in text, part
+    with open(finished / "report" / "leaderboard.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    written = sum(len(row["evaluations"]) for row in _rows(finished).values())
+    assert len(lines) == written
+    for line in lines:
+        assert float(line["accuracy"]) == pytest.approx(int(line["robust"]) / int(line["count"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ("Onne",)}, "'Onne' is not among the 5 networks for digits .*; near it: One"),
+        ({"models": ("Z*",)}, r"none of 0 networks that match 'Z\*' has its weights"),
+        ({"models": ()}, "models must name one or more"),
+        ({"models": ("1nn", "1nn")}, "models must not hold anything twice"),
+        ({"models": ("no.such:thing",)}, "cannot import 'no.such:thing'"),
+        ({"models": (f"{OWN}:nothing",)}, "cannot import"),
+        (
+            {"weights_dir": "/nowhere", "models": ("*",)},
+            r"none of 5 networks that match '\*' has its weights in /nowhere",
+        ),
+        ({"catalogue": "/nowhere.json"}, "nowhere.json"),
+        ({"sort_by": "l1"}, "sort_by must be one of clean, l2, linf, mean"),
+        ({"clean": {"tolerance": -1.0}}, "clean.tolerance must be at least 0"),
+        ({"evaluation": {"attacks": ("magic",)}}, "evaluation.attacks"),
+        ({"radii": {"linf": 0.0, "l2": 0.0}}, "radii must give"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(weights, changes, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        leaderboard.prepare(tiny_config(weights, **changes))
+
+
+def test_patterns_take_the_papers_models_with_weights_only(tmp_path):
+    config = config_file.get_config("cifar10")
+    config.weights_dir = str(tmp_path)
+    config.download = True  # no weights are asked for
+    assert len(contestants.choose(config)) == 1 + 69
+    config.only_in_paper = False
+    assert len(contestants.choose(config)) == 1 + len(zoo.read())
+    config.download = False
+    entry = zoo.read()["Wong2020Fast"]
+    (tmp_path / "cifar10" / "Linf").mkdir(parents=True)
+    (tmp_path / "cifar10" / "Linf" / entry.files[0].name).touch()
+    assert [one.name for one in contestants.choose(config)] == ["1nn", "Wong2020Fast"]
+
+
+def _command(weights, workdir, models):
+    small = [f"--config.evaluation.{key}={value!r}" for key, value in EVALUATION.items()]
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "experiments.main",
+            f"--config=configs/leaderboard.py:digits,{weights / 'catalogue.json'}",
+        ),
+        *small,
+        *("--config.curve=(0.5,)", "--config.fine_curve=()", f"--config.models={models!r}", f"--workdir={workdir}"),
+    ]
+
+
+def test_the_command_goes_on_after_a_kill_and_tells_failures_by_its_exit_status(weights, finished, tmp_path):
+    command = _command(weights, tmp_path, ("1nn", "One", "Two", "Torn"))
+    assert _kill_when(command, lambda: any(path.stat().st_size for path in tmp_path.glob("rows-*.jsonl")))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 1 of 4 models failed (Torn: ")
+    assert "Report: " in done.stdout and "1NN keeps exactly" in done.stdout
+    assert _counted(tmp_path) == _counted(finished)
+    done = subprocess.run(
+        _command(weights, tmp_path, ("1nn", "One")), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
