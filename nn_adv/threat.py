@@ -62,12 +62,25 @@ def dual_norm(norm: str) -> str:
 def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
     """Measure each perturbation ``[B, ...]`` in ``norm``; returns ``[B]``."""
     check_norm(norm)
-    flat = perturbation.reshape(perturbation.shape[0], -1)
     if norm == "l1":
-        return jnp.sum(jnp.abs(flat), axis=1)
+        return sum_per_image(jnp.abs(perturbation))
     if norm == "l2":
-        return jnp.sqrt(jnp.sum(jnp.square(flat), axis=1))
-    return jnp.max(jnp.abs(flat), axis=1)
+        return jnp.sqrt(sum_per_image(jnp.square(perturbation)))
+    return jnp.max(jnp.abs(perturbation.reshape(perturbation.shape[0], -1)), axis=1)
+
+
+def sum_per_image(values: chex.Array) -> chex.Array:
+    """Add up all values of each image, ``[B, ...]`` to ``[B]``, in one order whatever the batch.
+
+    Half onto half, again and again: XLA's own sum takes another order for one image than for many.
+    """
+    flat = values.reshape(values.shape[0], -1)
+    size = 1 << (flat.shape[1] - 1).bit_length()
+    flat = jnp.pad(flat, ((0, 0), (0, size - flat.shape[1])))
+    while size > 1:
+        size //= 2
+        flat = flat[:, :size] + flat[:, size:]
+    return flat[:, 0]
 
 
 def per_image(values: chex.Numeric, images: chex.Array) -> chex.Array:
@@ -121,8 +134,10 @@ def random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex
     Returns:
       Starting points ``[B, ...]``.
     """
-    draw = jax.vmap(lambda key: _draw_in_unit_ball(threat.norm, key, images.shape[1:], images.dtype))
-    return _within_bounds(threat, images + per_image(threat.epsilon, images) * draw(keys))
+    draw = jax.vmap(lambda key: _draw_direction(threat.norm, key, images.shape[1:], images.dtype))
+    direction, share = draw(keys)
+    # One factor per image: of two, compilers may multiply either first, depending on the batch.
+    return _within_bounds(threat, images + per_image(threat.epsilon * share, images) * direction)
 
 
 def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> chex.Array:
@@ -207,19 +222,19 @@ def _project_l2(offset, epsilon, lower, upper):
     scale at which the squared size would reach ``epsilon^2`` if no further component were clipped is never too large:
     the steps rise to the root from below and end there once no further component is clipped.
     """
-    axes = tuple(range(1, offset.ndim))
 
     def rise(state):
         scale, _, count = state
         clipped = jnp.clip(scale * offset, lower, upper)
         is_free = clipped == scale * offset
-        fixed = jnp.sum(jnp.where(is_free, 0, jnp.square(clipped)), axes, keepdims=True)
-        free = jnp.sum(jnp.where(is_free, jnp.square(offset), 0), axes, keepdims=True)
+        fixed = per_image(sum_per_image(jnp.where(is_free, 0, jnp.square(clipped))), offset)
+        free = per_image(sum_per_image(jnp.where(is_free, jnp.square(offset), 0)), offset)
         left = jnp.maximum(jnp.square(epsilon) - fixed, 0)
         risen = jnp.where(left < free, jnp.sqrt(left / jnp.where(free > 0, free, 1)), 1)
-        return risen, jnp.any(risen > scale), count + 1
+        # Rounding may lead back a little; an image that is done waits for the others of its batch where it is.
+        return jnp.maximum(risen, scale), jnp.any(risen > scale), count + 1
 
-    start = jnp.zeros((offset.shape[0],) + (1,) * len(axes), offset.dtype)
+    start = jnp.zeros((offset.shape[0],) + (1,) * (offset.ndim - 1), offset.dtype)
     # A handful of steps is usual; any number of them ends inside the ball.
     scale, *_ = jax.lax.while_loop(lambda state: state[1] & (state[2] < 50), rise, (start, True, 0))
     return jnp.clip(scale * offset, lower, upper)
@@ -239,7 +254,7 @@ def _project_l1(offset, epsilon, lower, upper):
     def measure(threshold):
         kept = jnp.clip(sizes - threshold, 0, room)
         is_free = (kept > 0) & (kept < room)
-        return jnp.sum(kept, axes, keepdims=True), jnp.sum(is_free, axes, keepdims=True)
+        return per_image(sum_per_image(kept), offset), jnp.sum(is_free, axes, keepdims=True)
 
     def narrow(state):
         threshold, size, num_free, low, high, count, _ = state
@@ -261,12 +276,13 @@ def _project_l1(offset, epsilon, lower, upper):
     return jnp.where(epsilon > 0, jnp.sign(offset) * jnp.clip(sizes - high, 0, room), 0)
 
 
-def _draw_in_unit_ball(norm, key, shape, dtype):
+def _draw_direction(norm, key, shape, dtype):
+    """Draw a direction and the share of it that makes the product uniform in the unit ball."""
     if norm == "linf":
-        return jax.random.uniform(key, shape, dtype, -1, 1)
+        return jax.random.uniform(key, shape, dtype, -1, 1), jnp.ones((), dtype)
     key_direction, key_radius = jax.random.split(key)
     sample = jax.random.normal if norm == "l2" else jax.random.laplace
-    direction = sample(key_direction, shape, dtype)[None]
-    direction = (direction / per_image(perturbation_size(norm, direction), direction))[0]
+    direction = sample(key_direction, shape, dtype)
     # The volume within radius r grows as r^d.
-    return direction * jax.random.uniform(key_radius, (), dtype) ** (1 / direction.size)
+    share = jax.random.uniform(key_radius, (), dtype) ** (1 / direction.size)
+    return direction, share / perturbation_size(norm, direction[None])[0]

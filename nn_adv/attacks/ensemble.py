@@ -27,6 +27,8 @@ from nn_adv.threat import Threat
 
 UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
 _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
+# Rows of the smallest call: products with one or a few rows are other programs, which round differently.
+_LEAST_ROWS = 8
 
 
 def _usual_pgd(logits_fn, images, labels, *, threat, num_steps=40, num_restarts=1, **options) -> AttackResult:
@@ -159,7 +161,7 @@ def ensemble(
       key: a typed key.
       threat: the perturbations allowed, one epsilon for all images.
       attacks: in their order; by default `standard_attacks`.
-      batch_size: images per call; the last batch is filled up.
+      batch_size: images per call; the last batch, and one of fewer than 8, is filled up.
       predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``.
       indices: ``[N]`` what an image's random numbers belong to, such as its number in the dataset; by default its
         place in ``images``.
@@ -179,7 +181,8 @@ def ensemble(
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
     _check_images(images, threat)
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
-    shapes = [jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for array in (images, labels)]
+    num_filled = max(batch_size, _LEAST_ROWS)
+    shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
     num_classes = _classify.eval_shape(logits_fn, predict_fn, *shapes)[0].shape[1]
     check_labels(labels, num_classes)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
@@ -205,7 +208,7 @@ def ensemble(
         state = state._replace(num_rows=len(rows))
         for start in range(state.num_done, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            filled = rows[np.arange(start, start + batch_size) % len(rows)]
+            filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
                 logits, success = _classify(logits_fn, predict_fn, images[filled], labels[filled])
                 _check_logits(np.asarray(logits)[: len(batch)], batch)

@@ -22,7 +22,7 @@ from nn_adv.attacks.common import (
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
-from nn_adv.threat import Threat, check_norm, dual_norm, per_image, perturbation_size, random_start
+from nn_adv.threat import Threat, check_norm, dual_norm, per_image, perturbation_size, random_start, sum_per_image
 
 
 class _Nearest(NamedTuple):
@@ -97,7 +97,7 @@ def fab(
     def step(target, points, nearest):
         gap, normal = _border(logits_fn, points, labels, target, threat.norm)
         # The same border seen from the image: gap and normal belong to the linearisation at the current point.
-        gap_of_image = gap - jnp.sum((normal * (images - points)).reshape(gap.shape[0], -1), axis=1)
+        gap_of_image = gap - sum_per_image(normal * (images - points))
         from_point = project_onto_hyperplane(threat.norm, threat.bounds, points, normal, gap)
         from_image = project_onto_hyperplane(threat.norm, threat.bounds, images, normal, gap_of_image)
         size, size_of_image = (perturbation_size(threat.norm, move) for move in (from_point, from_image))
@@ -179,8 +179,8 @@ def _rise_together(speed, weight, room, gap):
     def rise(state):
         time, _, count = state
         is_free = time * speed < room
-        filled = jnp.sum(jnp.where(is_free, 0, weight * room), axis=1, keepdims=True)
-        slope = jnp.sum(jnp.where(is_free, weight * speed, 0), axis=1, keepdims=True)
+        filled = sum_per_image(jnp.where(is_free, 0, weight * room))[:, None]
+        slope = sum_per_image(jnp.where(is_free, weight * speed, 0))[:, None]
         risen = jnp.where(slope > 0, (gap - filled) / jnp.where(slope > 0, slope, 1), time)
         return jnp.maximum(risen, time), jnp.any(risen > time), count + 1
 

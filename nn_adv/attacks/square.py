@@ -143,7 +143,7 @@ def _tiles(norm, key, shape, radius):
     rows, columns = jnp.arange(height), jnp.arange(width)
     bumps = _bumps(turn_key, rows % side, columns % side, side, max(shape), radius.dtype)
     pattern = bumps[..., None] * signs[rows // side][:, columns // side]
-    return pattern * _divide(radius, _mass(norm, pattern, (0, 1, 2)))
+    return pattern * _divide(radius, _mass(norm, pattern))
 
 
 def _move_mass(norm, key, offset, radius, side):
@@ -162,12 +162,12 @@ def _move_mass(norm, key, offset, radius, side):
     signs = jax.random.rademacher(sign_key, offset.shape[2:], offset.dtype)
     bumps = _bumps(turn_key, rows, columns, side, max(offset.shape), offset.dtype)[..., None]
     bumps = jnp.where(inside, bumps, 0)
-    bumps = bumps * _divide(1, _mass(norm, bumps, (0, 1))) * signs + held * _divide(1, _mass(norm, held, (0, 1)))
-    both = _mass(norm, jnp.where(inside | emptied, offset, 0), (0, 1)) ** power
-    unspent = jnp.maximum(radius**power - _mass(norm, offset, (0, 1, 2)) ** power, 0)
+    bumps = bumps * _divide(1, _masses(norm, bumps)) * signs + held * _divide(1, _masses(norm, held))
+    both = _masses(norm, jnp.where(inside | emptied, offset, 0)) ** power
+    unspent = jnp.maximum(radius**power - _mass(norm, offset) ** power, 0)
     share = (both + unspent / offset.shape[2]) ** (1 / power)
-    moved = jnp.where(inside, bumps * _divide(share, _mass(norm, bumps, (0, 1))), jnp.where(emptied, 0, offset))
-    return moved * _divide(radius, _mass(norm, moved, (0, 1, 2)))
+    moved = jnp.where(inside, bumps * _divide(share, _masses(norm, bumps)), jnp.where(emptied, 0, offset))
+    return moved * _divide(radius, _mass(norm, moved))
 
 
 def _places_in_square(key, shape, side):
@@ -204,11 +204,14 @@ def _bumps(key, rows, columns, side, largest, dtype):
     return jnp.where(jax.random.bernoulli(key), pair(rows[:, None], columns[None]), pair(columns[None], rows[:, None]))
 
 
-def _mass(norm, offset, axes):
-    """Measure an offset ``[H, W, C]`` over some axes, which stay with size 1."""
-    if norm == "l1":
-        return jnp.sum(jnp.abs(offset), axes, keepdims=True)
-    return jnp.sqrt(jnp.sum(jnp.square(offset), axes, keepdims=True))
+def _mass(norm, offset):
+    """Measure an offset ``[H, W, C]``."""
+    return perturbation_size(norm, offset[None])[0]
+
+
+def _masses(norm, offset):
+    """Measure each channel of an offset ``[H, W, C]``, ``[C]``."""
+    return perturbation_size(norm, jnp.moveaxis(offset, -1, 0))
 
 
 def _divide(value, size):
