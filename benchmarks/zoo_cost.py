@@ -1,9 +1,9 @@
 """What does it cost to attack the networks of the catalogue? Counted, without weights and without a GPU.
 
-Each network is traced on abstract images. Counted are the operations of the logits and of the gradient at the images, and
-the bytes of the weights and of what the gradient keeps of each image. From them and the passes of the standard
-ensemble follow the hours of a leaderboard (images that no attack breaks, all of them: an upper bound) on a GPU that
-sustains so many operations a second. That rate is an assumption.
+Each network is traced on abstract images. Counted are the operations of the logits and of the gradient at the images
+(a multiplication and an addition are two), and the bytes of the weights and of what the gradient keeps of each image.
+From them and the passes of the standard ensemble follow the hours of a leaderboard (images that no attack breaks, all
+of them: an upper bound) on a GPU that sustains so many operations a second. That rate is an assumption.
 
   python benchmarks/zoo_cost.py --output=docs/benchmarks/zoo_cost.json
 """
@@ -21,8 +21,8 @@ from timing import environment
 
 from nn_adv import models, zoo
 
-# Gradients and further logits of one image that no attack of the ensemble breaks: APGD-CE and APGD-T over nine targets of
-# 100 steps; FAB-T over nine targets, whose steps look again where they have arrived; Square of 5,000 queries.
+# Gradients and further logits of one image that no attack of the ensemble breaks: APGD-CE and, over nine targets,
+# APGD-T of 100 steps; FAB-T over nine targets, whose steps look again where they have arrived; Square of 5,000 queries.
 GRADIENTS = 100 + 9 * 100 + 9 * 100
 FORWARDS = 9 * 100 + 5000
 _BATCH = 8  # traced; figures are per image
