@@ -53,14 +53,20 @@ def scatter(
             across, up = points[focus]
             axes.axvline(100 * across.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
             axes.axhline(100 * up.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        axes.set_xlim(-2, 102)
-        axes.set_ylim(-2, 102)
+        axes.set_xlim(_limits([across for across, _ in points.values()]))
+        axes.set_ylim(_limits([up for _, up in points.values()]))
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(f"{threat_label(threats[0])}, %")
         axes.set_ylabel(f"{threat_label(threats[1])}, %")
         axes.set_title(title)
         return png(figure)
+
+
+def _limits(means: Sequence[Mean]) -> tuple[float, float]:
+    """From nothing to beyond the most robust, with room for its name."""
+    most = max(1.0, *(100 * (mean.value + (mean.error or 0.0)) for mean in means))
+    return -0.03 * most, 1.18 * most
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, Mean]]], main: Threat, *, focus: str, title: str) -> bytes:
