@@ -99,7 +99,12 @@ def test_is_no_weaker_than_its_first_attack():
 
 
 @pytest.mark.parametrize(
-    ("norm", "epsilon"), [("linf", 0.05), ("l1", 1.5), pytest.param("l2", 0.4, marks=pytest.mark.slow)]
+    ("norm", "epsilon"),
+    [
+        ("linf", 0.05),
+        pytest.param("l2", 0.4, marks=pytest.mark.slow),
+        pytest.param("l1", 1.5, marks=pytest.mark.slow),
+    ],
 )
 def test_does_not_depend_on_the_batch_size(norm, epsilon):
     """To the bit, with a network whose own result does not; in l2 but for the last bits of APGD."""
