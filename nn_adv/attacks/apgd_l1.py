@@ -35,8 +35,8 @@ class _State(NamedTuple):
 def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat: Threat, num_steps: int) -> Visited:
     """Run the ascent in l1 once.
 
-    The paper starts in balls of three times and twice the radius; here all steps are spent in the ball itself, as with
-    the exact projection the wider ones only cost steps on digits.
+    The paper starts in balls of three times and twice the radius; here all steps are spent in the ball itself, which is
+    stronger with the exact projection (docs/attacks.md has the comparison).
 
     Args:
       evaluate: points ``[B, ...]`` and number of the step to loss ``[B]``, gradient ``[B, ...]`` and `Visited`.
