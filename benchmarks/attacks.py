@@ -5,9 +5,9 @@ and points and of weights and points. Each attack is timed as a whole, from clea
 number of gradients it takes; compilation is left out. Bare passes and attacks take turns, medians are reported.
 
   python benchmarks/attacks.py --models small_cnn soft_1nn --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models preact_resnet18 --steps=3 --repeats=3 --output=docs/benchmarks/attacks.json
+  python benchmarks/attacks.py --models preact_resnet18 --repeats=3 --output=docs/benchmarks/attacks.json
 
-The file keeps the models of earlier runs. On two cores the second command takes a quarter of an hour.
+The file keeps the models of earlier runs. On two cores the second command takes ten minutes.
 """
 
 from __future__ import annotations
