@@ -160,10 +160,18 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
     if threat.norm == "linf":
         return jnp.sign(gradient)
     if threat.norm == "l2":
+        gradient = _near_one(gradient)
         size = per_image(perturbation_size("l2", gradient), gradient)
         return gradient / jnp.where(size > 0, size, 1)
     num_pixels = gradient[0].size
     return sparse_step(gradient, jnp.full(len(gradient), round(_L1_SHARE_OF_PIXELS * num_pixels)))
+
+
+def _near_one(gradient: chex.Array) -> chex.Array:
+    """Scale each image's gradient by a power of two, without rounding, so that squares neither vanish nor overflow."""
+    limits = jnp.finfo(gradient.dtype)
+    exponent = jnp.clip(-jnp.frexp(perturbation_size("linf", gradient))[1], limits.minexp, limits.maxexp - 1)
+    return gradient * per_image(jnp.ldexp(jnp.ones((), gradient.dtype), exponent), gradient)
 
 
 def sparse_step(gradient: chex.Array, count: chex.Array) -> chex.Array:

@@ -134,6 +134,15 @@ def test_steepest_step_ignores_pixels_that_cannot_move(norm):
     assert free[0, 0] < 0 and free[0, 1] > 0
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize(("dtype", "sizes"), [(np.float32, (1e-36, 1e-22, 1e20, 1e37)), (np.float16, (1e-3, 1, 6e4))])
+def test_steepest_step_has_unit_size_however_steep(norm, dtype, sizes):
+    gradient = np.random.default_rng(0).uniform(-1, 1, (1, 50))
+    gradient = np.array([gradient[0] * size for size in sizes], dtype)
+    step = threats.steepest_step(Threat(norm, 1.0), gradient, np.full(gradient.shape, 0.5, dtype))
+    np.testing.assert_allclose(_size(norm, np.asarray(step, np.float64)), 1, rtol=1e-5 if dtype == np.float32 else 1e-2)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_sparse_steps_move_the_largest_components(dtype):
     gradient = np.random.default_rng(5).standard_normal((4, 10, 10)).astype(dtype)

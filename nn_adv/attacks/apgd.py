@@ -19,6 +19,8 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     check_labels,
+    check_logits,
+    finite_or_zero,
     fold_in_each,
     higher,
     highest_others,
@@ -73,7 +75,8 @@ def apgd(
       num_targets: highest other logits of the clean image to aim at in turn, at most C - 1; None is untargeted.
       starts: where the first restart of each target starts, ``[B, ...]``, moved into ball and bounds; None draws it.
       num_samples: None for a deterministic model. For a stochastic one, the evaluations that gradient, loss and
-        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397).
+        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397). Success is then judged in the
+        end, by new samples: among many points one would look broken by luck.
       predict_fn: the classifier that decides success, images to labels, where it is not the argmax of the (mean)
         logits. It is asked once per restart.
 
@@ -85,7 +88,7 @@ def apgd(
         C - 1; integer images, labels that are no integers or out of range (seen only outside jit); an old-style
         integer key; starts or logits of a wrong shape.
     """
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, threat.bounds)
     _check_options(num_steps, num_restarts, num_samples)
     if starts is not None and starts.shape != images.shape:
         raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
@@ -132,6 +135,9 @@ def apgd(
     _, best = jax.lax.while_loop(
         lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
     )
+    if num_samples is not None and predict_fn is None:
+        new_keys = fold_in_each(keys, 1 + num_runs)
+        best = best._replace(success=is_wrong(problem.logits(best.images, new_keys), labels))
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
 
 
@@ -158,13 +164,11 @@ class _Problem(NamedTuple):
 
         ascent = jax.value_and_grad(total_loss, has_aux=True)
         (_, (loss, logits)), gradient = self._mean(lambda keys: ascent(points, keys), keys)
-        return loss, gradient, logits
+        return loss, finite_or_zero(gradient), logits
 
     def _logits(self, points, keys):
         logits = self.logits_fn(points) if self.num_samples is None else self.logits_fn(points, keys)
-        if logits.ndim != 2 or logits.shape[0] != points.shape[0] or logits.shape[1] < 2:
-            raise ValueError(f"logits_fn must return [{points.shape[0]}, C] with C >= 2, got shape {logits.shape}")
-        return logits
+        return check_logits(logits, points.shape[0])
 
     def _mean(self, sample, keys):
         if self.num_samples is None:

@@ -15,7 +15,8 @@ class AttackResult(NamedTuple):
     """What an attack found for each image.
 
     Attributes:
-      adversarial: ``[B, ...]`` the best point visited, inside ball and bounds; the image itself if nothing is better.
+      adversarial: ``[B, ...]`` the best point visited, inside bounds and (up to rounding) ball; the image itself if
+        nothing is better.
       success: ``[B]`` whether the classifier gets ``adversarial`` wrong. False proves nothing.
       loss: ``[B]`` loss at ``adversarial``.
       distance: ``[B]`` size of the perturbation in the threat's norm.
@@ -116,13 +117,44 @@ def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.A
     return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1]
 
 
-def check_images_and_key(images: chex.Array, labels: chex.Array, key: chex.PRNGKey) -> None:
-    """Raise ValueError for integer images or an old-style integer key."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide uint8 images by 255")
+def finite_or_zero(gradient: chex.Array) -> chex.Array:
+    """Zero what is not finite: one NaN, as of a root at 0, would end an attack and read as robustness."""
+    return jnp.where(jnp.isfinite(gradient), gradient, 0)
+
+
+def check_images_and_key(
+    images: chex.Array, labels: chex.Array, key: chex.PRNGKey, bounds: tuple[float, float] | None
+) -> None:
+    """Raise ValueError for images that `check_images` refuses or an old-style integer key."""
+    check_images(images, bounds)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be a typed key from jax.random.key, got an array of {key.dtype}")
     chex.assert_equal_shape_prefix([images, labels], 1)
+
+
+def check_images(images: chex.Array, bounds: tuple[float, float] | None) -> None:
+    """Raise ValueError for images that are integers or, seen only outside jit, not finite or outside the bounds."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide uint8 images by 255")
+    if isinstance(images, jax.core.Tracer):
+        return
+    values = np.asarray(images)
+    low, high = bounds or (-np.inf, np.inf)
+    is_valid = (np.isfinite(values) & (values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1)
+    if not is_valid.all():
+        raise ValueError(f"images must be finite and inside {bounds}, which image {np.argmin(is_valid)} is not")
+
+
+def count_classes(logits_fn: Callable, images: chex.Array) -> int:
+    """Return C of the logits ``[B, C]`` without computing them; raise ValueError for a wrong shape."""
+    return check_logits(jax.eval_shape(logits_fn, images), len(images)).shape[1]
+
+
+def check_logits(logits: chex.Array, num_images: int) -> chex.Array:
+    """Return logits ``[B, C]``, C >= 2; raise ValueError for another shape."""
+    if logits.ndim != 2 or logits.shape[0] != num_images or logits.shape[1] < 2:
+        raise ValueError(f"logits_fn must return [{num_images}, C] with C >= 2, got shape {logits.shape}")
+    return logits
 
 
 def check_labels(labels: chex.Array, num_classes: int) -> None:

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.attacks.apgd import apgd
-from nn_adv.attacks.common import AttackResult, check_at_least, check_labels, example_keys
+from nn_adv.attacks.common import (
+    AttackResult,
+    check_at_least,
+    check_images,
+    check_labels,
+    check_logits,
+    example_keys,
+)
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
@@ -173,19 +180,28 @@ def ensemble(
       An `EnsembleResult`.
 
     Raises:
-      ValueError: images that are not finite floats inside the bounds, labels out of range, logits of a wrong shape or,
+      ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
+        epsilon for each image, two attacks of one name, logits of a wrong shape or,
         for a clean image, NaN, ``batch_size`` below 1, indices of another length, or a state that does not fit.
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
-    _check_images(images, threat)
+    if images.ndim == 0 or len(images) == 0:
+        raise ValueError(f"images must be at least one, got shape {images.shape}")
+    check_images(images, threat.bounds)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be one per image, [{len(images)}], got shape {labels.shape}")
+    if np.ndim(threat.epsilon):
+        raise ValueError(f"threat must have one epsilon for all images, got {np.shape(threat.epsilon)} of them")
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
     num_filled = max(batch_size, _LEAST_ROWS)
     shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
     num_classes = _classify.eval_shape(logits_fn, predict_fn, *shapes)[0].shape[1]
     check_labels(labels, num_classes)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
+    if len({attack.name for attack in attacks}) < len(attacks):
+        raise ValueError(f"attacks must have different names, got {', '.join(attack.name for attack in attacks)}")
     indices = np.arange(len(images)) if indices is None else np.asarray(indices)
     if indices.shape != labels.shape:
         raise ValueError(f"indices must be one per image, [{len(images)}], got shape {indices.shape}")
@@ -211,7 +227,7 @@ def ensemble(
             filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
                 logits, success = _classify(logits_fn, predict_fn, images[filled], labels[filled])
-                _check_logits(np.asarray(logits)[: len(batch)], batch)
+                _check_clean_logits(np.asarray(logits)[: len(batch)], batch)
                 found = images[filled]
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
@@ -249,9 +265,7 @@ def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
 @jax.jit
 def _classify(logits_fn, predict_fn, images, labels):
     """Return logits, and which images are misclassified."""
-    logits = logits_fn(images)
-    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
-        raise ValueError(f"logits_fn must return [{len(images)}, C] with C >= 2, got shape {logits.shape}")
+    logits = check_logits(logits_fn(images), len(images))
     predicted = jnp.argmax(logits, axis=1) if predict_fn is None else predict_fn(images)
     return logits, predicted != labels
 
@@ -262,20 +276,10 @@ def _keys(key: chex.PRNGKey, name: str, indices: np.ndarray) -> np.ndarray:
     return np.asarray(jax.random.key_data(example_keys(own, indices)))
 
 
-def _check_images(images: np.ndarray, threat: Threat) -> None:
-    if len(images) == 0 or not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images must be at least one, floating point, got {images.dtype} of shape {images.shape}")
-    low, high = threat.bounds or (-np.inf, np.inf)
-    is_valid = np.isfinite(images) & (images >= low) & (images <= high)
-    if not is_valid.all():
-        first = int(np.argmin(is_valid.reshape(len(images), -1).all(axis=1)))
-        raise ValueError(f"images must be finite and inside {threat.bounds}, which image {first} is not")
-
-
-def _check_logits(logits: np.ndarray, rows: np.ndarray) -> None:
+def _check_clean_logits(logits: np.ndarray, rows: np.ndarray) -> None:
     """Refuse NaN, and warn of probabilities."""
     is_nan = np.isnan(logits).any(axis=1)
     if is_nan.any():
         raise ValueError(f"logits_fn must return numbers, for image {rows[np.argmax(is_nan)]} it returned NaN")
-    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-5):
+    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=max(1e-5, float(jnp.finfo(logits.dtype).eps))):
         warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=3)

@@ -14,6 +14,8 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     check_labels,
+    check_logits,
+    finite_or_zero,
     fold_in_each,
     highest_others,
     image_keys,
@@ -80,11 +82,11 @@ def fab(
       ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer images,
         labels that are no integers or out of range (seen only outside jit), or an old-style integer key.
     """
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     keys = image_keys(key, images.shape[0])
-    clean_logits = logits_fn(images)
+    clean_logits = check_logits(logits_fn(images), len(images))
     check_labels(labels, clean_logits.shape[-1])
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
@@ -207,7 +209,7 @@ def _border(logits_fn, points, labels, target, norm):
 
     def gap_and_slope(other):
         value, pull = jax.vjp(lambda points: targeted_margin(logits_fn(points), labels, other), points)
-        return -value, pull(jnp.ones_like(value))[0]
+        return -value, finite_or_zero(pull(jnp.ones_like(value))[0])
 
     if target is not None:
         return gap_and_slope(target)

@@ -17,6 +17,8 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     check_labels,
+    check_logits,
+    finite_or_zero,
     fold_in_each,
     highest_others,
     image_keys,
@@ -101,12 +103,12 @@ def minimum_norm(
         images, labels that are no integers or out of range (seen only outside jit), or an old-style integer key.
     """
     check_norm(norm)
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, bounds)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     keys = image_keys(key, images.shape[0])
 
-    clean_logits = logits_fn(images)
+    clean_logits = check_logits(logits_fn(images), len(images))
     check_labels(labels, clean_logits.shape[-1])
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
@@ -126,6 +128,7 @@ def minimum_norm(
     def step(index, carry, target):
         points, radius, best = carry
         (_, (loss, found)), slope = jax.value_and_grad(score, has_aux=True)(points, target)
+        slope = finite_or_zero(slope)
         best = remember(best, points, found)
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)

@@ -155,7 +155,7 @@ def tempered_apgd(
     Raises:
       ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `apgd`.
     """
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, threat.bounds)
     temperatures = _check_temperatures(temperatures)
     keys = image_keys(key, images.shape[0])
 

@@ -15,6 +15,8 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     check_labels,
+    count_classes,
+    finite_or_zero,
     fold_in_each,
     image_keys,
     is_judged_wrong,
@@ -64,10 +66,10 @@ def pgd(
       ValueError: negative ``num_steps``, ``num_restarts`` below 1, integer images, labels no integers or out of
         range (seen only outside jit), or an old-style integer key.
     """
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
-    check_labels(labels, jax.eval_shape(logits_fn, images).shape[-1])
+    check_labels(labels, count_classes(logits_fn, images))
     keys = image_keys(key, images.shape[0])
 
     def score(points):
@@ -89,7 +91,7 @@ def pgd(
             points, best = carry
             (_, (loss, success)), gradient = jax.value_and_grad(score, has_aux=True)(points)
             best = better(best, Visited(points, success, loss))
-            moved = points + per_image(step_size, images) * steepest_step(threat, gradient, points)
+            moved = points + per_image(step_size, images) * steepest_step(threat, finite_or_zero(gradient), points)
             return project(threat, moved, images), best
 
         nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))

@@ -21,6 +21,7 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images_and_key,
     check_labels,
+    count_classes,
     fold_in_each,
     image_keys,
     is_judged_wrong,
@@ -75,13 +76,13 @@ def square(
         outside (0, 1], labels that are no integers or out of range (seen only outside jit), or an old-style integer
         key.
     """
-    check_images_and_key(images, labels, key)
+    check_images_and_key(images, labels, key, threat.bounds)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
     check_at_least("num_queries", num_queries, 1)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
-    check_labels(labels, jax.eval_shape(logits_fn, images).shape[-1])
+    check_labels(labels, count_classes(logits_fn, images))
     keys = image_keys(key, images.shape[0])
     if threat.norm == "linf":
         start, propose, least = _stripes, _recolour, 1

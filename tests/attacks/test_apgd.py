@@ -230,6 +230,18 @@ def test_gradients_of_a_stochastic_model_are_averaged():
     assert success_with(300) > 0.8 * best
 
 
+def test_a_stochastic_model_is_not_broken_by_luck():
+    """Wrong on 5 % of its draws, whatever the image: of a hundred draws one is, almost surely; the last one is not."""
+    count = 200
+
+    def noisy_logits_fn(points, keys):
+        is_lucky = jax.vmap(lambda key: jax.random.uniform(key) < 0.05)(keys)
+        return jnp.stack([1 - 2.0 * is_lucky, 0 * points.sum(axis=1)], axis=1)
+
+    problem = noisy_logits_fn, np.full((count, 4), 0.5, np.float32), np.zeros(count, int)
+    assert 0 < np.mean(_attack("linf", 0.1, problem, num_steps=100, num_samples=1).success) < 0.12
+
+
 def test_windows_shrink_as_published():
     ends = np.flatnonzero(apgd_module._windows(100)) + 1
     np.testing.assert_array_equal(ends, [22, 41, 57, 70, 80, 87, 93, 99])

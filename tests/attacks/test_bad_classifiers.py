@@ -1,4 +1,4 @@
-"""Every attack on classifiers that return NaN, and with labels that are none."""
+"""Every attack on classifiers that are none, and with labels and images that are none."""
 
 import functools
 
@@ -49,3 +49,33 @@ def test_labels_that_are_none_are_refused(name, labels, message):
     problem = small_networks.network(4)
     with pytest.raises(ValueError, match=message):
         ATTACKS[name](problem.logits_fn, problem.images, labels, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("wrong", [255.0, -0.1, np.nan, np.inf])
+def test_images_outside_the_bounds_are_refused(name, wrong):
+    problem = small_networks.network(4)
+    images = np.array(problem.images)
+    images[2, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match=r"images must be finite and inside \(0.0, 1.0\), which image 2 is not"):
+        ATTACKS[name](problem.logits_fn, images, problem.labels, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("reduce", [lambda x: x[:1], lambda x: x[:, 0], jnp.sum, lambda x: x[:, :1]])
+def test_logits_of_a_wrong_shape_are_refused(name, reduce):
+    problem = small_networks.network(4)
+    with pytest.raises(ValueError, match=r"logits_fn must return \[4, C\] with C >= 2, got shape"):
+        ATTACKS[name](lambda x: reduce(problem.logits_fn(x)), problem.images, problem.labels, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "square"])
+def test_pixels_without_a_gradient_hinder_no_other(name):
+    problem = small_networks.network(4)
+    images = jnp.asarray(problem.images).at[:, 0, 0, 0].set(0)
+
+    def with_root(points):  # adds nothing, with a slope that is NaN
+        return problem.logits_fn(points) + 0 * jnp.sqrt(points[:, 0, 0, :1])
+
+    runs = [ATTACKS[name](fn, images, problem.labels, key=jax.random.key(0)) for fn in (with_root, problem.logits_fn)]
+    assert np.sum(runs[0].success) == np.sum(runs[1].success) > 0

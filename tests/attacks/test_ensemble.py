@@ -241,7 +241,7 @@ def test_plain_pgd_is_there_by_name():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": np.zeros((23, 6, 6, 1), np.uint8)}, "images must be at least one, floating point"),
+        ({"images": np.zeros((23, 6, 6, 1), np.uint8)}, "images must be floating point"),
         ({"images": np.zeros((0, 6, 6, 1), np.float32)}, "images must be at least one"),
         ({"images": np.full((23, 6, 6, 1), 1.5, np.float32)}, "finite and inside .*, which image 0 is not"),
         ({"images": np.full((23, 6, 6, 1), np.nan, np.float32)}, "finite and inside"),
@@ -256,6 +256,9 @@ def test_plain_pgd_is_there_by_name():
             "and attacks, .* and 4, got .* attack 4",
         ),
         ({"indices": np.arange(22)}, r"indices must be one per image, \[23\], got shape \(22,\)"),
+        ({"labels": np.zeros((23, 1), int)}, r"labels must be one per image, \[23\], got shape \(23, 1\)"),
+        ({"threat": Threat("linf", np.full(23, 0.1))}, r"threat must have one epsilon for all images, got \(23,\)"),
+        ({"attacks": [attacks.named_attack("square", 10)] * 2}, "different names, got square, square"),
     ],
 )
 def test_bad_input_gets_one_clear_line(change, message):
