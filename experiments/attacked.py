@@ -12,6 +12,7 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import classifiers
@@ -53,7 +54,7 @@ def broken_by(
       For each threat ``[N]``: the place in ``suite`` of the attack that broke the image there or at a smaller radius,
       or ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
     """
-    network = _fingerprint(classifier)
+    network = _fingerprint(classifier, images[:batch_size])
     done, state = _load(progress_file, network, images)
     saved = time.monotonic()
 
@@ -90,10 +91,19 @@ def broken_by(
     return done
 
 
-def _fingerprint(classifier: classifiers.Classifier) -> int:
-    """Return a number that tells networks apart: a run that was changed in between may have trained another one."""
-    contents = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier))
+def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray) -> int:
+    """Return a number that tells networks apart: a run that was changed in between may have trained another one.
+
+    What the network says of some images stands for what is hidden in a function, such as a torch module's weights.
+    """
+    contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier)]
+    contents.append(np.asarray(_predict(classifier.logits_fn, images)).tobytes())
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
+
+
+@jax.jit
+def _predict(logits_fn, images):
+    return jnp.argmax(logits_fn(images), axis=1)
 
 
 def _save(path: Path, network: int, done: list[np.ndarray], state: attacks.EnsembleState) -> None:

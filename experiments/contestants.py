@@ -110,7 +110,10 @@ def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: dat
         if contestant.entry.output == "probabilities":
             # Attacks climb differences of logits, which the logarithm gives back; the largest stays the largest.
             logits_fn = Partial(_logarithm, logits_fn)
-    shape = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32)).shape
+    found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32))
+    if not hasattr(found, "shape"):
+        raise ValueError(f"{contestant.name} must return an array of logits, got {type(found).__name__}")
+    shape = found.shape
     if shape != (2, dataset.num_classes):
         raise ValueError(
             f"{contestant.name} must return [B, {dataset.num_classes}] for the classes of {dataset.title}, "
@@ -137,7 +140,7 @@ def _own(name: str, num_classes: int) -> Partial:
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         model, variables = made
         return Partial(model.apply, variables)
-    if not callable(made):
+    if isinstance(made, nn.Module) or hasattr(made, "state_dict") or not callable(made):
         raise ValueError(
             f"{name} must return a function of images or (Flax module, variables), got {type(made).__name__}; "
             f"a torch module needs {_TORCH}{name}"
@@ -149,7 +152,7 @@ def _function(name: str) -> Callable[[], Any]:
     module, _, function = name.removeprefix(_TORCH).partition(":")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a user's module does when it is imported
         raise ValueError(
             f"models: cannot import {name!r} ({error}): it must be MODULE:FUNCTION or {_TORCH}MODULE:FUNCTION, the "
             "module installed or in the folder of the command"

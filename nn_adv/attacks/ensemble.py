@@ -212,6 +212,9 @@ def ensemble(
             f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
             f"got one of {state.adversarial.shape} at attack {state.attack}"
         )
+    if state.attack != CLEAN:  # the clean pass warned an earlier run only
+        first = np.arange(num_filled) % len(images)
+        _check_clean_logits(np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0]), first)
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
     state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
 

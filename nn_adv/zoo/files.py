@@ -143,7 +143,17 @@ def _load_torch(path: pathlib.Path) -> Any:
             f"{path} asks for code ({found[1]}), which is never run here: if you trust whoever made it, load it in "
             "PyTorch once and save its state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    # A damaged file can trip PyTorch's reader anywhere.
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         reason = re.split(r"[.\n]", str(error))[0] or "it ends too early"
         raise ValueError(
             f"{path} is damaged, cut off or no file of tensors ({reason}): delete it and get it again"

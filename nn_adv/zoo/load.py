@@ -128,7 +128,11 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
     state: dict[str, np.ndarray] = {}
     for file in entry.files:
         part = files.read_state_dict(place / file.name, outer_key=file.outer_key, prefixes=entry.prefixes)
-        state |= {file.into + _renamed(entry, key): value for key, value in part.items()}
+        for key, value in part.items():
+            name = file.into + _renamed(entry, key)
+            if name in state:
+                raise ValueError(f"{place / file.name}: key {key} is read as {name}, as another key was before it")
+            state[name] = value
     names = ", ".join(dict.fromkeys(str(place / file.name) for file in entry.files))
     variables = _convert(entry, network, state, names)
     cache = _cache(entry, folder)

@@ -269,9 +269,16 @@ def test_bad_input_gets_one_clear_line(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_probabilities_are_noticed():
+@pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, 1), 0, 0)])
+def test_probabilities_are_noticed(state):
     images, labels = _images(10)
     with pytest.warns(UserWarning, match="probabilities"):
         attacks.ensemble(
-            lambda x: jax.nn.softmax(LOGITS[10](x)), images, labels, key=KEY, threat=THREAT, attacks=_quick(10)[:1]
+            lambda x: jax.nn.softmax(LOGITS[10](x)),
+            images,
+            labels,
+            key=KEY,
+            threat=THREAT,
+            attacks=_quick(10)[:1],
+            state=state,
         )

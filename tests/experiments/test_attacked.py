@@ -139,3 +139,10 @@ def test_attacks_have_the_size_that_is_asked_for():
     config.evaluation.attacks = ("magic",)
     with pytest.raises(ValueError, match="evaluation.attacks: attack must be one of apgd-ce, .*, got 'magic'"):
         plan.make_attacks(config, 2)
+
+
+def test_functions_are_told_apart_by_what_they_say():
+    images = np.random.default_rng(0).random((20, 4)).astype(np.float32)
+    networks = [classifiers.Classifier(Partial(lambda x, sign=sign: sign * x)) for sign in (1, 1, -1)]
+    same, equal, other = (attacked._fingerprint(network, images) for network in networks)
+    assert same == equal != other

@@ -163,6 +163,13 @@ def test_several_files_and_entries_make_one_network(own, network, state):
         np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
 
 
+def test_two_keys_read_as_one_are_refused(own, state):
+    own.describe(renames=[["^ema\\.", ""]])
+    own.write(state | {"ema.conv1.weight": state["conv1.weight"]})
+    with pytest.raises(ValueError, match="conv1.weight is read as conv1.weight, as another key was before it"):
+        own.load()
+
+
 def test_networks_of_one_architecture_share_what_is_compiled(own, state):
     own.write(state)
     traces = []
