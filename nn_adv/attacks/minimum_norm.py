@@ -29,7 +29,6 @@ from nn_adv.attacks.common import (
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.threat import (
     Threat,
-    check_norm,
     dual_norm,
     per_image,
     perturbation_size,
@@ -102,7 +101,7 @@ def minimum_norm(
       ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, integer
         images, labels that are no integers or out of range (seen only outside jit), or an old-style integer key.
     """
-    check_norm(norm)
+    Threat(norm, 0.0, bounds)  # refuses an unknown norm and bounds that are none
     check_images_and_key(images, labels, key, bounds)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)

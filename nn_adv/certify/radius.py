@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -249,7 +250,7 @@ def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
     _check_pixels("images", images, bounds)
-    _check_pixels("points of the reference", reference.blocks, bounds)
+    _check_pixels("points of the reference", reference.blocks, bounds, (reference.index != NO_POINT)[..., None])
     return labels, leave_out
 
 
@@ -260,13 +261,20 @@ def _check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
         raise ValueError(f"{name} must be at least {low} and at most {high}, got {values[first]} at index {first}")
 
 
-def _check_pixels(name: str, images: chex.Array, bounds) -> None:
+@jax.jit
+def _range(images: chex.Array, is_real: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Return the least and the greatest pixel, without the rows that only fill up a block."""
+    values = images if jnp.issubdtype(images.dtype, jnp.floating) else images.astype(jnp.float32)
+    return jnp.min(values, where=is_real, initial=jnp.inf), jnp.max(values, where=is_real, initial=-jnp.inf)
+
+
+def _check_pixels(name: str, images: chex.Array, bounds, is_real: chex.Array = True) -> None:
     if images.dtype == np.uint8:
         if bounds is None or (bounds[0] <= 0 and bounds[1] >= 1):
             return
-        low, high = float(np.min(images)) / 255, float(np.max(images)) / 255
+        low, high = (float(end) / 255 for end in _range(images, is_real))
     else:
-        low, high = float(jnp.min(images)), float(jnp.max(images))
+        low, high = (float(end) for end in _range(images, is_real))
     if not (np.isfinite(low) and np.isfinite(high)):
         flat = np.asarray(images, np.float32).reshape(len(images), -1)
         raise ValueError(

@@ -57,7 +57,7 @@ def cross_class_copies(rows: Rows) -> list[tuple[int, int]]:
     found = []
     order = np.argsort(rows.origins, kind="stable")
     for row in order[(count[group] > 1)[order] & (rows.labels[order] >= 0)].tolist():
-        copies = earlier.setdefault(rows.points[row].tobytes(), [])
+        copies = earlier.setdefault((rows.points[row] + 0).tobytes(), [])
         found += [(row, copy) for copy in copies if rows.labels[copy] != rows.labels[row]]
         copies.append(row)
     return found

@@ -205,3 +205,18 @@ def test_bad_input_gets_one_clear_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         certify.radius(reference, arguments.pop("images"), arguments.pop("labels"), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_box_need_not_hold_what_fills_up_a_block():
+    points, labels = np.array([[0.6, 0.6], [0.9, 0.9]], np.float32), np.array([0, 1])
+    reference = neighbors.fit(points, labels, 2)
+    found = certify.radius(reference, np.array([[0.61, 0.6]], np.float32), np.array([0]), norm="l2", bounds=(0.5, 1.0))
+    truth = abs(0.61 + 0.6 - 1.5) / np.sqrt(2)
+    assert found.status[0] == "exact"
+    np.testing.assert_allclose(found.lower, truth, rtol=1e-6)
+
+
+def test_minus_zero_is_zero():
+    reference = neighbors.fit(np.array([[0, 0.5], [-0.0, 0.5], [1, 1]], np.float32), np.array([0, 1, 1]), 2)
+    found = certify.radius(reference, np.array([[0.1, 0.4]], np.float32), np.array([0]), norm="l2")
+    assert found.status[0] == "exact" and found.lower[0] > 0.5
