@@ -12,7 +12,6 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import classifiers
@@ -97,13 +96,8 @@ def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray) -> int:
     What the network says of some images stands for what is hidden in a function, such as a torch module's weights.
     """
     contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier)]
-    contents.append(np.asarray(_predict(classifier.logits_fn, images)).tobytes())
+    contents.append(np.asarray(classifiers.predict(classifier, images)).tobytes())
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
-
-
-@jax.jit
-def _predict(logits_fn, images):
-    return jnp.argmax(logits_fn(images), axis=1)
 
 
 def _save(path: Path, network: int, done: list[np.ndarray], state: attacks.EnsembleState) -> None:

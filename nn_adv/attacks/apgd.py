@@ -75,8 +75,8 @@ def apgd(
       num_targets: highest other logits of the clean image to aim at in turn, at most C - 1; None is untargeted.
       starts: where the first restart of each target starts, ``[B, ...]``, moved into ball and bounds; None draws it.
       num_samples: None for a deterministic model. For a stochastic one, the evaluations that gradient, loss and
-        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397). Success is then judged in the
-        end, by new samples: among many points one would look broken by luck.
+        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397). Success is judged by new samples
+        after each restart and in the end: among many points one would look broken by luck.
       predict_fn: the classifier that decides success, images to labels, where it is not the argmax of the (mean)
         logits. It is asked once per restart.
 
@@ -85,8 +85,8 @@ def apgd(
 
     Raises:
       ValueError: negative ``num_steps``; ``num_restarts`` or ``num_samples`` below 1; ``num_targets`` outside 1 to
-        C - 1; integer images, labels that are no integers or out of range (seen only outside jit); an old-style
-        integer key; starts or logits of a wrong shape.
+        C - 1; images that are integers or (seen only outside jit) not inside the bounds, labels that are no integers
+        or out of range (seen only outside jit); an old-style integer key; starts or logits of a wrong shape.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     _check_options(num_steps, num_restarts, num_samples)
@@ -104,10 +104,13 @@ def apgd(
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
         return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
 
-    def judge(visited: Visited) -> Visited:
-        if predict_fn is None:
+    def judge(visited: Visited, number: chex.Numeric) -> Visited:
+        if predict_fn is not None:
+            return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
+        if num_samples is None:
             return visited
-        return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
+        new_keys = fold_in_each(fold_in_each(keys, number), 2)  # 0 and 1 are those of `run`
+        return visited._replace(success=is_wrong(problem.logits(visited.images, new_keys), labels))
 
     def run(number: chex.Numeric) -> Visited:
         run_keys = fold_in_each(keys, 1 + number)
@@ -123,21 +126,20 @@ def apgd(
             return loss, gradient, visit(points, logits)
 
         if threat.norm == "l1":
-            return judge(ascend_l1(evaluate, start, images, threat, num_steps))
-        return judge(_ascend(evaluate, start, images, threat, num_steps)[0])
+            return judge(ascend_l1(evaluate, start, images, threat, num_steps), 1 + number)
+        return judge(_ascend(evaluate, start, images, threat, num_steps)[0], 1 + number)
 
     def attack_survivors(state):
         number, best = state
         return number + 1, where_each(best.success, best, better(best, run(number)))
 
     num_runs = num_restarts * (num_targets or 1)
-    clean = judge(visit(images, clean_logits))
+    clean = judge(visit(images, clean_logits), 0)
     _, best = jax.lax.while_loop(
         lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
     )
-    if num_samples is not None and predict_fn is None:
-        new_keys = fold_in_each(keys, 1 + num_runs)
-        best = best._replace(success=is_wrong(problem.logits(best.images, new_keys), labels))
+    if num_samples is not None:
+        best = judge(best, 1 + num_runs)
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
 
 

@@ -181,19 +181,14 @@ def ensemble(
 
     Raises:
       ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
-        epsilon for each image, two attacks of one name, logits of a wrong shape or,
-        for a clean image, NaN, ``batch_size`` below 1, indices of another length, or a state that does not fit.
+        epsilon for each image, two attacks of one name, logits of a wrong shape or, for a clean image, NaN,
+        ``batch_size`` below 1, indices of another length, or a state that does not fit.
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
+    indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
+    _check_inputs(images, labels, indices, threat)
     logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
-    if images.ndim == 0 or len(images) == 0:
-        raise ValueError(f"images must be at least one, got shape {images.shape}")
-    check_images(images, threat.bounds)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be one per image, [{len(images)}], got shape {labels.shape}")
-    if np.ndim(threat.epsilon):
-        raise ValueError(f"threat must have one epsilon for all images, got {np.shape(threat.epsilon)} of them")
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
     num_filled = max(batch_size, _LEAST_ROWS)
     shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
@@ -202,9 +197,6 @@ def ensemble(
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
     if len({attack.name for attack in attacks}) < len(attacks):
         raise ValueError(f"attacks must have different names, got {', '.join(attack.name for attack in attacks)}")
-    indices = np.arange(len(images)) if indices is None else np.asarray(indices)
-    if indices.shape != labels.shape:
-        raise ValueError(f"indices must be one per image, [{len(images)}], got shape {indices.shape}")
     if state is None:
         state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
     elif state.adversarial.shape != images.shape or not CLEAN <= state.attack < len(attacks):
@@ -245,6 +237,17 @@ def ensemble(
     names = tuple(attack.name for attack in attacks)
     left = count_unbroken(state.broken_by, len(attacks))
     return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, left)
+
+
+def _check_inputs(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, threat: Threat) -> None:
+    if images.ndim == 0 or len(images) == 0:
+        raise ValueError(f"images must be at least one, got shape {images.shape}")
+    check_images(images, threat.bounds)
+    for name, values in (("labels", labels), ("indices", indices)):
+        if values.shape != images.shape[:1]:
+            raise ValueError(f"{name} must be one per image, [{len(images)}], got shape {values.shape}")
+    if np.ndim(threat.epsilon):
+        raise ValueError(f"threat must have one epsilon for all images, got {np.shape(threat.epsilon)} of them")
 
 
 def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:

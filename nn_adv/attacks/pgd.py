@@ -63,8 +63,8 @@ def pgd(
       An `AttackResult`.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` below 1, integer images, labels no integers or out of
-        range (seen only outside jit), or an old-style integer key.
+      ValueError: negative ``num_steps``, ``num_restarts`` below 1, images that are integers or (seen only outside jit)
+        not inside the bounds, labels no integers or out of range (seen only outside jit), or an old-style integer key.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 0)

@@ -19,8 +19,8 @@ apgd = importlib.import_module("nn_adv.attacks.apgd")  # the package's attribute
 LOSSES = {"ce": losses.cross_entropy, "dlr": losses.dlr}
 CASES = [("c10", "linf", "ce"), ("c10", "l2", "ce"), ("c10", "linf", "dlr"), ("c10", "l2", "dlr"), ("c2", "linf", "ce")]
 # Here rounding decides which side of a kink of the loss a point is on, and the paths part, later or earlier from one
-# processor to the next: by 0.07 on one and 0.001 on another. What is asked of them is the same first steps, the same
-# flag, the same step sizes and the same best loss to 1e-5.
+# processor to the next: by 0.07 on one and 0.001 on another. What is asked of them is the same first steps, flag, step
+# sizes and best loss, of the targeted DLR to 1e-5.
 CHAOTIC = {("l2", "dlr"): [25, 53, 58, 73, 99, 111, 131], ("l2", "targeted_dlr"): [73, 111]}
 STEPS_BEFORE_CHAOS = 6
 FEW = 7  # every seventh image in the fast tests
@@ -74,9 +74,6 @@ def _check_losses(trace, expected, chaotic):
     error = np.abs(trace - expected["loss_trace"])
     assert error[:, ~chaotic].max() <= 1e-7
     assert error[:STEPS_BEFORE_CHAOS].max() <= 1e-7
-    best = np.abs(trace.max(axis=0) - expected["loss_best"])
-    assert best[~chaotic].max() <= 2e-9
-    assert best.max() <= 1e-5
 
 
 @pytest.mark.parametrize("every", AMOUNTS)
@@ -91,6 +88,7 @@ def test_every_step_is_that_of_the_authors(folder, monkeypatch, name, norm, loss
     np.testing.assert_allclose(step_trace, expected["step_trace"], rtol=1e-12)
     chaotic = CHAOTIC.get((norm, loss), []) if name == "c10" else []
     _check_losses(loss_trace, expected, np.isin(np.arange(0, 196, every), chaotic))
+    np.testing.assert_allclose(loss_trace.max(axis=0), expected["loss_best"], atol=2e-9)
 
 
 @pytest.mark.parametrize("every", AMOUNTS)
@@ -114,7 +112,11 @@ def _check_targeted(folder, monkeypatch, norm, rank, every):
     np.testing.assert_array_equal(target, expected["y_target"])
     np.testing.assert_array_equal(~success, expected["robust"])
     np.testing.assert_allclose(step_trace[-1], expected["step_last"], rtol=1e-12)
-    _check_losses(loss_trace, expected, np.isin(np.arange(0, 196, every), CHAOTIC.get((norm, "targeted_dlr"), [])))
+    chaotic = np.isin(np.arange(0, 196, every), CHAOTIC.get((norm, "targeted_dlr"), []))
+    _check_losses(loss_trace, expected, chaotic)
+    best = loss_trace.max(axis=0)
+    np.testing.assert_allclose(best[~chaotic], expected["loss_best"][~chaotic], atol=1e-9)
+    np.testing.assert_allclose(best[chaotic], expected["loss_best"][chaotic], atol=1e-5)
 
 
 @pytest.mark.parametrize(("norm", "rank"), [("l2", 2), ("linf", 6), ("l2", 10)])  # all nine below
