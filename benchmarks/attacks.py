@@ -4,10 +4,11 @@ The floor of a step is the gradient of the loss at the images: for 1NN through i
 and points and of weights and points. Each attack is timed as a whole, from clean images to result, and divided by the
 number of gradients it takes; compilation is left out. Bare passes and attacks take turns, medians are reported.
 
-  python benchmarks/attacks.py --models small_cnn soft_1nn --output=docs/benchmarks/attacks.json
+  python benchmarks/attacks.py --models small_cnn --output=docs/benchmarks/attacks.json
+  python benchmarks/attacks.py --models soft_1nn --repeats=15 --output=docs/benchmarks/attacks.json
   python benchmarks/attacks.py --models preact_resnet18 --repeats=3 --output=docs/benchmarks/attacks.json
 
-The file keeps the models of earlier runs. On two cores the second command takes ten minutes.
+The file keeps the models of earlier runs. On two cores the last command takes ten minutes.
 """
 
 from __future__ import annotations
