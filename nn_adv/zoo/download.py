@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import json
@@ -24,34 +25,45 @@ _USER_AGENT = "nn_adv"
 def fetch(file: File, folder: pathlib.Path) -> pathlib.Path:
     """Download a file into ``folder``, going on where an earlier download stopped.
 
-    It arrives as NAME.part and is renamed once its size and, where known, its hash are right.
+    It arrives as NAME.part and is renamed once it is whole: by its hash, where that is known, else by its size, where
+    the server tells it, and by what the file tells of itself (`files.check`).
 
     Returns:
       Its path.
 
     Raises:
       OSError: it has no source, could not be had, or what came is not the file; the error says how to get it by hand.
-      ImportError: it is on Google Drive, and gdown is not installed.
+      ImportError: it is on Google Drive, and gdown is not installed; or only PyTorch can tell whether it is whole.
     """
     path, part = folder / file.name, folder / f"{file.name}.part"
     kind, _, rest = file.source.partition(":")
     if not file.source:
-        raise FileNotFoundError(f"no file {path}; {by_hand(file, folder)}")
+        raise missing(file, folder)
     folder.mkdir(parents=True, exist_ok=True)
     md5 = file.md5
     try:
         if kind == "gdrive":
             _from_google_drive(rest, part)
         elif kind == "zenodo":
-            address, md5 = _on_zenodo(rest)
+            address, told = _on_zenodo(rest)
+            if md5 and md5 != told:
+                raise OSError(f"its MD5 is {md5} in the catalogue and {told} at Zenodo: one of them is another file")
+            md5 = told
             _from_address(address, part)
         else:
             _from_address(file.source, part)
-        _check(part, md5)
+        _check(part, path.suffix, md5)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OSError(f"cannot download {file.name} ({reason}); {by_hand(file, folder)}") from error
     return part.replace(path)
+
+
+def missing(file: File, folder: pathlib.Path) -> FileNotFoundError:
+    """Say that a file is not there, how to get it, and which downloads of it have not come to their end."""
+    parts = sorted(path.name for path in folder.glob(f"{glob.escape(file.name)}.part*"))
+    unfinished = f"; unfinished downloads of it lie there ({', '.join(parts)}): download=True goes on with them"
+    return FileNotFoundError(f"no file {folder / file.name}; {by_hand(file, folder)}{unfinished if parts else ''}")
 
 
 def by_hand(file: File, folder: pathlib.Path) -> str:
@@ -66,22 +78,21 @@ def by_hand(file: File, folder: pathlib.Path) -> str:
     return f"get it from {page} and save it as {folder / file.name}" if page else f"put it into {folder}"
 
 
-def _check(part: pathlib.Path, md5: str) -> None:
+def _check(part: pathlib.Path, suffix: str, md5: str) -> None:
     """Delete what is not the file, so that the next download does not go on from it."""
     with part.open("rb") as stream:
-        if files.is_web_page(stream.read(512)):
-            problem = "a web page came instead: a quota, a sign-in or a warning; Google Drive's quota lasts a day"
-        elif not md5 or hashlib.file_digest(_rewound(stream), "md5").hexdigest() == md5:
+        if md5 and hashlib.file_digest(stream, "md5").hexdigest() == md5:
             return
-        else:
-            problem = "its MD5 is not the published one: it was damaged on the way or has been replaced"
-    part.unlink()
-    raise OSError(problem)
-
-
-def _rewound(stream):
-    stream.seek(0)
-    return stream
+    problem = "its MD5 is not the published one: it was damaged on the way or has been replaced" if md5 else ""
+    try:
+        files.check(part, suffix)
+    except files.Damaged as error:
+        problem = f"what came {error.problem}"
+    except ValueError:  # whole, but not to be read: the reader says why
+        pass
+    if problem:
+        part.unlink()
+        raise OSError(problem)
 
 
 def _from_google_drive(identity: str, part: pathlib.Path) -> None:

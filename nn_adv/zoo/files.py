@@ -6,7 +6,11 @@ import contextlib
 import os
 import pathlib
 import pickle
+import pickletools
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +22,39 @@ import safetensors.numpy
 # Entries under which training scripts keep the weights, beside the epoch, the optimizer and so on.
 _USUAL_KEYS = ("state_dict", "model")
 _SHOWN = 5
+_ZIP = b"PK\x03\x04"  # what PyTorch's files begin with since 1.6
+_FOLDER_BIT = 0x10  # among a record's attributes
+_NUM_PICKLES = 5  # of the older format: what it is, its version, the machine, the content, the names of the storages
+_CHUNK = 1 << 20
+# A damaged file can trip its reader anywhere.
+_TRIPPED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Damaged(ValueError):
+    """A file is not whole, or not of weights.
+
+    Attributes:
+      problem: the message without the file's name and what to do.
+    """
+
+    def __init__(self, path: pathlib.Path, problem: str):
+        super().__init__(f"{path} {problem}: delete it and get it again")
+        self.problem = problem
 
 
 def read_state_dict(
@@ -39,13 +76,14 @@ def read_state_dict(
 
     Raises:
       OSError: there is no such file.
-      ValueError: it is damaged, a web page, in need of code, or holds something else than named arrays.
+      Damaged: it is cut off, a web page, or differs from the checksums inside it.
+      ValueError: it needs code, or holds something else than named arrays.
       ImportError: it is a file of PyTorch's, which is not installed.
     """
     path = pathlib.Path(path)
     _check_head(path)
     if path.suffix == ".safetensors":
-        with _clear_errors(path):
+        with _damage_told(path, "safetensors file"):
             content: Any = safetensors.numpy.load_file(path)
     else:
         content = _load_torch(path)
@@ -87,16 +125,36 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises:
       OSError: there is no such file.
-      ValueError: it is damaged.
+      Damaged: it is cut off, or no such file.
     """
     path = pathlib.Path(path)
-    with _clear_errors(path), safetensors.safe_open(path, "np") as file:
+    with _damage_told(path, "safetensors file"), safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})
 
 
-def is_web_page(head: bytes) -> bool:
-    """Tell whether a file that begins with ``head`` is HTML."""
-    return bool(re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE))
+def check(path: pathlib.Path, suffix: str) -> None:
+    """Check that a file is whole and of weights, as far as it tells by itself.
+
+    Safetensors tell their size, PyTorch's zips have checksums. Its older format has neither, and is read as a whole.
+
+    Args:
+      path: the file.
+      suffix: that of its name to be.
+
+    Raises:
+      OSError: there is no such file.
+      Damaged: it is not.
+      ValueError: it needs code.
+      ImportError: it is of PyTorch's older format, and PyTorch is not installed.
+    """
+    _check_head(path)
+    if suffix == ".safetensors":
+        read_metadata(path)
+    elif _is_zip(path):
+        with _damage_told(path, "file of tensors"):
+            _check_zip(path)
+    else:
+        _load_torch(path)
 
 
 def _check_head(path: pathlib.Path) -> None:
@@ -106,20 +164,48 @@ def _check_head(path: pathlib.Path) -> None:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise ValueError(f"{path} is empty: delete it and get it again")
-    if is_web_page(head):
-        raise ValueError(
-            f"{path} is a web page, not weights (a download page, a quota or a sign-in was saved under this name): "
-            "delete it and get it with a browser"
+        raise Damaged(path, "is empty")
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
+        raise Damaged(
+            path, "is a web page, not weights (a quota, which lasts a day at Google Drive, a sign-in or a warning)"
         )
 
 
 @contextlib.contextmanager
-def _clear_errors(path: pathlib.Path) -> Iterator[None]:
+def _damage_told(path: pathlib.Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}): delete it and get it again") from error
+    except _TRIPPED as error:
+        reason = re.split(r"\.\s|\n", str(error))[0] or "it ends too early"
+        raise Damaged(path, f"is damaged, cut off or no {kind} ({reason})") from error
+
+
+def _is_zip(path: pathlib.Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """Hold a zip of PyTorch's against its checksums, which PyTorch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if not any(record.filename.endswith("/data.pkl") for record in records):
+            raise zipfile.BadZipFile("it is a zip without data.pkl")
+        for record in records:
+            if record.external_attr & _FOLDER_BIT and not record.is_dir():  # PyTorch would not read it, and not say so
+                raise zipfile.BadZipFile(f"{record.filename} is marked as a folder")
+            if record.CRC:  # 0: written without, as PyTorch can
+                with archive.open(record) as stream:
+                    while stream.read(_CHUNK):
+                        pass
+
+
+def _check_pickles(path: pathlib.Path) -> None:
+    """Check that the older format's pickles have their ends: a name cut off in them would pass for code."""
+    with path.open("rb") as file:
+        for _ in range(_NUM_PICKLES):
+            for _ in pickletools.genops(file):
+                pass
 
 
 def _import_torch(path: pathlib.Path):
@@ -133,30 +219,19 @@ def _import_torch(path: pathlib.Path):
 def _load_torch(path: pathlib.Path) -> Any:
     torch = _import_torch(path)
     try:
-        with torch.serialization.safe_globals(_harmless_globals()):
+        with _damage_told(path, "file of tensors"), torch.serialization.safe_globals(_harmless_globals()):
+            if _is_zip(path):
+                _check_zip(path)
+            else:
+                _check_pickles(path)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+    except Damaged as error:
+        found = re.search(r"GLOBAL (\S+)", str(error.__cause__))
         if not found:
-            raise ValueError(f"{path} is damaged or no file of PyTorch's: delete it and get it again") from error
+            raise
         raise ValueError(
             f"{path} asks for code ({found[1]}), which is never run here: if you trust whoever made it, load it in "
             "PyTorch once and save its state_dict() alone"
-        ) from error
-    # A damaged file can trip PyTorch's reader anywhere.
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-    ) as error:
-        reason = re.split(r"[.\n]", str(error))[0] or "it ends too early"
-        raise ValueError(
-            f"{path} is damaged, cut off or no file of tensors ({reason}): delete it and get it again"
         ) from error
 
 

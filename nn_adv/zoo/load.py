@@ -123,7 +123,7 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
         if (place / file.name).is_file():
             continue
         if not download:
-            raise FileNotFoundError(f"{entry.name}: no file {place / file.name}; {downloads.by_hand(file, place)}")
+            raise FileNotFoundError(f"{entry.name}: {downloads.missing(file, place)}")
         downloads.fetch(file, place)
     state: dict[str, np.ndarray] = {}
     for file in entry.files:

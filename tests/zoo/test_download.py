@@ -1,17 +1,30 @@
 import hashlib
 import http.server
+import io
 import json
 import re
 import sys
 import threading
 import types
+import zipfile
 
+import numpy as np
 import pytest
 
-from nn_adv.zoo import download
+from nn_adv.zoo import download, files
 from nn_adv.zoo.catalogue import File
 
-CONTENT = bytes(range(256)) * 400
+
+def _file_of_tensors(values):
+    """The bytes of a zip that passes for a file of PyTorch's as far as it is checked here."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", b"")
+        archive.writestr("x/data/0", values)
+    return file.getvalue()
+
+
+CONTENT = _file_of_tensors(bytes(range(256)) * 400)
 PAGE = b"<!DOCTYPE html><html>Too many users have viewed or downloaded this file recently"
 
 
@@ -113,9 +126,44 @@ def test_a_wrong_hash_is_refused_and_not_gone_on_from(server, tmp_path):
 
 def test_a_web_page_is_recognised(server, tmp_path):
     server.content = PAGE
-    with pytest.raises(OSError, match="a web page came instead: a quota, a sign-in or a warning"):
+    with pytest.raises(OSError, match="what came is a web page, not weights .a quota, .* a sign-in or a warning"):
         download.fetch(File("x.pt", server.url()), tmp_path)
     assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize("cut", [100, len(CONTENT) // 2, len(CONTENT) - 1])
+def test_a_file_that_lacks_its_end_does_not_get_its_name(server, tmp_path, cut):
+    server.content = CONTENT[:cut]  # as long as the server says
+    with pytest.raises(OSError, match=r"cannot download x\.pt \(what came is damaged, cut off or .*; get it from"):
+        download.fetch(File("x.pt", server.url()), tmp_path)
+    assert _names(tmp_path) == []
+
+
+def test_safetensors_are_checked_by_their_header(server, tmp_path):
+    files.write_state_dict(tmp_path / "whole.safetensors", {"a": np.ones(100, np.float32)})
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    server.content = whole
+    assert download.fetch(File("x.safetensors", server.url()), tmp_path).read_bytes() == whole
+    for content in (whole[:-1], CONTENT):
+        server.content = content
+        with pytest.raises(OSError, match="what came is damaged, cut off or no safetensors file"):
+            download.fetch(File("y.safetensors", server.url()), tmp_path)
+    assert _names(tmp_path) == ["whole.safetensors", "x.safetensors"]
+
+
+def test_the_older_format_of_pytorch_is_taken_if_it_is_whole(server, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(100)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = server.content = (tmp_path / "old.pt").read_bytes()
+    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == old
+    server.content = old[:-1]
+    with pytest.raises(OSError, match="what came is damaged, cut off or no file of tensors"):
+        download.fetch(File("y.pt", server.url()), tmp_path)
+    # Code is not damage: whoever reads the file is told.
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    server.content = (tmp_path / "old.pt").read_bytes()
+    assert download.fetch(File("z.pt", server.url()), tmp_path).is_file()
+    assert _names(tmp_path) == ["old.pt", "x.pt", "z.pt"]
 
 
 def test_an_error_of_the_server_is_told(server, tmp_path):
@@ -138,9 +186,22 @@ def test_zenodo_is_asked_for_address_and_hash(server, tmp_path, monkeypatch):
     assert download.fetch(File("y.pt", "zenodo:7/x.pt"), tmp_path).read_bytes() == CONTENT
     with pytest.raises(OSError, match="record 7 of Zenodo has no file 'z.pt'.*get it from http.*/records/7"):
         download.fetch(File("z.pt", "zenodo:7/z.pt"), tmp_path)
-    server.content = CONTENT[:-1]
+    server.content = _file_of_tensors(b"other")
     with pytest.raises(OSError, match="its MD5 is not the published one"):
         download.fetch(File("w.pt", "zenodo:7/x.pt"), tmp_path)
+
+
+def test_a_hash_of_the_catalogue_that_zenodo_contradicts_is_told_before_anything_is_fetched(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
+    md5, pinned = hashlib.md5(CONTENT).hexdigest(), "0" * 32
+    link = {"key": "x.pt", "links": {"self": server.url()}, "checksum": f"md5:{md5}"}
+    server.answers["/api/records/7"] = json.dumps({"files": [link]}).encode()
+    with pytest.raises(OSError, match=f"its MD5 is {pinned} in the catalogue and {md5} at Zenodo.*get it from"):
+        download.fetch(File("x.pt", "zenodo:7/x.pt", md5=pinned), tmp_path)
+    assert _names(tmp_path) == []
+    assert download.fetch(File("x.pt", "zenodo:7/x.pt", md5=md5), tmp_path).read_bytes() == CONTENT
 
 
 def _gdown(monkeypatch, content):
@@ -166,7 +227,7 @@ def test_google_drive_is_left_to_gdown(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(PAGE, "a web page came instead"), (RuntimeError("Too many users\nhave viewed"), r"\(Too many users\)")],
+    [(PAGE, "what came is a web page"), (RuntimeError("Too many users\nhave viewed"), r"\(Too many users\)")],
 )
 def test_refusals_of_google_drive_name_the_page(tmp_path, monkeypatch, content, message):
     _gdown(monkeypatch, content)
@@ -185,3 +246,15 @@ def test_without_gdown_the_error_says_what_to_install(tmp_path, monkeypatch):
 def test_a_file_without_a_source_is_to_be_put_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt; put it into"):
         download.fetch(File("x.pt"), tmp_path)
+
+
+def test_unfinished_downloads_are_named_where_a_file_is_missing(tmp_path):
+    file = File("x.pt", "gdrive:abc")
+    assert "unfinished downloads" not in str(download.missing(file, tmp_path))
+    for name in ("x.pt.part", "x.pt.partk3j2part", "y.pt.part"):
+        (tmp_path / name).touch()
+    text = str(download.missing(file, tmp_path))
+    assert text.startswith(f"no file {tmp_path / 'x.pt'}; get it from https://drive.google.com/file/d/abc/view")
+    assert text.endswith(
+        "unfinished downloads of it lie there (x.pt.part, x.pt.partk3j2part): download=True goes on with them"
+    )

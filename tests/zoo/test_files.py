@@ -2,6 +2,7 @@ import argparse
 import os
 import pathlib
 import weakref
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -192,15 +193,110 @@ def test_truncated_files_are_refused(tmp_path, legacy, share):
         files.read_state_dict(path)
 
 
+def _flipped(content, places):
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        yield place, bytes(damaged)
+
+
+def test_flipped_bytes_are_found_by_the_checksums_of_the_file_or_change_nothing(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    values = {"a": np.random.default_rng(0).normal(size=500).astype(np.float32), **STATE}
+    torch.save({key: torch.from_numpy(value.copy()) for key, value in values.items()}, path)
+    content = path.read_bytes()
+    weights = content.index(values["a"].tobytes())
+    for place, damaged in _flipped(content, range(weights, weights + values["a"].nbytes, 97)):
+        path.write_bytes(damaged)
+        with pytest.raises(files.Damaged, match=r"x\.pt is damaged, cut off or .*CRC.*: delete it and get it again"):
+            files.read_state_dict(path)
+        assert _is_refused(path), place
+    num_found = 0
+    directory = content.index(b"PK\x01\x02")
+    for _, damaged in _flipped(content, [*range(0, directory, 23), *range(directory, len(content))]):
+        path.write_bytes(damaged)
+        try:
+            _assert_same(files.read_state_dict(path), values)  # padding, or a date
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            num_found += 1
+    assert num_found > 100
+
+
+def _is_refused(path):
+    try:
+        files.check(path, path.suffix)
+    except files.Damaged:
+        return True
+    return False
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(_tensors(torch), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    files.check(path, ".pt")
+    _assert_same(files.read_state_dict(path), STATE)
+
+
+def test_flipped_bytes_of_the_older_format_are_told_or_leave_the_keys_and_shapes(tmp_path):
+    """That format has no checksums."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(_tensors(torch), path, _use_new_zipfile_serialization=False)
+    num_told = 0
+    for place, damaged in _flipped(path.read_bytes(), range(0, path.stat().st_size, 3)):
+        path.write_bytes(damaged)
+        try:
+            files.read_state_dict(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error), place
+            num_told += 1
+    assert num_told > 100
+
+
+@pytest.mark.parametrize("name", ["x.pt", "old.pt", "x.safetensors"])
+def test_a_check_takes_whole_files_only(tmp_path, name):
+    path = tmp_path / "arrived"
+    if name == "x.safetensors":
+        files.write_state_dict(tmp_path / name, STATE)
+        (tmp_path / name).rename(path)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save(_tensors(torch), path, _use_new_zipfile_serialization=name == "x.pt")
+    suffix = pathlib.Path(name).suffix
+    files.check(path, suffix)
+    content = path.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(files.Damaged, match="arrived is (empty|damaged, cut off or no .*): delete it and get it"):
+            files.check(path, suffix)
+
+
+def test_a_zip_of_something_else_is_no_file_of_tensors(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("weights/a.txt", "a")
+    with pytest.raises(files.Damaged, match=r"no file of tensors \(it is a zip without data\.pkl\)"):
+        files.check(tmp_path / "x.pt", ".pt")
+
+
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty: delete it and get it again"),
-        (b"<!DOCTYPE html><html><head>", "is a web page, not weights .*quota.*browser"),
+        (b"<!DOCTYPE html><html><head>", "is a web page, not weights .*quota.*: delete it and get it again"),
         (b"\n  <HTML>Too many users", "is a web page, not weights"),
-        (b'{"an": "answer"}', "is damaged or no .*file.*: delete it and get it again"),
-        (b"version https://git-lfs.github.com/spec/v1", "is damaged or no .*file.*: delete it and get it again"),
+        (b'{"an": "answer"}', "is damaged, cut off or no .*file.*: delete it and get it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "is damaged, cut off or no .*file.*: delete it and get it again",
+        ),
     ],
 )
 def test_what_is_not_weights_is_named(tmp_path, name, content, message):
@@ -218,7 +314,7 @@ def test_truncated_safetensors_are_refused(tmp_path):
     files.write_state_dict(path, STATE)
     path.write_bytes(path.read_bytes()[:-10])
     for read in (files.read_state_dict, files.read_metadata):
-        with pytest.raises(ValueError, match=r"x\.safetensors is damaged or no safetensors file"):
+        with pytest.raises(ValueError, match=r"x\.safetensors is damaged, cut off or no safetensors file"):
             read(path)
 
 
