@@ -7,10 +7,11 @@ import difflib
 import fractions
 import importlib.resources
 import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
@@ -24,7 +25,7 @@ class File:
     Attributes:
       name: of the file, in the folder FOLDER/DATASET/THREAT.
       source: where it is: "gdrive:ID", "zenodo:RECORD/FILE" or a URL; empty where it cannot be downloaded.
-      md5: of its content, where that is known.
+      md5: of its content, 32 hexadecimal digits, where that is known.
       outer_key: the entry that holds the weights.
       into: what the keys of the network have in front of those of the file.
     """
@@ -118,7 +119,7 @@ def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
     for number, record in enumerate(records):
         try:
             entry = _entry(record)
-        except (TypeError, ValueError, ZeroDivisionError, re.error) as error:
+        except (ValueError, re.error) as error:
             raise ValueError(f"{where}, record {record.get('name', number)!r}: {error}") from error
         if entry.name in entries:
             raise ValueError(f"{where} has two records of the name {entry.name!r}")
@@ -142,38 +143,83 @@ def find(name: str, path: str | os.PathLike[str] | None = None) -> Entry:
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    _check_names(record, Entry, _REQUIRED)
-    fields = {key: _frozen(value) for key, value in record.items() if key not in ("arguments", "files")}
-    files = record["files"]
-    if not isinstance(files, list) or not files:
-        raise ValueError(f"files must be a list of one or more, got {files!r}")
-    for file in files:
-        if not isinstance(file, dict):
-            raise ValueError(f"each of files must be a record, got {file!r}")
-        _check_names(file, File, ("name",))
+    if isinstance(record.get("epsilon"), str):
+        record = record | {"epsilon": _fraction(record["epsilon"])}
+    _check_fields(record, Entry, _REQUIRED)
+    for file in record["files"]:
+        _check_fields(file, File, ("name",))
         if pathlib.PurePath(file["name"]).name != file["name"]:
             raise ValueError(f"the name of a file must have no folder, got {file['name']!r}")
+        if not re.fullmatch(r"([0-9a-f]{32})?", file.get("md5", "")):
+            raise ValueError(f"the md5 of a file must be 32 hexadecimal digits, lower case, got {file['md5']!r}")
     for name in ("name", "dataset", "threat"):  # they become folders and names of files
-        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", str(record[name])):
+        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", record[name]):
             raise ValueError(f"{name} must be of letters, digits and . _ + -, got {record[name]!r}")
-    if not isinstance(record.get("arguments", {}), dict):
-        raise ValueError(f"arguments must be options by name, got {record['arguments']!r}")
     if record.get("output", "logits") not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {record['output']!r}")
-    for pattern in (*fields.get("unused", ()), *(pattern for pattern, _ in fields.get("renames", ()))):
+    for pattern in (*record.get("unused", ()), *(pattern for pattern, _ in record.get("renames", ()))):
         re.compile(pattern)
-    if fields.get("epsilon") is not None:
-        fields["epsilon"] = float(fractions.Fraction(fields["epsilon"]))
-    return Entry(arguments=record.get("arguments", {}), files=tuple(File(**file) for file in files), **fields)
+    fields = {key: _frozen(value) for key, value in record.items() if key not in ("arguments", "files")}
+    files = tuple(File(**file) for file in record["files"])
+    return Entry(arguments=record.get("arguments", {}), files=files, **fields)
 
 
-def _check_names(record: dict[str, Any], kind: type, required: tuple[str, ...]) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = [name for name in record if name not in known]
+def _fraction(text: str) -> float:
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"epsilon must be a number or a fraction such as 8/255, got {text!r}") from error
+
+
+def _check_fields(record: dict[str, Any], kind: type, required: tuple[str, ...]) -> None:
+    """Raise ValueError for fields that are unknown, missing or of another type than `Entry` or `File` has them."""
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    unknown = [name for name in record if name not in types]
     missing = [name for name in required if name not in record]
     if unknown or missing:
         problem = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
-        raise ValueError(f"{problem}; the fields of {kind.__name__} are {', '.join(known)}")
+        raise ValueError(f"{problem}; the fields of {kind.__name__} are {', '.join(types)}")
+    for name, value in record.items():
+        expected, fits = _TYPES[types[name]]
+        if not fits(value):
+            raise ValueError(f"{'files: ' * (kind is File)}{name} must be {expected}, got {value!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: Any, of: Callable[[Any], bool], size: int | None = None) -> bool:
+    return isinstance(value, list) and size in (None, len(value)) and all(map(of, value))
+
+
+# What the JSON of a field must be, by the type of the field: in words, and as a test.
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a text", _is_text),
+    "str | None": ("a text or null", lambda value: value is None or _is_text(value)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", _is_integer),
+    "float | None": ("a number or null", lambda value: value is None or _is_number(value)),
+    "Mapping[str, Any]": ("options by name", lambda value: isinstance(value, dict)),
+    "tuple[int, int, int]": ("a list of three whole numbers", lambda value: _is_list(value, _is_integer, 3)),
+    "tuple[str, ...]": ("a list of texts", lambda value: _is_list(value, _is_text)),
+    "tuple[tuple[str, str], ...]": (
+        "a list of pairs of texts",
+        lambda value: _is_list(value, lambda pair: _is_list(pair, _is_text, 2)),
+    ),
+    "tuple[File, ...]": (
+        "a list of one or more records",
+        lambda value: value != [] and _is_list(value, lambda file: isinstance(file, dict)),
+    ),
+}
 
 
 def _frozen(value: Any) -> Any:

@@ -116,6 +116,10 @@ def test_a_catalogue_of_ones_own(tmp_path):
     assert zoo.find("b", path) == second
 
 
+def _with(**fields):
+    return json.dumps([MINIMAL | fields])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -129,9 +133,32 @@ def test_a_catalogue_of_ones_own(tmp_path):
         (json.dumps([{**MINIMAL, "files": []}]), "files must be a list of one or more"),
         (json.dumps([{**MINIMAL, "name": "../a"}]), "name must be of letters, digits"),
         (json.dumps([{**MINIMAL, "output": "labels"}]), "output must be one of logits, probabilities"),
-        (json.dumps([{**MINIMAL, "epsilon": "eight"}]), "record 'a': Invalid literal for Fraction"),
+        (
+            json.dumps([{**MINIMAL, "epsilon": "eight"}]),
+            "record 'a': epsilon must be a number or a fraction .*, got 'eight'",
+        ),
         (json.dumps([{**MINIMAL, "unused": ["("]}]), "record 'a': missing \\), unterminated"),
         (json.dumps([{**MINIMAL, "arguments": [1]}]), "arguments must be options by name"),
+        (_with(epsilon="1/0"), "record 'a': epsilon must be a number or a fraction .*, got '1/0'"),
+        (_with(epsilon=True), "record 'a': epsilon must be a number or null, got True"),
+        (_with(prefixes="module."), r"own.json, record 'a': prefixes must be a list of texts, got 'module\.'"),
+        (_with(unused=[1]), r"record 'a': unused must be a list of texts, got \[1\]"),
+        (_with(notes="a note"), "record 'a': notes must be a list of texts, got 'a note'"),
+        (_with(renames=["ab"]), r"record 'a': renames must be a list of pairs of texts, got \['ab'\]"),
+        (_with(renames=[["a", "b", "c"]]), "record 'a': renames must be a list of pairs of texts"),
+        (_with(image_shape=28), "record 'a': image_shape must be a list of three whole numbers, got 28"),
+        (_with(image_shape=[28, 28]), "record 'a': image_shape must be a list of three whole numbers"),
+        (_with(num_classes="10"), "record 'a': num_classes must be a whole number, got '10'"),
+        (_with(num_classes=10.0), "record 'a': num_classes must be a whole number, got 10.0"),
+        (_with(clean_accuracy="93.5"), "record 'a': clean_accuracy must be a number or null, got '93.5'"),
+        (_with(clean_accuracy=math.nan), "record 'a': clean_accuracy must be a number or null, got nan"),
+        (_with(in_paper="yes"), "record 'a': in_paper must be true or false, got 'yes'"),
+        (_with(paper=3), "record 'a': paper must be a text, got 3"),
+        (_with(dataset=None), "record 'a': dataset must be a text, got None"),
+        (_with(files=["a.pt"]), r"record 'a': files must be a list of one or more records, got \['a.pt'\]"),
+        (_with(files=[{"name": 3}]), "record 'a': files: name must be a text, got 3"),
+        (_with(files=[{"name": "a.pt", "outer_key": 3}]), "record 'a': files: outer_key must be a text or null, got 3"),
+        (_with(files=[{"name": "a.pt", "md5": "AB"}]), "record 'a': the md5 of a file must be 32 .*, got 'AB'"),
         (json.dumps([MINIMAL, MINIMAL]), "has two records of the name 'a'"),
     ],
 )
@@ -140,6 +167,13 @@ def test_unfit_catalogues_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         zoo.read(path)
+
+
+def test_numbers_may_be_whole_and_unknown(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(_with(clean_accuracy=93, autoattack_accuracy=None, epsilon=1))
+    (entry,) = zoo.read(path).values()
+    assert (entry.clean_accuracy, entry.autoattack_accuracy, entry.epsilon) == (93, None, 1)
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
