@@ -17,8 +17,8 @@ from nn_adv.attacks.common import (
     Visited,
     better,
     check_at_least,
+    check_clean_logits,
     check_images_and_key,
-    check_labels,
     check_logits,
     finite_or_zero,
     fold_in_each,
@@ -98,7 +98,7 @@ def apgd(
     # Number 0 is the clean image's, the runs count from 1.
     keys = image_keys(key, images.shape[0])
     clean_logits = problem.logits(images, fold_in_each(keys, 0))
-    check_labels(labels, clean_logits.shape[1])
+    check_clean_logits(clean_logits, labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
 
     def visit(points: chex.Array, logits: chex.Array) -> Visited:

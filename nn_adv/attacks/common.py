@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -83,7 +84,10 @@ def is_wrong(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def is_judged_wrong(predict_fn: Callable, points: chex.Array, labels: chex.Array) -> chex.Array:
     """Tell ``[B]`` which points ``[B, ...]`` another classifier gives another class than the label; NaN counts not."""
     has_nan = jnp.any(jnp.isnan(points.reshape(points.shape[0], -1)), axis=1)
-    return (predict_fn(points) != labels) & ~has_nan
+    predicted = predict_fn(points)
+    if predicted.shape != labels.shape:
+        raise ValueError(f"predict_fn must return a class per image, [{len(labels)}], got shape {predicted.shape}")
+    return (predicted != labels) & ~has_nan
 
 
 def higher(best: Highest, other: Highest) -> Highest:
@@ -145,9 +149,26 @@ def check_images(images: chex.Array, bounds: tuple[float, float] | None) -> None
         raise ValueError(f"images must be finite and inside {bounds}, which image {np.argmin(is_valid)} is not")
 
 
-def count_classes(logits_fn: Callable, images: chex.Array) -> int:
-    """Return C of the logits ``[B, C]`` without computing them; raise ValueError for a wrong shape."""
-    return check_logits(jax.eval_shape(logits_fn, images), len(images)).shape[1]
+def check_clean_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Return the logits ``[B, C]`` of clean images; raise ValueError for another shape or what `check_labels` refuses.
+
+    Values are seen only outside jit: those that `check_logit_values` refuses or warns of.
+    """
+    check_labels(labels, check_logits(logits, len(labels)).shape[1])
+    if not isinstance(logits, jax.core.Tracer):
+        check_logit_values(np.asarray(logits))
+    return logits
+
+
+def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None) -> None:
+    """Raise ValueError for NaN among the logits ``[B, C]`` of images ``rows [B]``, and warn of probabilities."""
+    is_nan = np.isnan(logits).any(axis=1)
+    if is_nan.any():
+        place = int(np.argmax(is_nan))
+        image = place if rows is None else rows[place]
+        raise ValueError(f"logits_fn must return numbers, for image {image} it returned NaN")
+    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=max(1e-5, float(jnp.finfo(logits.dtype).eps))):
+        warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=4)
 
 
 def check_logits(logits: chex.Array, num_images: int) -> chex.Array:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,8 +22,11 @@ from nn_adv.attacks.common import (
     check_at_least,
     check_images,
     check_labels,
+    check_logit_values,
     check_logits,
     example_keys,
+    is_judged_wrong,
+    is_wrong,
 )
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
@@ -167,7 +169,7 @@ def ensemble(
       labels: ``[N]``.
       key: a typed key.
       threat: the perturbations allowed, one epsilon for all images.
-      attacks: in their order; by default `standard_attacks`.
+      attacks: in their order; by default `standard_attacks`. What they claim to break is classified again.
       batch_size: images per call; the last batch, and one of fewer than 8, is filled up.
       predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``.
       indices: ``[N]`` what an image's random numbers belong to, such as its number in the dataset; by default its
@@ -182,7 +184,8 @@ def ensemble(
     Raises:
       ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
         epsilon for each image, two attacks of one name, logits of a wrong shape or, for a clean image, NaN,
-        ``batch_size`` below 1, indices of another length, or a state that does not fit.
+        ``batch_size`` below 1, indices of another length, a state that does not fit, or an attack that leaves the ball
+        or the bounds with what it claims to break. ``state`` holds what was found before.
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
@@ -206,7 +209,7 @@ def ensemble(
         )
     if state.attack != CLEAN:  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        _check_clean_logits(np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0]), first)
+        check_logit_values(np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0]), first)
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
     state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
 
@@ -221,15 +224,18 @@ def ensemble(
             batch = rows[start : start + batch_size]
             filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
-                logits, success = _classify(logits_fn, predict_fn, images[filled], labels[filled])
-                _check_clean_logits(np.asarray(logits)[: len(batch)], batch)
                 found = images[filled]
+                logits, success = map(np.asarray, _classify(logits_fn, predict_fn, found, labels[filled]))
+                check_logit_values(logits[: len(batch)], batch)
             else:
-                inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
-                success, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs)
-            is_broken = np.asarray(success)[: len(batch)]
+                inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]))
+                claimed, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs, keys[filled], threat)
+                _check_allowed(attacks[place].name, claimed, found, images[filled], threat)
+                # Judged again, as the clean images were: a claim may be wrong, or owe itself to rounding.
+                success = claimed & np.asarray(_classify(logits_fn, predict_fn, found, inputs[1])[1])
+            is_broken = success[: len(batch)]
             state.broken_by[batch[is_broken]] = place
-            state.adversarial[batch[is_broken]] = np.asarray(found)[: len(batch)][is_broken]
+            state.adversarial[batch[is_broken]] = found[: len(batch)][is_broken]
             state = state._replace(num_done=start + len(batch))
             if on_batch is not None:
                 on_batch(state)
@@ -261,31 +267,46 @@ def _traceable(fn: Callable) -> Callable:
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
 
 
+def _attack(fn, *inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images an attack claims to break, and its points."""
+    result = _attack_jitted(fn, *inputs)
+    return np.asarray(result.success), np.asarray(result.adversarial)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
+def _attack_jitted(fn, logits_fn, predict_fn, images, labels, key_data, threat):
     keys = jax.random.wrap_key_data(key_data)
-    result = fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
-    return result.success, result.adversarial
+    return fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
+
+
+def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: np.ndarray, threat: Threat) -> None:
+    """Raise ValueError if a point that is claimed to break its image is not in ball and bounds, up to rounding."""
+    points, images = (values.reshape(len(values), -1) for values in (points, images))
+    order = {"l1": 1, "l2": 2, "linf": np.inf}[threat.norm]
+    distance = np.linalg.norm(points.astype(np.float64) - images, order, axis=1)
+    ulp = np.finfo(points.dtype).eps * max(np.max(np.abs(images), initial=0), 1)
+    is_far = ~(distance <= threat.epsilon * (1 + 1e-5) + np.linalg.norm(np.full(images.shape[1], ulp), order))
+    low, high = threat.bounds or (-np.inf, np.inf)
+    is_out = np.any((points < low) | (points > high), axis=1)
+    is_outside = claimed & (is_far | is_out)
+    if is_outside.any():
+        place = np.argmax(is_outside)
+        raise ValueError(
+            f"attack {name} left the ball or the bounds: distance {distance[place]:.6g} of {threat.epsilon:.6g}, "
+            f"pixels from {points[place].min():.6g} to {points[place].max():.6g}"
+        )
 
 
 @jax.jit
 def _classify(logits_fn, predict_fn, images, labels):
     """Return logits, and which images are misclassified."""
     logits = check_logits(logits_fn(images), len(images))
-    predicted = jnp.argmax(logits, axis=1) if predict_fn is None else predict_fn(images)
-    return logits, predicted != labels
+    if predict_fn is not None:
+        return logits, is_judged_wrong(predict_fn, images, labels)
+    return logits, is_wrong(logits, labels)
 
 
 def _keys(key: chex.PRNGKey, name: str, indices: np.ndarray) -> np.ndarray:
     """Return the data of one key per image for an attack, on the host."""
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return np.asarray(jax.random.key_data(example_keys(own, indices)))
-
-
-def _check_clean_logits(logits: np.ndarray, rows: np.ndarray) -> None:
-    """Refuse NaN, and warn of probabilities."""
-    is_nan = np.isnan(logits).any(axis=1)
-    if is_nan.any():
-        raise ValueError(f"logits_fn must return numbers, for image {rows[np.argmax(is_nan)]} it returned NaN")
-    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=max(1e-5, float(jnp.finfo(logits.dtype).eps))):
-        warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=3)

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from nn_adv.attacks.common import (
     AttackResult,
     check_at_least,
+    check_clean_logits,
     check_images_and_key,
-    check_labels,
-    check_logits,
     finite_or_zero,
     fold_in_each,
     highest_others,
@@ -66,7 +65,8 @@ def fab(
       threat: the perturbations allowed. The radius decides success, and how far away restarts begin: at most half of
         it, and half of the distance found. Steps do not use it.
       num_steps: gradient steps per run, at least 1.
-      num_restarts: runs from random points beside the first, which begins at the image, make up this number.
+      num_restarts: runs from random points beside the first, which begins at the image, make up this number. Where all
+        of the gradient at an image is zero, only they get away from it.
       num_targets: classes to aim at in turn, at most C - 1; None for the untargeted attack.
       alpha_max: largest weight of the image's projection, in [0, 1].
       eta: how far to go along a projection, 1 for the border itself.
@@ -87,8 +87,7 @@ def fab(
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     keys = image_keys(key, images.shape[0])
-    clean_logits = check_logits(logits_fn(images), len(images))
-    check_labels(labels, clean_logits.shape[-1])
+    clean_logits = check_clean_logits(logits_fn(images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
 

@@ -29,6 +29,7 @@ def perturb(
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 128,
+    indices: np.ndarray | None = None,
 ) -> np.ndarray:
     """Attack images with the channels first, called as PyTorch libraries call their attacks.
 
@@ -44,7 +45,9 @@ def perturb(
       n_iter: steps (of "square": queries) of a named attack; by default the published number.
       bounds: lowest and highest value.
       seed: of the random starts.
-      batch_size: images per call.
+      batch_size: images per call; of fewer images, a power of two, so that few sizes are compiled.
+      indices: ``[N]`` what an image's random numbers belong to, such as its number in the dataset; by default its
+        place in ``x``.
 
     Returns:
       ``[N, C, H, W]`` float32: a misclassified image within eps, or the image itself where none was found.
@@ -72,7 +75,8 @@ def perturb(
         key=jax.random.key(seed),
         threat=threat,
         attacks=chosen,
-        batch_size=min(batch_size, max(len(x), 1)),  # the last batch is filled up
+        batch_size=min(batch_size, 1 << (len(x) - 1).bit_length()),  # the last batch is filled up
+        indices=indices,
     )
     return np.moveaxis(found.adversarial, -1, 1)
 

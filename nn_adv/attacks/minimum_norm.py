@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from nn_adv.attacks.common import (
     check_at_least,
+    check_clean_logits,
     check_images_and_key,
-    check_labels,
-    check_logits,
     finite_or_zero,
     fold_in_each,
     highest_others,
@@ -85,7 +84,8 @@ def minimum_norm(
       bounds: lowest and highest pixel value, or None for no box.
       num_steps: gradient steps per run, at least 1; the point after the last one counts too.
       num_restarts: the first begins at the image, each further one at a random point of the ball half as large as the
-        nearest misclassified point so far is far (half as large as the box, where there is none).
+        nearest misclassified point so far is far (half as large as the box, where there is none). Where all of the
+        gradient at an image is zero, only these get away from it.
       num_targets: highest other classes of the clean image to aim at in turn in each restart, at most C - 1, at the
         price of as many runs; None aims at whichever is highest at each step. Any wrong class counts either way.
       step_size: Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube).
@@ -108,8 +108,7 @@ def minimum_norm(
     check_at_least("num_restarts", num_restarts, 1)
     keys = image_keys(key, images.shape[0])
 
-    clean_logits = check_logits(logits_fn(images), len(images))
-    check_labels(labels, clean_logits.shape[-1])
+    clean_logits = check_clean_logits(logits_fn(images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     num_runs = num_targets or 1
 

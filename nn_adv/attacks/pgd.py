@@ -13,9 +13,8 @@ from nn_adv.attacks.common import (
     Visited,
     better,
     check_at_least,
+    check_clean_logits,
     check_images_and_key,
-    check_labels,
-    count_classes,
     finite_or_zero,
     fold_in_each,
     image_keys,
@@ -69,7 +68,7 @@ def pgd(
     check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
-    check_labels(labels, count_classes(logits_fn, images))
+    clean_logits = check_clean_logits(logits_fn(images), labels)
     keys = image_keys(key, images.shape[0])
 
     def score(points):
@@ -102,8 +101,7 @@ def pgd(
         start = random_start(threat, fold_in_each(keys, index), images)
         return better(best, ascend(start))
 
-    _, (loss, success) = score(images)
-    clean = judge(Visited(images, success, loss))
+    clean = judge(Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels)))
     best = jax.lax.fori_loop(0, num_restarts, restart, clean)
     best = where_each(clean.success, clean, best)
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))

@@ -19,9 +19,8 @@ from nn_adv.attacks.common import (
     Visited,
     better,
     check_at_least,
+    check_clean_logits,
     check_images_and_key,
-    check_labels,
-    count_classes,
     fold_in_each,
     image_keys,
     is_judged_wrong,
@@ -82,7 +81,7 @@ def square(
     check_at_least("num_queries", num_queries, 1)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
-    check_labels(labels, count_classes(logits_fn, images))
+    clean_logits = check_clean_logits(logits_fn(images), labels)
     keys = image_keys(key, images.shape[0])
     if threat.norm == "linf":
         start, propose, least = _stripes, _recolour, 1
@@ -91,20 +90,20 @@ def square(
     sides = jnp.asarray(_sides(images.shape, num_queries, initial_share, least))
     radii = jnp.broadcast_to(jnp.asarray(threat.epsilon, images.dtype), labels.shape)
 
-    def visit(points) -> Visited:
-        logits = logits_fn(points)
+    def visit(points, logits) -> Visited:
         wrong = is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
         return Visited(points, wrong, loss_fn(logits, labels))
 
     def ask(offset) -> Visited:
-        return visit(project(threat, images + offset, images))
+        points = project(threat, images + offset, images)
+        return visit(points, logits_fn(points))
 
     def query(number, best):
         draw = jax.vmap(lambda key, offset, radius: propose(key, offset, radius, sides[number]))
         proposed = ask(draw(fold_in_each(keys, number), best.images - images, radii))
         return where_each(best.success, best, better(best, proposed))
 
-    clean = visit(images)
+    clean = visit(images, clean_logits)
     begin = jax.vmap(lambda key, radius: start(key, images.shape[1:], radius))
     best = jax.lax.fori_loop(1, num_queries, query, ask(begin(fold_in_each(keys, 0), radii)))
     best = where_each(clean.success, clean, better(clean, best))

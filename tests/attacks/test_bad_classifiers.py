@@ -69,13 +69,37 @@ def test_logits_of_a_wrong_shape_are_refused(name, reduce):
         ATTACKS[name](lambda x: reduce(problem.logits_fn(x)), problem.images, problem.labels, key=jax.random.key(0))
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_judges_of_a_wrong_shape_are_refused(name):
+    problem = small_networks.network(4)
+    options = {"key": jax.random.key(0), "predict_fn": problem.logits_fn}
+    with pytest.raises(ValueError, match=r"predict_fn must return a class per image, \[4\], got shape \(4, 4\)"):
+        ATTACKS[name](*problem, **options)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_probabilities_are_warned_of_and_nan_is_refused(name):
+    problem = small_networks.network(4)
+    options = {"key": jax.random.key(0)}
+    with pytest.warns(UserWarning, match="logits_fn seems to return probabilities"):
+        ATTACKS[name](lambda x: jax.nn.softmax(problem.logits_fn(x)), problem.images, problem.labels, **options)
+
+    def nan_for_one(x):
+        return problem.logits_fn(x) + jnp.where(jnp.arange(len(x)) == 2, jnp.nan, 0)[:, None]
+
+    with pytest.raises(ValueError, match="logits_fn must return numbers, for image 2 it returned NaN"):
+        ATTACKS[name](nan_for_one, problem.images, problem.labels, **options)
+
+
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "square"])
 def test_pixels_without_a_gradient_hinder_no_other(name):
     problem = small_networks.network(4)
-    images = jnp.asarray(problem.images).at[:, 0, 0, 0].set(0)
 
     def with_root(points):  # adds nothing, with a slope that is NaN
-        return problem.logits_fn(points) + 0 * jnp.sqrt(points[:, 0, 0, :1])
+        return problem.logits_fn(points) + jnp.sqrt(0 * points[:, 0, 0, :1])
 
-    runs = [ATTACKS[name](fn, images, problem.labels, key=jax.random.key(0)) for fn in (with_root, problem.logits_fn)]
+    runs = [
+        ATTACKS[name](fn, problem.images, problem.labels, key=jax.random.key(0))
+        for fn in (with_root, problem.logits_fn)
+    ]
     assert np.sum(runs[0].success) == np.sum(runs[1].success) > 0

@@ -163,6 +163,38 @@ def test_another_classifier_may_judge():
     assert np.all(found.broken_by[found.success] == CLEAN)
 
 
+def _own_attack(change, name="own"):
+    """An attack that adds ``change`` to every image and claims to break it."""
+
+    def attack(logits_fn, images, labels, *, key, threat, predict_fn):
+        moved = images + jnp.asarray(change, images.dtype)
+        everything = jnp.ones(labels.shape, bool)
+        return attacks.AttackResult(moved, everything, jnp.zeros(labels.shape), jnp.zeros(labels.shape))
+
+    return [attacks.Attack(name, attack)]
+
+
+def test_claims_of_an_attack_are_judged_again():
+    found = _run(10, attacks=_own_attack(0.0))
+    np.testing.assert_array_equal(found.success, np.arange(23) < 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "change", "message"),
+    [
+        (0.5, 0.06, "attack own left the ball or the bounds: distance 0.06 of 0.05, pixels from 0.56 to 0.56"),
+        (0.99, 0.02, "attack own left the ball or the bounds: distance 0.02 of 0.05, pixels from 1.01 to 1.01"),
+        (0.5, np.nan, "attack own left the ball or the bounds: distance nan"),
+    ],
+)
+def test_attacks_that_leave_what_is_allowed_are_refused(images, change, message):
+    images = np.full((9, 6, 6, 1), images, np.float32)
+    labels = np.array(jnp.argmax(LOGITS[10](images), axis=1))
+    options = {"key": KEY, "threat": THREAT, "attacks": _own_attack(change), "batch_size": 8}
+    with pytest.raises(ValueError, match=message):
+        attacks.ensemble(LOGITS[10], images, labels, **options)
+
+
 def test_few_classes_get_the_margin_and_names_get_an_error():
     assert [attack.name for attack in attacks.standard_attacks(2)] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
     assert [attack.name for attack in attacks.standard_attacks(10)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -259,6 +291,7 @@ def test_plain_pgd_is_there_by_name():
         ({"labels": np.zeros((23, 1), int)}, r"labels must be one per image, \[23\], got shape \(23, 1\)"),
         ({"threat": Threat("linf", np.full(23, 0.1))}, r"threat must have one epsilon for all images, got \(23,\)"),
         ({"attacks": [attacks.named_attack("square", 10)] * 2}, "different names, got square, square"),
+        ({"predict_fn": lambda x: LOGITS[10](x)}, r"predict_fn must return a class per image, \[128\], got .*128, 10"),
     ],
 )
 def test_bad_input_gets_one_clear_line(change, message):

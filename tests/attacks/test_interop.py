@@ -48,6 +48,23 @@ def test_names_of_a_norm_mean_the_same(norm):
     np.testing.assert_array_equal(found, attacks.perturb(*arguments, eps=0.05, norm=np.inf, attack="square", n_iter=5))
 
 
+def test_batches_of_a_loader_share_what_is_compiled_and_keep_their_random_numbers():
+    problem = small_networks.network(40)
+    traces = []
+
+    def logits_fn(images):
+        traces.append(images.shape)
+        return problem.logits_fn(images)
+
+    def attack(rows):
+        chosen = (_channels_first(problem.images[rows]), problem.labels[rows])
+        return attacks.perturb(logits_fn, *chosen, eps=0.05, norm=2, attack="square", n_iter=5, indices=rows)
+
+    whole = attack(np.arange(30))
+    np.testing.assert_allclose(attack(np.arange(13, 30)), whole[13:], rtol=0, atol=1e-6)
+    assert {shape[0] for shape in traces} == {1, 32}  # one image tells how many classes there are
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -74,7 +74,7 @@ def test_wrong_from_the_start_is_returned_unchanged():
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_found_is_infinitely_far(norm):
     images = np.full((3, 6), 0.5, np.float32)
-    always = lambda points: jnp.tile(jnp.array([0.0, 1.0]), (points.shape[0], 1)) + 0 * points[:, :1]  # noqa: E731
+    always = lambda points: jnp.tile(jnp.array([0.0, 2.0]), (points.shape[0], 1)) + 0 * points[:, :1]  # noqa: E731
     result = attacks.minimum_norm(
         always, images, np.ones(3, int), key=jax.random.key(0), norm=norm, num_steps=3, num_restarts=2
     )
