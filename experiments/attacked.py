@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import classifiers
-from experiments.storage import ResultsError, write_whole
+from experiments.storage import write_whole
 from nn_adv import attacks
 from nn_adv.threat import Threat
 
@@ -52,6 +52,9 @@ def broken_by(
     Returns:
       For each threat ``[N]``: the place in ``suite`` of the attack that broke the image there or at a smaller radius,
       or ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
+
+    Raises:
+      ValueError: the progress file cannot be read; the message says what to do.
     """
     network = _fingerprint(classifier, images[:batch_size])
     done, state = _load(progress_file, network, images)
@@ -119,4 +122,7 @@ def _load(path: Path, network: int, images: np.ndarray) -> tuple[list[np.ndarray
     except FileNotFoundError:
         return [], None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): remove it, which lets this network start anew, and run the same command "
+            "again"
+        ) from error

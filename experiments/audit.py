@@ -268,6 +268,6 @@ def _hold_against_radii(unit, lower, numbers, images, adversarial, broken) -> No
         )
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write what an audit found as plain text, for the end of a run."""
     return report.terminal_text(rows)

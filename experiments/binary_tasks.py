@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
 
 # Checks a configuration and loads its data, so that mistakes show before long work starts.
 prepare = plan.make_experiment
-# Writes what the rows of a run say as plain text.
-summary = report.terminal_table
+
+
+def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the main table as plain text, for the end of a run."""
+    return report.terminal_table(rows)
 
 
 def _report(experiment, workdir, problems, expected) -> Path | None:

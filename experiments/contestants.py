@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,12 @@ class Contestant(NamedTuple):
     Attributes:
       name: "1nn", that of a catalogue's entry, or "module:function".
       entry: of the catalogue; None for the others.
+      is_optional: a pattern found it; it is left out where its weights are not there.
     """
 
     name: str
     entry: zoo.Entry | None = None
+    is_optional: bool = False
 
     @property
     def architecture(self) -> str:
@@ -47,11 +49,14 @@ class Contestant(NamedTuple):
 def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
     """List those that ``config.models`` asks for, each once: 1NN, then networks by architecture, then the user's own.
 
+    What lies in the folder of weights changes nothing: it differs between machines, their shards must not.
+
     Raises:
       ValueError: a name that nothing has, a pattern that no network with weights matches, or a function that cannot be
         imported.
     """
     catalogue = zoo.read(config.catalogue or None)
+    where = config.catalogue or "the catalogue"
     entries = {name: entry for name, entry in catalogue.items() if entry.dataset == config.dataset}
     found: dict[str, Contestant] = {}
     for wanted in config.models:
@@ -60,15 +65,22 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
         elif ":" in wanted:
             _function(wanted)
             found[wanted] = Contestant(wanted)
+        elif not entries:
+            others = ", ".join(dict.fromkeys(entry.dataset for entry in catalogue.values())) or "nothing"
+            raise ValueError(
+                f"models: {wanted!r} asks for networks of {where}, which are for {others}, none for {config.dataset}: "
+                f"name only {NEIGHBOR} and MODULE:FUNCTION, or another catalogue (none can have any for npz:PATH)"
+            )
         elif any(sign in wanted for sign in "*?["):
-            found |= {entry.name: Contestant(entry.name, entry) for entry in _matching(config, entries, wanted)}
+            matching = {entry.name: Contestant(entry.name, entry, True) for entry in _matching(config, entries, wanted)}
+            found = matching | found  # asked for by its name, a network must be there
         elif wanted in entries:
             found[wanted] = Contestant(wanted, entries[wanted])
         else:
             near = difflib.get_close_matches(wanted, entries, n=3) or list(entries)[:3] or ["none"]
             raise ValueError(
-                f"models: {wanted!r} is not among the {len(entries)} networks for {config.dataset} in "
-                f"{config.catalogue or 'the catalogue'}; near it: {', '.join(near)}"
+                f"models: {wanted!r} is not among the {len(entries)} networks for {config.dataset} in {where}; near "
+                f"it: {', '.join(near)}"
             )
     if not found:
         raise ValueError(f"models must name one or more, got {config.models}")
@@ -84,14 +96,22 @@ def _matching(config, entries, pattern) -> list[zoo.Entry]:
         for entry in entries.values()
         if fnmatch.fnmatchcase(entry.name, pattern) and (entry.in_paper or not config.only_in_paper)
     ]
-    found = [entry for entry in named if config.download or zoo.has_weights(entry, config.weights_dir)]
-    if not found:
+    if not any(config.download or zoo.has_weights(entry, config.weights_dir) for entry in named):
         where = f"{Path(config.weights_dir) / config.dataset}/THREAT/NAME.pt"
         raise ValueError(
             f"models: none of {len(named)} networks that match {pattern!r} has its weights in {where}: put them there "
             "(docs/leaderboard.md says where from), name another weights_dir, or set download"
         )
-    return found
+    return named
+
+
+def without_weights(config: ml_collections.ConfigDict, chosen: Sequence[Contestant]) -> list[Contestant]:
+    """Return those that are left out: a pattern found them, and their weights are neither there nor downloaded."""
+    return [
+        one
+        for one in chosen
+        if one.entry and one.is_optional and not config.download and not zoo.has_weights(one.entry, config.weights_dir)
+    ]
 
 
 def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: data.Dataset) -> classifiers.Classifier:

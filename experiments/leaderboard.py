@@ -13,7 +13,7 @@ import itertools
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from experiments import accuracies, attacked, classifiers, contestants, failures, plan, radii, results, storage
+from experiments import accuracies, admission, attacked, contestants, failures, plan, radii, results, storage
 from experiments.report import leaderboard as report
-from nn_adv import data, evaluation, neighbors
+from nn_adv import data, neighbors
 from nn_adv.pixels import as_float
 
 _ROW_BYTES = 30_000
@@ -50,24 +50,14 @@ class Board(NamedTuple):
     Attributes:
       images: those that every model is evaluated on.
       models: in the order in which they are run.
+      absent: those of them that are left out, for want of weights.
     """
 
     config: ml_collections.ConfigDict
     dataset: data.Dataset
     images: accuracies.Images
     models: list[contestants.Contestant]
-
-
-class WrongAccuracy(ValueError):
-    """The clean accuracy of a model is not the published one: it is not the model that was published.
-
-    Attributes:
-      clean: as in a row.
-    """
-
-    def __init__(self, message: str, clean: Mapping[str, Any]):
-        super().__init__(message)
-        self.clean = clean
+    absent: list[contestants.Contestant]
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path | None:
@@ -90,11 +80,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
     board = prepare(config)
     mine = board.models[shard[0] :: shard[1]]
     with results.open_store(workdir, _row_identity(board), shard=shard) as store:
-        mine = [model for model in mine if unit_name(config, model) not in store.done()]
+        told = _absence(board, store.done())
+        mine = [model for model in mine if model not in board.absent and unit_name(config, model) not in store.done()]
         storage.check_space(workdir, _ROW_BYTES * len(mine) + _RADIUS_BYTES * len(board.images.labels))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
         with tqdm.tqdm(total=len(mine), mininterval=pause, miniters=0, dynamic_ncols=True, unit="model") as bar:
             failed = []
+            if told:
+                bar.write(told, file=sys.stderr)
             for model, following in itertools.zip_longest(mine, mine[1:]):
                 if not _finish(board, model, workdir, store, bar):
                     failed.append(model)
@@ -111,12 +104,13 @@ def prepare(config: ml_collections.ConfigDict) -> Board:
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     plan.make_attacks(config, dataset.num_classes)
     settings = config.evaluation
-    return Board(config, dataset, accuracies.first_images(dataset, settings.splits, settings.images_per_split), models)
+    images = accuracies.first_images(dataset, settings.splits, settings.images_per_split)
+    return Board(config, dataset, images, models, contestants.without_weights(config, models))
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the table as plain text, for the end of a run."""
-    return report.terminal_text(rows)
+    return report.terminal_text(rows, config.sort_by)
 
 
 def unit_name(config: ml_collections.ConfigDict, model: contestants.Contestant) -> str:
@@ -154,7 +148,7 @@ def _finish(board: Board, model, workdir: Path, store, bar) -> bool:
     except storage.ResultsError:  # of the workdir, where nothing else can be stored either
         raise
     except Exception as error:  # whatever is wrong with one model is no reason to leave out the others
-        clean = error.clean if isinstance(error, WrongAccuracy) else None
+        clean = error.clean if isinstance(error, admission.WrongAccuracy) else None
         failure = failures.record(workdir, unit, error, model=model.name, clean=clean)
         bar.write(f"{model.name} failed: {failure['reason']}", file=sys.stderr)
         return False
@@ -166,27 +160,52 @@ def _finish(board: Board, model, workdir: Path, store, bar) -> bool:
     return True
 
 
-def _report(board: Board, workdir: Path, failed) -> Path | None:
+def _absence(board: Board, done: Set[str]) -> str:
+    """Say how many networks are left out for want of weights; nothing if none is, or all of them have rows."""
+    absent = _units(board, board.absent) - done
+    if not absent:
+        return ""
+    total = sum(model.is_optional for model in board.models)
+    return (
+        f"{len(absent)} of {total} networks have no weights in {board.config.weights_dir} and are left out: put them "
+        "there (docs/leaderboard.md says where from) or set download, and run the same command again"
+    )
+
+
+def _units(board: Board, models: Iterable[contestants.Contestant]) -> set[str]:
+    return {unit_name(board.config, model) for model in models}
+
+
+def _report(board: Board, workdir: Path, failed: Sequence[contestants.Contestant]) -> Path | None:
     rows, problems = results.read_rows(workdir)
-    units = {unit_name(board.config, model) for model in board.models}
-    missing = units - {row["unit"] for row in rows}
+    done = {row["unit"] for row in rows}
+    missing = _units(board, board.models) - _units(board, board.absent) - done
     known = [failure for unit, failure in failures.read(workdir).items() if unit in missing]
-    page = None
+    page, wrong, told = None, [], []
     if rows:
         page = report.write(
-            workdir, rows, problems, failed=known, num_missing=len(missing) - len(known), sort_by=board.config.sort_by
+            workdir,
+            rows,
+            problems,
+            failed=known,
+            absence=_absence(board, done),
+            num_missing=len(missing) - len(known),
+            sort_by=board.config.sort_by,
         )
         wrong = report.order_violations(rows)
-        if wrong:
-            raise ValueError(f"certified <= exact <= attacked does not hold: {'; '.join(wrong)}; see {page}")
+    if wrong:
+        told.append(f"certified <= exact <= attacked does not hold: {'; '.join(wrong)}; see {page}")
     if failed:
-        names = {unit_name(board.config, model) for model in failed}
+        names = _units(board, failed)
         reasons = "; ".join(f"{item['model']}: {item['reason']}" for item in known if item["unit"] in names)
-        raise failures.SomeFailed(
-            f"{len(failed)} of {len(board.models)} models failed ({reasons}): mend them, run the same command again; "
-            "it tries these alone",
-            page,
+        total = len(board.models) - len(board.absent)
+        told.append(
+            f"{len(failed)} of {total} models failed ({reasons}): mend them, run the same command again; it tries "
+            "these alone"
         )
+    if told:
+        text = "; ".join(told)
+        raise ValueError(text) if wrong else failures.SomeFailed(text, page)
     return page
 
 
@@ -214,7 +233,8 @@ def _network_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
     classifier = contestants.load(model, config, board.dataset)
     loaded = time.perf_counter()
     show("clean accuracy")
-    clean = _clean_accuracy(board, model, classifier)
+    admission.refuse_probabilities(model, classifier, chosen.images[: config.evaluation.batch_size])
+    clean = admission.clean_accuracy(model, classifier, config, board.dataset)
     checked = time.perf_counter()
     suite = plan.make_attacks(config, board.dataset.num_classes)
     names = [attack.name for attack in suite]
@@ -249,42 +269,6 @@ def _network_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
             "attack": round(time.perf_counter() - checked, 3),
         },
     )
-
-
-def _clean_accuracy(board: Board, model, classifier: classifiers.Classifier) -> dict[str, Any]:
-    """Measure the clean accuracy on test images and hold it against the published one.
-
-    The project's catalogue tells accuracies on the original pixels; on a copy of other pixels they are told, not
-    compared. A catalogue of one's own is taken at its word.
-
-    Raises:
-      WrongAccuracy: they differ by more than the tolerance, and three standard errors where not all images are taken.
-    """
-    config, dataset = board.config, board.dataset
-    count = config.clean.images or len(dataset.test_labels)
-    labels = dataset.test_labels[:count]
-    correct = evaluation.correct(
-        lambda x: classifiers.predict(classifier, x),
-        dataset.test_images[:count],
-        labels,
-        batch_size=config.evaluation.batch_size,
-    )
-    share = float(np.mean(correct))
-    published = model.entry.clean_accuracy if model.entry else None
-    is_comparable = bool(config.catalogue) or not dataset.note
-    verdict = "nothing published" if published is None else "agrees" if is_comparable else "other pixels"
-    clean = {"count": len(labels), "correct": int(np.sum(correct)), "published": published, "verdict": verdict}
-    if published is None or not is_comparable:
-        return clean
-    sampling = 100 * np.sqrt(share * (1 - share) / len(labels)) if len(labels) < len(dataset.test_labels) else 0.0
-    allowed = config.clean.tolerance + 3 * sampling
-    if abs(100 * share - published) > allowed:
-        raise WrongAccuracy(
-            f"it classifies {100 * share:.2f} % of {len(labels)} test images correctly, published {published:.2f} %: "
-            f"more than {allowed:.2g} points off (clean.tolerance), so it is not attacked",
-            clean | {"verdict": "off"},
-        )
-    return clean
 
 
 def _neighbor_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _run(workdir: Path) -> None:
             print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
             continue
         rows, _ = results.read_rows(folder)
-        print(f"{experiment.summary(rows)}\nReport: {page}")
+        print(f"{experiment.summary(config, rows)}\nReport: {page}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), page)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.storage import ResultsError, write_whole
+from experiments.storage import write_whole
 from nn_adv import certify, evaluation
 from nn_adv.neighbors import Reference
 
@@ -85,13 +85,13 @@ def load(path: Path) -> Radii:
     """Read what `save` wrote.
 
     Raises:
-      ResultsError: the file cannot be read; the message says what to do.
+      ValueError: the file cannot be read; the message says what to do.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return Radii(**{name: file[name] for name in Radii._fields})
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
 
 
 def num_bounded(radii: Radii) -> dict[str, int]:

@@ -86,7 +86,7 @@ def prepare(config: ml_collections.ConfigDict) -> Zoo:
     return Zoo(config, dataset, task, plan.make_model(config, dataset, task.num_classes))
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
     """List the networks, the accuracy of each and the time it took, as plain text."""
     lines = [f"{rows[0]['dataset']}, test images", f"{'network':14}{'clean, %':>9}{'training, s':>13}"]
     lines += [f"{row['method']:14}{row['clean_accuracy']:9.2f}{row['seconds']['train']:13.0f}" for row in rows]

@@ -58,6 +58,7 @@ def write(
     problems: Sequence[str] = (),
     *,
     failed: Sequence[Mapping[str, Any]] = (),
+    absence: str = "",
     num_missing: int = 0,
     sort_by: str = "linf",
 ) -> Path:
@@ -68,6 +69,7 @@ def write(
       rows: what `results.read_rows` returned; at least one.
       problems: likewise.
       failed: from `failures.read`, models without a row.
+      absence: which models were left out, in words.
       num_missing: further models without a row.
       sort_by: see `leaderboard_tables.ordered`.
 
@@ -76,7 +78,7 @@ def write(
     """
     rows = ordered(rows, sort_by)
     title = f"Robust networks and 1NN on {rows[0]['dataset']}"
-    blocks = _blocks(rows, problems, failed, num_missing, title, sort_by)
+    blocks = _blocks(rows, problems, failed, absence, num_missing, title, sort_by)
     folder = workdir / "report"
     for block in blocks:
         for image in block.images if isinstance(block, Images) else ():
@@ -85,14 +87,14 @@ def write(
     write_whole(page, to_html(blocks, title=title).encode())
     write_whole(folder / "report.md", to_markdown(blocks, folder="figures").encode())
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([CSV_COLUMNS, *csv_lines(rows)])
+    csv.writer(text, lineterminator="\n").writerows([CSV_COLUMNS, *csv_lines(rows, failed)])
     write_whole(folder / _CSV_FILE, text.getvalue().encode())
     return page
 
 
-def terminal_text(rows: Sequence[Row]) -> str:
-    """Return the table as plain text, then whom 1NN beats."""
-    rows = ordered(rows, "linf")
+def terminal_text(rows: Sequence[Row], sort_by: str) -> str:
+    """Return the table as plain text, in the order of the report's, then whom 1NN beats."""
+    rows = ordered(rows, sort_by)
     table = _main_table(rows)
     lines = [[name[:36], *(cell.partition(" ± ")[0].replace(" ", "") for cell in cells)] for name, *cells in table.rows]
     first = max(len(line[0]) for line in lines) + 1
@@ -107,8 +109,10 @@ def terminal_text(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in text)
 
 
-def _blocks(rows, problems, failed, num_missing, title, sort_by) -> list[Block]:
+def _blocks(rows, problems, failed, absence, num_missing, title, sort_by) -> list[Block]:
     blocks: list[Block] = [Heading(title, 1)]
+    if absence:
+        blocks.append(Text(f"Not complete: {absence}.", "alert"))
     if num_missing:
         blocks.append(Text(f"Not complete: {counted(num_missing, 'model')} still to be run.", "alert"))
     if failed:

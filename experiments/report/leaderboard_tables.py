@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.report.tables import CLEAN, SPLITS, Mean, Row, Threat
 from nn_adv import evaluation
 
 NEIGHBOR = "1nn"
+_CLEAN_COLUMNS = ("clean_count", "clean_measured", "clean_difference", "clean_verdict")
 CSV_COLUMNS = (
     "model",
     "architecture",
@@ -30,6 +31,8 @@ CSV_COLUMNS = (
     "high95",
     "published_clean",
     "published_autoattack",
+    *_CLEAN_COLUMNS,
+    "failed",
 )
 _SHOWN = ("clean", "exact", "attacked")  # the first that there is
 
@@ -122,10 +125,14 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     return found
 
 
-def csv_lines(rows: Sequence[Row]) -> list[tuple]:
-    """List every accuracy that was measured, with `CSV_COLUMNS`."""
-    lines = []
+def csv_lines(rows: Sequence[Row], failed: Sequence[Mapping[str, Any]] = ()) -> list[tuple]:
+    """List every accuracy of one or more rows, with `CSV_COLUMNS`, then a line for each model that failed.
+
+    Shares are of 1; published accuracies and the clean check, of test images before any attack, are in per cent.
+    """
+    lines: list[tuple] = []
     for row in rows:
+        published = [row["model"].get(name) for name in ("clean_accuracy", "autoattack_accuracy")]
         for item in row["evaluations"]:
             accuracy = item["robust"] / item["count"]
             interval = evaluation.wilson_interval(item["robust"], item["count"])
@@ -136,10 +143,25 @@ def csv_lines(rows: Sequence[Row]) -> list[tuple]:
                     *(item["norm"] or "", "" if item["epsilon"] is None else item["epsilon"]),
                     *(item["kind"], item["count"], item["robust"]),
                     *(round(number, 6) for number in numbers),
-                    *(row["model"].get(name) for name in ("clean_accuracy", "autoattack_accuracy")),
+                    *(*published, *_clean_check(row["clean"]), None),
                 )
             )
+    for failure in failed:
+        known = {"model": failure["model"], "dataset": rows[0]["dataset"], "failed": failure["reason"]}
+        if failure["clean"]:
+            known |= dict(zip(_CLEAN_COLUMNS, _clean_check(failure["clean"]), strict=True))
+            known["published_clean"] = failure["clean"]["published"]
+        lines.append(tuple(known.get(column) for column in CSV_COLUMNS))
     return lines
+
+
+def _clean_check(clean: Mapping[str, Any] | None) -> tuple:
+    """Return the values of `_CLEAN_COLUMNS`."""
+    if clean is None:
+        return (None,) * len(_CLEAN_COLUMNS)
+    measured = 100 * clean["correct"] / clean["count"]
+    difference = None if clean["published"] is None else round(measured - clean["published"], 4)
+    return clean["count"], round(measured, 4), difference, clean["verdict"]
 
 
 def _compare(split: str, threat: Threat, own: Mean, theirs: Mapping[str, Mean]) -> Comparison:

@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import binary_tasks as config_file
-from experiments import attacked, classifiers, plan, results
+from experiments import attacked, classifiers, plan
 from nn_adv import attacks
 
 NUM_IMAGES = 30
@@ -126,7 +126,7 @@ def _run_until(problem, file, num_batches):
 def test_a_damaged_file_says_what_to_do(problem, tmp_path, content):
     file = tmp_path / "progress.npz"
     file.write_bytes(content)
-    with pytest.raises(results.ResultsError, match="progress.npz cannot be read .* remove it and run the same command"):
+    with pytest.raises(ValueError, match="progress.npz cannot be read .* remove it, .* and run the same command again"):
         _run(problem, file)
 
 

@@ -121,7 +121,7 @@ def test_the_report_shows_points_beside_the_exact_answer(finished):
         points = (int(line["unbroken"]) - int(line["certified"])) / int(line["count"])
         assert float(line["overstated_most"]) == pytest.approx(points, abs=1e-6)
         assert float(line["low95"]) - 1e-6 <= points <= float(line["high95"]) + 1e-6
-    assert max(map(len, audit.summary(rows).splitlines())) <= 100
+    assert max(map(len, audit.summary(tiny_config(), rows).splitlines())) <= 100
 
 
 def _row(temperature, certified, at_most, unbroken):

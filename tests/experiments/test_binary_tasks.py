@@ -163,7 +163,7 @@ def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_pat
 @pytest.mark.parametrize("content", [b"PK", b"PK\x03\x04" + b"0" * 99])
 def test_a_damaged_file_of_radii_says_what_to_do(tmp_path, content):
     (tmp_path / "3v8.npz").write_bytes(content)
-    with pytest.raises(results.ResultsError, match="3v8.npz cannot be read .* remove it"):
+    with pytest.raises(ValueError, match="3v8.npz cannot be read .* remove it"):
         radii.load(tmp_path / "3v8.npz")
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gc
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import leaderboard as config_file
-from experiments import attacked, contestants, failures, leaderboard, radii, results
+from experiments import admission, attacked, contestants, failures, leaderboard, radii, results
 from nn_adv import certify, data, models, neighbors, zoo
 from nn_adv.zoo import convert
 from tests.experiments.test_binary_tasks import ROOT, _kill_when
@@ -168,6 +169,12 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     assert "RuntimeError" in stored[f"digits/{OWN}:broken"]["traceback"]
     page = caught.value.page.read_text()
     assert "5 models failed" in page and "no such luck" in page
+    with open(caught.value.page.parent / "leaderboard.csv", newline="") as file:
+        told = {line["model"]: line for line in csv.DictReader(file) if line["failed"]}
+    assert set(told) == {"Off", "Torn", "Other", f"{OWN}:too_few_classes", f"{OWN}:broken"}
+    assert told["Off"]["clean_verdict"] == "off" and float(told["Off"]["clean_difference"]) == pytest.approx(
+        3, abs=0.01
+    )
 
     # Mended, or allowed for, they are tried again; nothing else is.
     config.clean.tolerance = 4.0
@@ -216,16 +223,23 @@ def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     assert _counted(tmp_path / "both") == _counted(finished)
 
 
-def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch):
-    programs = sys.modules["nn_adv.attacks.ensemble"]._attack
+def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    leaderboard.run(tiny_config(weights, models=("One",)), tmp_path)
+    with jax.log_compiles():
+        leaderboard.run(tiny_config(weights, models=("One",)), tmp_path)
+    assert _compiled(caplog)
+    caplog.clear()
     gc.collect()
-    compiled, alive = programs._cache_size(), sum(array.nbytes for array in jax.live_arrays())
-    leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    alive = sum(array.nbytes for array in jax.live_arrays())
+    with jax.log_compiles():
+        leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
     gc.collect()
-    assert programs._cache_size() == compiled
+    assert not _compiled(caplog)
     assert sum(array.nbytes for array in jax.live_arrays()) <= alive
+
+
+def _compiled(caplog):
+    return [text for record in caplog.records if "Compiling" in (text := record.getMessage())]
 
 
 def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
@@ -235,7 +249,7 @@ def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
     assert not [array for array in jax.live_arrays() if array.shape == (64, 10)]
 
 
-def test_probabilities_are_attacked_as_logits_where_they_are_expected_and_warned_of_elsewhere(weights, tmp_path):
+def test_probabilities_are_attacked_as_logits_where_they_are_expected_and_refused_elsewhere(weights, tmp_path):
     board = leaderboard.prepare(tiny_config(weights, models=("One",)))
     (one,) = board.models
     images = board.dataset.test_images[:5] / np.float32(255)
@@ -245,21 +259,20 @@ def test_probabilities_are_attacked_as_logits_where_they_are_expected_and_warned
     found = contestants._logarithm(contestants.Partial(lambda x: softened(plain(x))), images)
     np.testing.assert_allclose(found, jax.nn.log_softmax(plain(images)), rtol=1e-4, atol=1e-5)
     assert contestants.load(as_logits, board.config, board.dataset).logits_fn.func is contestants._logarithm
-    leaderboard.run(tiny_config(weights, models=(f"{OWN}:probabilities",)), tmp_path)
-    (row,) = _rows(tmp_path).values()
-    assert any("probabilities" in text for text in row["warnings"])
-    assert "seems to return probabilities" in (tmp_path / "report" / "report.md").read_text()
+    with pytest.raises(failures.SomeFailed, match="1 of 2 models failed .*:probabilities returns probabilities .none"):
+        leaderboard.run(tiny_config(weights, models=("One", f"{OWN}:probabilities")), tmp_path)
+    assert set(_rows(tmp_path)) == {"One"} and set(failures.read(tmp_path)) == {f"digits/{OWN}:probabilities"}
 
 
 def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
     board = leaderboard.prepare(tiny_config(weights, models=("Off",)))
     (off,) = board.models
     classifier = contestants.load(off, board.config, board.dataset)
-    with pytest.raises(leaderboard.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
-        leaderboard._clean_accuracy(board, off, classifier)
+    with pytest.raises(admission.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
+        admission.clean_accuracy(off, classifier, board.config, board.dataset)
     assert board.dataset.note  # digits are rescaled
     board.config.catalogue = ""  # as if the accuracies were those of the project's catalogue
-    assert leaderboard._clean_accuracy(board, off, classifier)["verdict"] == "other pixels"
+    assert admission.clean_accuracy(off, classifier, board.config, board.dataset)["verdict"] == "other pixels"
 
 
 def test_few_clean_images_allow_for_their_sampling(weights):
@@ -267,7 +280,7 @@ def test_few_clean_images_allow_for_their_sampling(weights):
     config.clean.images = 100
     board = leaderboard.prepare(config)
     classifier = contestants.load(board.models[0], config, board.dataset)
-    clean = leaderboard._clean_accuracy(board, board.models[0], classifier)
+    clean = admission.clean_accuracy(board.models[0], classifier, config, board.dataset)
     assert clean["count"] == 100 and clean["verdict"] == "agrees"
 
 
@@ -286,6 +299,7 @@ def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
         lines = list(csv.DictReader(file))
     written = sum(len(row["evaluations"]) for row in _rows(finished).values())
     assert len(lines) == written
+    assert {line["clean_verdict"] for line in lines if line["model"] == "One"} == {"agrees"}
     for line in lines:
         assert float(line["accuracy"]) == pytest.approx(int(line["robust"]) / int(line["count"]), abs=1e-6)
 
@@ -295,6 +309,15 @@ def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
     [
         ({"models": ("Onne",)}, "'Onne' is not among the 5 networks for digits .*; near it: One"),
         ({"models": ("Z*",)}, r"none of 0 networks that match 'Z\*' has its weights"),
+        (
+            {"dataset": "npz:own.npz"},
+            r"models: 'One' asks for networks of .*catalogue\.json, which are for digits, none for npz:own\.npz: name "
+            r"only 1nn and MODULE:FUNCTION, or another catalogue \(none can have any for npz:PATH\)",
+        ),
+        (
+            {"catalogue": "", "models": ("*",)},
+            "'\\*' asks for networks of the catalogue, which are for cifar10, none for digits",
+        ),
         ({"models": ()}, "models must name one or more"),
         ({"models": ("1nn", "1nn")}, "models must not hold anything twice"),
         ({"models": ("no.such:thing",)}, "cannot import 'no.such:thing'"),
@@ -315,7 +338,7 @@ def test_mistakes_are_refused_before_anything_starts(weights, changes, message):
         leaderboard.prepare(tiny_config(weights, **changes))
 
 
-def test_patterns_take_the_papers_models_with_weights_only(tmp_path):
+def test_patterns_take_the_papers_models_whatever_lies_in_the_folder(tmp_path):
     config = config_file.get_config("cifar10")
     config.weights_dir = str(tmp_path)
     config.download = True  # no weights are asked for
@@ -326,7 +349,59 @@ def test_patterns_take_the_papers_models_with_weights_only(tmp_path):
     entry = zoo.read()["Wong2020Fast"]
     (tmp_path / "cifar10" / "Linf").mkdir(parents=True)
     (tmp_path / "cifar10" / "Linf" / entry.files[0].name).touch()
-    assert [one.name for one in contestants.choose(config)] == ["1nn", "Wong2020Fast"]
+    everything = contestants.choose(config)
+    assert len(everything) == 1 + len(zoo.read())
+    absent = {one.name for one in contestants.without_weights(config, everything)}
+    assert {one.name for one in everything} - absent == {"1nn", "Wong2020Fast"}
+    config.models = ("Standard", "*")
+    absent = {one.name for one in contestants.without_weights(config, contestants.choose(config))}
+    assert "Standard" not in absent and len(absent) == len(zoo.read()) - 2  # asked for by its name
+
+
+def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_path, capfd):
+    """Two machines whose folders differ."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, names in zip(folders, (("One",), ("One", "Two")), strict=True):
+        place = folder / "digits" / "Linf"
+        place.mkdir(parents=True)
+        for name in names:
+            shutil.copy(weights / "digits" / "Linf" / f"{name}.safetensors", place)
+    configs = [tiny_config(weights, models=("*",), weights_dir=str(folder)) for folder in folders]
+    boards = [leaderboard.prepare(config) for config in configs]
+    assert [model.name for model in boards[0].models] == ["Off", "One", "Other", "Torn", "Two"]
+    assert boards[0].models == boards[1].models
+    workdir = tmp_path / "run"
+    for shard, config in enumerate(configs):
+        leaderboard.run(config, workdir, shard=(shard, 2))
+    told = capfd.readouterr().err
+    assert told.count(f"4 of 5 networks have no weights in {folders[0]} and are left out: put them there") == 1
+    assert told.count(f"3 of 5 networks have no weights in {folders[1]}") == 1
+    assert set(_rows(workdir)) == {"One"}  # Two is of the first shard, whose folder lacks it
+    assert "Not complete: 3 of 5 networks have no weights in" in (workdir / "report" / "report.md").read_text()
+    leaderboard.run(configs[1], workdir, shard=(0, 2))
+    assert set(_rows(workdir)) == {"One", "Two"}
+
+
+def test_a_progress_file_that_cannot_be_read_fails_its_model_only(weights, finished, tmp_path):
+    damaged = tmp_path / "attacks" / "digits-One.npz"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"nothing")
+    with pytest.raises(
+        failures.SomeFailed, match=r"1 of 2 models failed \(One: .*digits-One\.npz cannot be read.*remove it"
+    ):
+        leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    assert set(_rows(tmp_path)) == {"Two"}
+    damaged.unlink()
+    leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    assert _rows(tmp_path)["One"]["evaluations"] == _counted(finished)["One"]
+
+
+def test_bounds_that_contradict_each_other_do_not_hide_what_failed(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(leaderboard.report, "order_violations", lambda rows: ["One: 3 > 2"])
+    with pytest.raises(
+        ValueError, match=r"does not hold: One: 3 > 2; see .*report\.html; 1 of 2 models failed \(Torn: "
+    ):
+        leaderboard.run(tiny_config(weights, models=("One", "Torn")), tmp_path)
 
 
 def _command(weights, workdir, models):

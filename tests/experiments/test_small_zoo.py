@@ -69,7 +69,7 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
     assert list(zoo.read(catalogue)) == [*METHODS, "pgd-l2"]
     monkeypatch.setattr(small_zoo, "_row", lambda *_: pytest.fail("a network was trained twice"))
     small_zoo.run(tiny_config(), workdir)
-    assert "trades-both" in small_zoo.summary(results.read_rows(workdir)[0])
+    assert "trades-both" in small_zoo.summary(tiny_config(), results.read_rows(workdir)[0])
 
 
 @pytest.mark.parametrize(

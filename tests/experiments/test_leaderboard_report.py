@@ -1,0 +1,64 @@
+"""The leaderboard's terminal table and CSV, from made-up rows."""
+
+import csv
+
+import pytest
+
+from configs import leaderboard as config_file
+from experiments import leaderboard
+from experiments.report import leaderboard as report
+from tests.experiments.report_rows import evaluation, row
+
+RADII = {"linf": 0.1, "l2": 0.8}
+
+
+def _network(name, *, linf, l2, published=90.0, correct=905):
+    evaluations = [
+        evaluation("test", None, 0.0, "clean", 100, 90),
+        evaluation("test", "linf", 0.1, "attacked", 100, linf),
+        evaluation("test", "l2", 0.8, "attacked", 100, l2),
+    ]
+    clean = {"count": 1000, "correct": correct, "published": published, "verdict": "agrees"}
+    model = {"architecture": "mlp", "clean_accuracy": published, "autoattack_accuracy": None}
+    return row("all", name, evaluations, radii=RADII, clean=clean, model=model, warnings=[])
+
+
+ROWS = [_network("A", linf=40, l2=20), _network("B", linf=30, l2=50), _network("C", linf=10, l2=30, published=None)]
+
+
+@pytest.mark.parametrize(("sort_by", "names"), [("linf", "ABC"), ("l2", "BCA"), ("mean", "BAC")])
+def test_the_terminals_table_has_the_order_that_is_asked_for(sort_by, names):
+    config = config_file.get_config("digits")
+    config.sort_by = sort_by
+    lines = leaderboard.summary(config, ROWS).splitlines()
+    assert "".join(line[0] for line in lines if line[:2] in ("A ", "B ", "C ")) == names
+
+
+def test_the_csv_has_the_clean_check_and_what_failed(tmp_path):
+    off = {"count": 1000, "correct": 700, "published": 90.0, "verdict": "off"}
+    failed = [
+        {"model": "Off", "reason": "it is another", "clean": off},
+        {"model": "Torn", "reason": "it is damaged", "clean": None},
+    ]
+    report.write(tmp_path, ROWS, failed=failed)
+    with open(tmp_path / "report" / "leaderboard.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    checks = {line["model"]: [line[f"clean_{name}"] for name in ("count", "measured", "difference")] for line in lines}
+    assert checks == {
+        "A": ["1000", "90.5", "0.5"],
+        "B": ["1000", "90.5", "0.5"],
+        "C": ["1000", "90.5", ""],
+        "Off": ["1000", "70.0", "-20.0"],
+        "Torn": ["", "", ""],
+    }
+    assert [line["clean_verdict"] for line in lines[-2:]] == ["off", ""] and lines[-2]["published_clean"] == "90.0"
+    assert {line["model"]: line["failed"] for line in lines if line["failed"]} == {
+        "Off": "it is another",
+        "Torn": "it is damaged",
+    }
+    assert len(lines) == 9 + 2
+
+
+def test_the_report_says_what_was_left_out(tmp_path):
+    page = report.write(tmp_path, ROWS, absence="2 of 5 networks have no weights in models")
+    assert "Not complete: 2 of 5 networks have no weights in models." in page.read_text()
