@@ -1,8 +1,9 @@
 """What does a step of an attack cost, beside the forward and backward pass that it cannot do without?
 
 The floor of a step is the gradient of the loss at the images: for 1NN through its soft form, two products, of queries
-and points and of weights and points. Each attack is timed as a whole, from clean images to result, and divided by the
-number of gradients it takes; compilation is left out. Bare passes and attacks take turns, medians are reported.
+and points and of weights and points. FAB's targeted steps take a forward pass more, and Square's queries are forward
+passes. Each attack is timed as a whole, from clean images to result, and divided by its number of steps; compilation is
+left out. Bare passes and attacks take turns, medians are reported.
 
   python benchmarks/attacks.py --models small_cnn --output=docs/benchmarks/attacks.json
   python benchmarks/attacks.py --models soft_1nn --repeats=15 --output=docs/benchmarks/attacks.json
@@ -91,32 +92,51 @@ def run_problem(problem: Problem, steps: int, repeats: int) -> list[dict]:
         return fn(logits_fn, images, labels, key=jax.random.key(0), threat=threat).adversarial
 
     arguments = (problem.logits_fn, problem.images, problem.labels)
-    calls = {"bare forward and backward": (functools.partial(bare, *arguments), steps)}
+    one_after_the_other = jax.jit(functools.partial(_one_after_the_other, count=steps))
+    calls = {
+        "bare forward and backward": (functools.partial(bare, *arguments), steps),
+        "bare forward": (functools.partial(one_after_the_other, problem.logits_fn, problem.images), steps),
+    }
     if problem.products is not None:
-        products = jax.jit(functools.partial(_one_after_the_other, count=steps))
-        calls["two products"] = (functools.partial(products, problem.products, problem.images), steps)
+        calls["two products"] = (functools.partial(one_after_the_other, problem.products, problem.images), steps)
     for norm in NORMS:
         options = {"num_steps": steps, "loss_fn": attacks.margin}
-        apgd = functools.partial(attacks.apgd, **options)
-        pgd = functools.partial(attacks.pgd, **options, step_size=_RADII[norm] / steps)
-        for name, fn, num_gradients in (("apgd", apgd, steps + 1), ("pgd", pgd, steps)):  # apgd: one at the start
+        named = {
+            "apgd": (functools.partial(attacks.apgd, **options), steps + 1),  # a gradient at the start
+            "pgd": (functools.partial(attacks.pgd, **options, step_size=_RADII[norm] / steps), steps),
+            "fab-t": (functools.partial(attacks.fab, num_steps=steps, num_targets=1), steps),
+            "square": (functools.partial(attacks.square, num_queries=steps), steps),
+        }
+        for name, (fn, count) in named.items():
             threat = Threat(norm, _RADII[norm])
-            calls[f"{name} {norm}"] = (functools.partial(attack, *arguments, threat, fn=fn), num_gradients)
+            calls[f"{name} {norm}"] = (functools.partial(attack, *arguments, threat, fn=fn), count)
 
     waiting = {name: functools.partial(_finish, call) for name, (call, _) in calls.items()}
     take_turns(waiting, 1)  # compiles
     seconds = {name: np.median(turns[:, 0]) / calls[name][1] for name, turns in take_turns(waiting, repeats).items()}
-    floor = seconds["bare forward and backward"]
-    return [
-        {"name": name, "ms": round(1000 * value, 2), "ratio": round(value / floor, 3)}
-        | ({"ratio_to_products": round(value / seconds["two products"], 3)} if "two products" in seconds else {})
-        for name, value in seconds.items()
-    ]
+    gradient, forward = seconds["bare forward and backward"], seconds["bare forward"]
+    floors = {"fab-t": gradient + forward, "square": forward}
+    rows = []
+    for name, value in seconds.items():
+        row = {
+            "name": name,
+            "ms": round(1000 * value, 2),
+            "ratio": round(value / floors.get(name.split()[0], gradient), 3),
+        }
+        if "two products" in seconds:
+            row["ratio_to_products"] = round(value / seconds["two products"], 3)
+        rows.append(row)
+    return rows
 
 
 def _one_after_the_other(fn, images, count):
     """Call ``fn`` on images that the last result has changed a little, so that no call can be left out."""
-    return jax.lax.fori_loop(0, count, lambda _, x: x + 1e-9 * fn(x).reshape(x.shape), images)
+
+    def step(_, x):
+        result = fn(x)
+        return x + 1e-9 * (result.reshape(x.shape) if result.size == x.size else jnp.mean(result))
+
+    return jax.lax.fori_loop(0, count, step, images)
 
 
 def _finish(call):

@@ -156,6 +156,29 @@ def test_sparse_steps_move_the_largest_components(dtype):
         )
 
 
+def test_covering_thresholds_are_those_of_sorted_sizes():
+    rng = np.random.default_rng(6)
+    sizes = rng.integers(0, 9, (60, 40)).astype(np.float32)  # many are equal
+    values = rng.integers(0, 3, (60, 40)).astype(np.float32)
+    goal = rng.integers(1, 60, 60).astype(np.float32)
+    found = np.asarray(threats.covering_threshold(sizes, values, goal))
+    for row, reached in enumerate(found):
+        covering = [size for size in np.unique(sizes[row]) if values[row][sizes[row] >= size].sum() >= goal[row]]
+        assert reached == (max(covering) if covering else 0)
+    assert 0 < np.sum(found == 0) < 30
+
+
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 31, 1000, 3072])
+def test_sums_do_not_depend_on_the_batch(size):
+    values = np.random.default_rng(7).standard_normal((33, size)).astype(np.float32)
+    together = np.asarray(jax.jit(threats.sum_per_image)(values))
+    alone = [float(jax.jit(threats.sum_per_image)(row[None])[0]) for row in values]
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, values.astype(np.float64).sum(axis=1), atol=1e-5 * size**0.5)
+    counted = threats.sum_per_image((values > 0).astype(np.int32))
+    np.testing.assert_array_equal(counted, (values > 0).sum(axis=1))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_zero_gradient_gives_zero_step(norm):
     zeros = jnp.zeros((2, 8))

@@ -23,7 +23,16 @@ from nn_adv.attacks.common import (
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
-from nn_adv.threat import Threat, check_norm, dual_norm, per_image, perturbation_size, random_start, sum_per_image
+from nn_adv.threat import (
+    Threat,
+    check_norm,
+    covering_threshold,
+    dual_norm,
+    per_image,
+    perturbation_size,
+    random_start,
+    sum_per_image,
+)
 
 
 class _Nearest(NamedTuple):
@@ -192,12 +201,12 @@ def _rise_together(speed, weight, room, gap):
 
 def _fill_largest_first(weight, room, gap):
     """Use up the room of the components with the largest weights, until ``sum weight size = gap``."""
-    order = jnp.argsort(-weight, axis=1)
-    weight, room = (jnp.take_along_axis(values, order, axis=1) for values in (weight, room))
-    gained = jnp.cumsum(jnp.where(weight > 0, weight * room, 0), axis=1)
-    before = jnp.concatenate([jnp.zeros_like(gap), gained[:, :-1]], axis=1)
-    size = jnp.clip((gap - before) / jnp.where(weight > 0, weight, 1), 0, room)
-    return jnp.take_along_axis(size, jnp.argsort(order, axis=1), axis=1)
+    room = jnp.minimum(room, gap / jnp.where(weight > 0, weight, 1))  # finite without bounds: none needs more
+    last = covering_threshold(weight, weight * room, gap[:, 0])[:, None]
+    filled = sum_per_image(jnp.where(weight > last, weight * room, 0))[:, None]
+    left = sum_per_image(jnp.where(weight == last, weight * room, 0))[:, None]
+    share = jnp.clip((gap - filled) / jnp.where(left > 0, left, 1), 0, 1)
+    return jnp.where(weight > last, room, jnp.where(weight == last, share * room, 0))
 
 
 def _border(logits_fn, points, labels, target, norm):

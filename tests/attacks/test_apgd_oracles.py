@@ -19,8 +19,8 @@ apgd = importlib.import_module("nn_adv.attacks.apgd")  # the package's attribute
 LOSSES = {"ce": losses.cross_entropy, "dlr": losses.dlr}
 CASES = [("c10", "linf", "ce"), ("c10", "l2", "ce"), ("c10", "linf", "dlr"), ("c10", "l2", "dlr"), ("c2", "linf", "ce")]
 # Here rounding decides which side of a kink of the loss a point is on, and the paths part, later or earlier from one
-# processor to the next: by 0.07 on one and 0.001 on another. What is asked of them is the same first steps, flag, step
-# sizes and best loss, of the targeted DLR to 1e-5.
+# processor, and from one order of the sums, to the next: by 0.07 on one and 0.001 on another. What is asked of them is
+# the same first steps, flag, step sizes and best loss, of the targeted DLR to 1e-4: ten orders gave 5e-6 to 1.9e-5.
 CHAOTIC = {("l2", "dlr"): [25, 53, 58, 73, 99, 111, 131], ("l2", "targeted_dlr"): [73, 111]}
 STEPS_BEFORE_CHAOS = 6
 FEW = 7  # every seventh image in the fast tests
@@ -116,7 +116,7 @@ def _check_targeted(folder, monkeypatch, norm, rank, every):
     _check_losses(loss_trace, expected, chaotic)
     best = loss_trace.max(axis=0)
     np.testing.assert_allclose(best[~chaotic], expected["loss_best"][~chaotic], atol=1e-9)
-    np.testing.assert_allclose(best[chaotic], expected["loss_best"][chaotic], atol=1e-5)
+    np.testing.assert_allclose(best[chaotic], expected["loss_best"][chaotic], atol=1e-4)
 
 
 @pytest.mark.parametrize(("norm", "rank"), [("l2", 2), ("linf", 6), ("l2", 10)])  # all nine below
