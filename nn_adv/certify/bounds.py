@@ -170,6 +170,19 @@ def single(
     return lax.map(one, (image, opponents, anchors))
 
 
+def doubt(sq_distances: np.ndarray, size: int, *, in_integers: bool = False) -> np.ndarray:
+    """Return by how much squared distances ``[B]``, in float64, may differ and still be a tie in exact arithmetic.
+
+    Ties between uint8 images are those of the integers. Rounding ``v / 255`` to float32 moves a pixel by 2^-25 at most,
+    hence a distance by s = 2^-24 sqrt(d), its square D by 2 sqrt(D) s + s^2, and a difference of two by twice as much.
+    """
+    rounding = 2 * (size + 16) * 2.0**-52 * sq_distances
+    if not in_integers:
+        return rounding
+    moved = 2.0**-24 * np.sqrt(size)
+    return rounding + 4 * (np.sqrt(sq_distances) + moved) * moved
+
+
 def values64(images: chex.Array) -> jax.Array:
     """Return the pixel values the library works with, as float64; call under ``jax.enable_x64(True)``."""
     return pixels.float64_pixels(images) if images.dtype == jnp.uint8 else images.astype(jnp.float64)

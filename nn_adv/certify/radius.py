@@ -16,21 +16,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
+from nn_adv.certify.queries import Queries, check_queries
 from nn_adv.certify.recheck import Screened, recheck
-from nn_adv.certify.rows import cross_class_copies, host_rows
+from nn_adv.certify.rows import earlier_copies, host_rows, pixel_scale, pixel_values
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
-from nn_adv.neighbors.reference import NO_POINT
 from nn_adv.neighbors.search import flatten_queries
 from nn_adv.threat import Threat, check_norm
 
-# Below this a float32 image cannot come closer to a border.
+# Below this, times the scale of the pixels, a float32 image cannot come closer to a border.
 _ABSOLUTE_TOLERANCE = 1e-7
 
 
@@ -58,10 +57,11 @@ class Radius(NamedTuple):
     Attributes:
       lower: proven: no smaller perturbation changes the prediction ``[B]`` float64; inf if none does at all.
       upper: size of the witness ``[B]`` float64; inf where there is none.
-      adversarial: float32 witness ``[B, ...]``, which 1NN gives another label; the image itself where there is none.
+      adversarial: float32 witness ``[B, ...]``, which 1NN gives another label; the image itself where there is none, or
+        where it has another label already.
       status: "exact" where lower and upper agree to the tolerance, else "bounded" ``[B]``.
       correct: whether 1NN gives the clean image its label ``[B]``; where not, lower and upper are 0.
-      opponent: index of the point the witness is nearest to ``[B]``, -1 for none.
+      opponent: index of the point the witness is nearest to, the lowest of several ``[B]``; -1 without a witness.
       certificate: see `Certificate`.
     """
 
@@ -99,14 +99,15 @@ def radius(
 
     The radius is an infimum: 1NN is robust at epsilon if and only if no perturbation smaller than epsilon changes its
     prediction, that is, if ``radius >= epsilon``. Pixels are what the library works with: uint8 v means ``v / 255``
-    rounded to float32. Not jittable.
+    rounded to float32, between uint8 images and points ties are those of the integers, and a changed image is one of
+    floats: on such a tie the radius is 0, or a few roundings, of a correct image. Not jittable.
 
     Args:
       reference: points from `neighbors.fit`, inside the bounds.
       images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32.
       labels: ``[B]``; an image that 1NN does not give its label has radius 0.
       norm: "l1", "l2" or "linf".
-      bounds: lowest and highest pixel value of a perturbed image, or None.
+      bounds: lowest and highest pixel value of a perturbed image, rounded to float32 as pixels are; or None.
       leave_out: index of a point to leave out for each image ``[B]``, -1 for none; None: no point is left out, and a
         training image is its own nearest neighbour.
       embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded
@@ -114,21 +115,26 @@ def radius(
       recheck_all: also check the opponents that were screened out, in float64, for which the distances to all points
         are computed again; without it, their bound is the search's. Witnesses and solved opponents are always checked.
       batch_size: images at a time; memory grows with it times the number of points.
-      tolerance: relative gap below which a radius is exact.
+      tolerance: relative gap below which a radius is exact, 0 or more and below 1. A gap of 1e-7, about the spacing of
+        float32 pixels, is allowed besides, times the least power of two that no pixel of image or points exceeds.
 
     Raises:
       ValueError: unknown norm, shapes or dtypes that do not fit, labels out of range, images or points that are not
-        finite or outside the bounds, leave_out out of range, batch_size below 1.
+        finite or outside the bounds, leave_out out of range, batch_size below 1, tolerance not in [0, 1).
     """
     check_norm(norm)
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be a share, 0 or more and below 1, got {tolerance}")
+    _check_batch_size(batch_size)
+    queries = check_queries(
+        reference, images, labels, bounds=bounds, leave_out=leave_out, are_embedded_later=embed is not None
+    )
     if embed is not None:
         options = {"recheck_all": recheck_all, "batch_size": batch_size, "tolerance": tolerance}
         return embedded_radius(
-            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, **options
+            radius, reference, queries.images, queries.labels, embed=embed, norm=norm, leave_out=leave_out, **options
         )
-    labels, leave_out = _check(reference, images, labels, bounds, leave_out, batch_size)
-    cutoff = np.full(len(labels), np.inf)
-    return _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance)
+    return _radius(reference, queries, np.full(len(queries.labels), np.inf), norm, recheck_all, batch_size, tolerance)
 
 
 def decide(
@@ -155,29 +161,38 @@ def decide(
     Raises:
       ValueError: as in `radius`.
     """
-    labels, leave_out = _check(reference, images, labels, threat.bounds, leave_out, batch_size)
-    epsilon = np.broadcast_to(np.asarray(threat.epsilon, np.float64), labels.shape)
-    found = _radius(
-        reference, images, labels, leave_out, epsilon, threat.norm, threat.bounds, recheck_all, batch_size, 1e-6
-    )
+    _check_batch_size(batch_size)
+    queries = check_queries(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
+    epsilon = np.asarray(threat.epsilon, np.float64)
+    if epsilon.shape not in ((), queries.labels.shape) or not np.all(epsilon >= 0):
+        raise ValueError(f"epsilon must be a radius >= 0, or one per image [{len(queries.labels)}], got {epsilon}")
+    epsilon = np.broadcast_to(epsilon, queries.labels.shape)
+    found = _radius(reference, queries, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
     robust = found.correct & (found.lower >= epsilon)
     broken = ~found.correct | (found.upper < epsilon)
     status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
     return Decision(robust, found.adversarial, status)
 
 
-def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_all, batch_size, tolerance) -> Radius:
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
-    images = np.asarray(images)
+    images, labels, bounds, leave_out = checked_queries
     rows = host_rows(reference)
-    copies = cross_class_copies(rows)
+    copies = earlier_copies(rows)
     left_out = np.where(leave_out >= 0, rows.row_of[leave_out], -1)
     queries = np.asarray(flatten_queries(reference, images))
+    values = pixel_values(queries, np.float32)
+    scale = pixel_scale(rows, values)
 
     parts = [
         search(
             reference, rows, copies, jnp.asarray(queries[part]), labels[part], left_out[part], cutoff[part],
-            norm=norm, bounds=bounds, tolerance=tolerance,
+            scale[part], norm=norm, bounds=bounds, tolerance=tolerance,
         )
         for part in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
     ]  # fmt: skip
@@ -187,8 +202,9 @@ def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_
         norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
-    closed = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE <= checked.lower
-    is_exact = closed & (np.isfinite(checked.upper) | np.isinf(checked.lower))
+    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * scale <= checked.lower
+    is_exact = is_close & (np.isfinite(checked.upper) | np.isinf(checked.lower))
+    has_witness = checked.correct & np.isfinite(checked.upper)
 
     def original(found_rows):
         return np.where(found_rows >= 0, rows.origins[np.maximum(found_rows, 0)], -1).astype(np.int32)
@@ -197,10 +213,10 @@ def _radius(reference, images, labels, leave_out, cutoff, norm, bounds, recheck_
     return Radius(
         lower=checked.lower,
         upper=checked.upper,
-        adversarial=found.adversarial.reshape(images.shape),
+        adversarial=np.where(has_witness[:, None], found.adversarial, values).reshape(images.shape),
         status=np.where(is_exact, "exact", "bounded"),
         correct=checked.correct,
-        opponent=np.where(np.isfinite(checked.upper), original(found.opponent), -1).astype(np.int32),
+        opponent=np.where(has_witness, original(found.opponent), -1).astype(np.int32),
         certificate=Certificate(
             original(certificate.anchors),
             certificate.image,
@@ -227,58 +243,3 @@ def _join(parts: list[Found]) -> Found:
         start += len(part.adversarial)
     joined = [np.concatenate(field) for field in list(zip(*parts, strict=True))[1:]]
     return Found(RowCertificate(*map(np.concatenate, zip(*certificates, strict=True))), *joined)
-
-
-def _check(reference, images, labels, bounds, leave_out, batch_size) -> tuple[np.ndarray, np.ndarray]:
-    """Refuse bad input; return labels and leave_out as NumPy arrays."""
-    labels = np.asarray(labels)
-    count = len(images)
-    if count == 0:
-        raise ValueError("images must hold at least one image, got none")
-    flatten_queries(reference, images[:1])  # shape and dtype
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers [{count}], got {labels.dtype} of shape {labels.shape}")
-    _check_range("labels", labels, 0, reference.num_classes - 1)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    leave_out = np.full(count, -1) if leave_out is None else np.asarray(leave_out)
-    if leave_out.shape != (count,) or not np.issubdtype(leave_out.dtype, np.integer):
-        raise ValueError(
-            f"leave_out must be integers [{count}] or None, got {leave_out.dtype} of shape {leave_out.shape}"
-        )
-    _check_range("leave_out", leave_out, -NO_POINT, int(reference.num_points or 0) - 1)
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
-    _check_pixels("images", images, bounds)
-    _check_pixels("points of the reference", reference.blocks, bounds, (reference.index != NO_POINT)[..., None])
-    return labels, leave_out
-
-
-def _check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
-    outside = (values < low) | (values > high)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(f"{name} must be at least {low} and at most {high}, got {values[first]} at index {first}")
-
-
-@jax.jit
-def _range(images: chex.Array, is_real: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Return the least and the greatest pixel, without the rows that only fill up a block."""
-    values = images if jnp.issubdtype(images.dtype, jnp.floating) else images.astype(jnp.float32)
-    return jnp.min(values, where=is_real, initial=jnp.inf), jnp.max(values, where=is_real, initial=-jnp.inf)
-
-
-def _check_pixels(name: str, images: chex.Array, bounds, is_real: chex.Array = True) -> None:
-    if images.dtype == np.uint8:
-        if bounds is None or (bounds[0] <= 0 and bounds[1] >= 1):
-            return
-        low, high = (float(end) / 255 for end in _range(images, is_real))
-    else:
-        low, high = (float(end) for end in _range(images, is_real))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        flat = np.asarray(images, np.float32).reshape(len(images), -1)
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}"
-        )
-    if bounds is not None and (low < bounds[0] or high > bounds[1]):
-        raise ValueError(f"{name} must be inside the bounds {bounds}, got pixels from {low:.6g} to {high:.6g}")

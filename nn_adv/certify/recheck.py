@@ -24,7 +24,9 @@ from nn_adv.certify.recheck_bounds import (
 from nn_adv.certify.recheck_views import (
     Base,
     View,
+    earlier_copies,
     is_correct,
+    may_win,
     own_floors,
     partial_views,
     reached_within,
@@ -108,8 +110,8 @@ def recheck(
     """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
 
     The lower bound is the least over all opponents: listed ones by their multipliers (the best where listed twice), the
-    rest by the triangle inequality, or one constraint of an anchor where that is not enough. An opponent that equals an
-    own-class point of lower index never wins. The witness counts if it is inside the bounds and an opponent is nearest
+    rest by the triangle inequality, or one constraint of an anchor where that is not enough. Of equal
+    points only that of lowest index can win. The witness counts if it is inside the bounds and an opponent is nearest
     to it. Where rounding could matter, exact arithmetic classifies; uint8 images among uint8 points are integers in it.
 
     Args:
@@ -120,7 +122,7 @@ def recheck(
       certificate: see `CertificateLike`; entries that make no sense count for nothing.
       adversarial: ``[B, d]`` float32 witnesses; the image itself where there is none.
       norm: "l1", "l2" or "linf".
-      bounds: the box, or None.
+      bounds: the box, rounded to float32 as pixels are; or None.
       index: ``[n]`` original index of each row, for ties; its position when None.
       leave_out: ``[B]`` a row that is neither opponent nor constraint of each image, negative for none.
       screened: what to take as given about the opponents that are not listed; recomputed when None.
@@ -130,6 +132,8 @@ def recheck(
     """
     if norm not in ("l1", "l2", "linf"):
         raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
+    if bounds is not None:
+        bounds = (float(np.float32(bounds[0])), float(np.float32(bounds[1])))
     box_room(pixel_values(images), bounds)
     base = _base(points, labels, index)
     image_labels = np.asarray(image_labels)
@@ -171,7 +175,9 @@ def recheck(
 def _base(points: np.ndarray, labels: np.ndarray, index: np.ndarray | None) -> Base:
     indices = np.arange(len(points)) if index is None else np.asarray(index)
     low, high = pixel_values(np.array([points.min(), points.max()])).tolist()
-    return Base(points, np.asarray(labels), indices, low, high, (high - low) * (1 + gamma(4)))
+    labels = np.asarray(labels)
+    copies = earlier_copies(points, labels, indices)
+    return Base(points, labels, indices, copies, low, high, (high - low) * (1 + gamma(4)))
 
 
 def _near_rows(screened: Screened, listed: dict[int, dict[int, float]], part: slice) -> list[np.ndarray]:
@@ -204,7 +210,7 @@ def _listed_bounds(
     rows = np.where(is_row, rows, -1)
     rows = np.where(base.labels[rows] == image_labels[image][:, None], rows, -1)
     is_opponent = (base.labels[opponent] >= 0) & (base.labels[opponent] != image_labels[image])
-    is_opponent &= opponent != leave_out[image]
+    is_opponent &= (opponent != leave_out[image]) & may_win(base.copies[opponent], leave_out[image])
     found = multiplier_bounds(base.points, images, image, opponent, rows, multipliers, norm=norm, bounds=bounds)
     image, opponent, found = image[is_opponent], opponent[is_opponent], found[is_opponent]
     listed: dict[int, dict[int, float]] = {}
@@ -306,13 +312,4 @@ def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.n
                 base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=norm, bounds=bounds
             )
             found[low] = np.maximum(found[low], boxed.reshape(len(low), count).max(axis=1))
-    for k in np.flatnonzero(found < target):
-        found[k] = np.inf if _never_wins(base, view, opponents[k]) else found[k]
     return found
-
-
-def _never_wins(base: Base, view: View, opponent: int) -> bool:
-    """Return whether an own-class point of lower index equals the opponent: it loses every tie with that one."""
-    equal = np.abs(view.distances - view.distances[opponent]) <= 2 * view.error
-    twins = np.flatnonzero(view.own & equal & (base.indices < base.indices[opponent]))
-    return bool((base.points[twins] == base.points[opponent]).all(axis=1).any())

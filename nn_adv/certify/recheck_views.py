@@ -24,13 +24,14 @@ class Base(NamedTuple):
     points: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    copies: np.ndarray  # from `earlier_copies`
     lowest_pixel: float
     largest_pixel: float
     spread: float  # rounded up
 
 
 class View(NamedTuple):
-    """One image: as given and as values [d], distances [n] and their error, masks [n] of its own class and the rest."""
+    """One image: as given and as values [d], distances [n] and their error, masks [n] of own points and opponents."""
 
     image: np.ndarray
     values: np.ndarray
@@ -38,6 +39,29 @@ class View(NamedTuple):
     error: float
     own: np.ndarray
     other: np.ndarray
+
+
+def earlier_copies(points: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return for each point ``[n]`` the row of an equal one of lower index: -1 if there is none, -2 if there are more.
+
+    Equal points are equally far from everything, and ties go to the lowest index. So of those that are not left out
+    only the first can be predicted, whatever their labels.
+    """
+    copies = np.full(len(points), -1)
+    keys = points.sum(axis=1, dtype=float) + math.pi * points[:, : points.shape[1] // 2].sum(axis=1, dtype=float)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero((counts[inverse] > 1) & (labels >= 0))
+    seen: dict[bytes, list[int]] = {}
+    for row in shared[np.argsort(indices[shared])].tolist():
+        equal = seen.setdefault((points[row] + 0).tobytes(), [])  # -0 + 0 is 0
+        copies[row] = (-1, *equal)[len(equal)] if len(equal) < 2 else -2
+        equal.append(row)
+    return copies
+
+
+def may_win(copies: np.ndarray, leave_out: np.ndarray | int) -> np.ndarray:
+    """Return which points have no equal one of lower index beside the one left out (negative for none)."""
+    return (copies == -1) | ((copies >= 0) & (copies == leave_out))
 
 
 def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray) -> Iterator[View]:
@@ -49,7 +73,8 @@ def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: n
         if leave_out[k] >= 0:
             used[leave_out[k]] = False
         own = used & (base.labels == label)
-        yield View(images[k], values[k], distances[k], errors[k], own, used & ~own)
+        other = used & ~own & may_win(base.copies, leave_out[k])
+        yield View(images[k], values[k], distances[k], errors[k], own, other)
 
 
 def partial_views(
@@ -69,7 +94,8 @@ def partial_views(
         distances, listed = np.full(len(used), np.inf), np.zeros(len(used), bool)
         distances[some], listed[some] = sq_lengths(pixel_values(base.points[some]) - values[k]), True
         error = gamma(values.shape[1] + 8) * (math.sqrt(sq_lengths(values[k])) + length) ** 2
-        yield View(images[k], values[k], distances, error, own, used & ~own & listed)
+        other = used & ~own & listed & may_win(base.copies, leave_out[k])
+        yield View(images[k], values[k], distances, error, own, other)
 
 
 def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ import numpy as np
 from nn_adv.neighbors import Reference
 from nn_adv.neighbors.reference import NO_POINT
 
+SEVERAL = -2  # more than one
+
 
 class Rows(NamedTuple):
     """The points of a reference on the host, block after block.
@@ -38,7 +40,8 @@ def host_rows(reference: Reference) -> Rows:
     labels = np.where(is_point, np.asarray(reference.labels)[np.where(is_point, origins, 0)], -1)
     row_of = np.empty(is_point.sum(), np.int64)
     row_of[origins[is_point]] = np.flatnonzero(is_point)
-    low, high = pixel_values(np.array([points.min(), points.max()]), np.float64)
+    ends = np.array([points.min(axis=1)[is_point].min(), points.max(axis=1)[is_point].max()])
+    low, high = pixel_values(ends, np.float64)
     return Rows(points, origins, labels, row_of, float(low), float(high - low))
 
 
@@ -49,15 +52,31 @@ def pixel_values(points: np.ndarray, dtype) -> np.ndarray:
     return points.astype(dtype)
 
 
-def cross_class_copies(rows: Rows) -> list[tuple[int, int]]:
-    """List (row, row of an exact copy of lower index in another class): where the copy votes, the row never wins."""
-    sums = rows.points.sum(axis=1, dtype=np.float64)  # equal rows have equal sums: only those are compared
-    _, group, count = np.unique(sums, return_inverse=True, return_counts=True)
-    earlier: dict[bytes, list[int]] = {}
-    found = []
+def earlier_copies(rows: Rows) -> np.ndarray:
+    """Return for every row ``[R]`` the row of the equal point of lower index: -1 for none, `SEVERAL` for more than one.
+
+    Equal points are equally far from any image, so of those present 1NN only ever predicts the one of lowest index,
+    whatever their classes. At most one point is left out: a row with one copy before it counts where that is left out,
+    one with several never.
+    """
+    found = np.full(len(rows.points), -1, np.int64)
+    # Equal rows have equal sums, and few others have: only those are compared.
+    whole, half = (part.sum(axis=1, dtype=np.float64) for part in (rows.points, rows.points[:, ::2]))
+    _, group, count = np.unique(whole + np.sqrt(2) * half, return_inverse=True, return_counts=True)
+    first: dict[bytes, int] = {}
+    second: dict[bytes, int] = {}
     order = np.argsort(rows.origins, kind="stable")
     for row in order[(count[group] > 1)[order] & (rows.labels[order] >= 0)].tolist():
-        copies = earlier.setdefault((rows.points[row] + 0).tobytes(), [])
-        found += [(row, copy) for copy in copies if rows.labels[copy] != rows.labels[row]]
-        copies.append(row)
+        pixels = (rows.points[row] + 0).tobytes()  # -0 is 0
+        if first.setdefault(pixels, row) != row:
+            found[row] = first[pixels] if second.setdefault(pixels, row) == row else SEVERAL
     return found
+
+
+def pixel_scale(rows: Rows, images: np.ndarray) -> np.ndarray:
+    """Return the least power of two that no pixel of an image or of the points exceeds, for images ``[B, d]``.
+
+    What depends on the spacing of float32 pixels is stated for 1 and scaled by it.
+    """
+    largest = np.maximum(np.abs(images).max(axis=1), max(abs(rows.lowest_pixel), abs(rows.lowest_pixel + rows.spread)))
+    return np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))))

@@ -14,6 +14,7 @@ import numpy as np
 from nn_adv.certify import bounds as cheap
 from nn_adv.certify.rows import Rows
 from nn_adv.certify.tasks import Batch, Task, advance, power_of_two
+from nn_adv.certify.ties import step_across
 from nn_adv.neighbors import Reference
 
 _NUM_ANCHORS = 4  # own points of the screen, kept in the certificate
@@ -56,11 +57,12 @@ class Found(NamedTuple):
 def search(
     reference: Reference,
     rows: Rows,
-    copies: list[tuple[int, int]],
+    copies: np.ndarray,
     queries: jax.Array,
     labels: np.ndarray,
     left_out: np.ndarray,
     cutoff: np.ndarray,
+    scale: np.ndarray,
     *,
     norm: str,
     bounds: tuple[float, float] | None,
@@ -71,11 +73,12 @@ def search(
     Args:
       reference: points from `fit`.
       rows: the same on the host.
-      copies: from `cross_class_copies`.
+      copies: from `earlier_copies`.
       queries: ``[B, d]`` from `flatten_queries`.
       labels: ``[B]``.
       left_out: row left out for each image ``[B]``, -1 for none.
       cutoff: radius beyond which an image is not of interest ``[B]``, where any witness below is enough; inf for none.
+      scale: of the pixels around each image ``[B]``, from `pixel_scale`.
       norm: of the perturbation.
       bounds: of pixels, or None.
       tolerance: relative gap to close.
@@ -85,7 +88,7 @@ def search(
     # Filled up, so that batches of about the same size share their compilations.
     queries = jnp.pad(queries, ((0, power_of_two(len(labels)) - len(labels)), (0, 0)))
     batch = Batch(
-        reference, rows, queries, pixels, labels, left_out, norm, bounds, tolerance,
+        reference, rows, queries, pixels, labels, left_out, scale, norm, bounds, tolerance,
         stops_at_witness=np.isfinite(cutoff),
         best=cutoff.astype(np.float64),
         adversarial=pixels.astype(np.float32),
@@ -98,9 +101,15 @@ def search(
     everyone = np.arange(len(labels))
     sq_own, _ = _single(batch, everyone, own[:, :1], anchors, norm)
     sq_near, singles = _single(batch, everyone, near, anchors, norm)
-    # Images of another prediction have radius 0: nothing to search. Ties go to the search, which ends at once.
-    is_wrong = ((near >= 0) & (sq_near < sq_own)).any(axis=1) | (own[:, 0] < 0)
+    # Images of another prediction have radius 0: nothing to search. What may be a tie is left to the recheck to judge,
+    # and gets a witness in case it is one.
+    in_integers = rows.points.dtype == np.uint8 and queries.dtype == np.uint8
+    apart = cheap.doubt(sq_own, pixels.shape[1], in_integers=in_integers)
+    sq_near = np.where(near >= 0, sq_near, np.inf)
+    is_wrong = (sq_near < sq_own - apart).any(axis=1) | (own[:, 0] < 0)
     batch.best[is_wrong] = 0
+    tied = np.flatnonzero((sq_near <= sq_own + apart).any(axis=1) & ~is_wrong)
+    step_across(batch, tied, near[tied, np.argmin(sq_near[tied], axis=1)], own[tied], apart[tied, 0])
     candidates = [
         {} if wrong else dict(zip(found[found >= 0].tolist(), bound[found >= 0].tolist(), strict=True))
         for wrong, found, bound in zip(is_wrong, near, singles, strict=True)
@@ -110,16 +119,16 @@ def search(
     # Without a witness the distances rule nothing out, so that nothing is known of the opponents never looked at.
     screened = np.where(is_complete | ~others.any(axis=1), np.minimum(screened, batch.best), 0)
     nearest = np.concatenate([own, near], axis=1)
-    return Found(_certificate(anchors, tasks), batch.adversarial, batch.opponent, screened, nearest)
+    return Found(_certificate(anchors, tasks), batch.adversarial, _winners(batch, candidates), screened, nearest)
 
 
 def _usable(rows: Rows, copies, labels, left_out) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows are own-class points and which opponents of each image, booleans ``[B, R]`` each."""
-    usable = np.repeat(rows.labels[None] >= 0, len(labels), axis=0)
-    present = np.flatnonzero(left_out >= 0)
-    usable[present, left_out[present]] = False
-    for row, copy in copies:
-        usable[(labels == rows.labels[copy]) & (left_out != copy), row] = False
+    usable = np.repeat((rows.labels >= 0)[None] & (copies == -1)[None], len(labels), axis=0)
+    copied = np.flatnonzero(copies >= 0)
+    for b in np.flatnonzero(left_out >= 0):
+        usable[b, copied[copies[copied] == left_out[b]]] = True
+        usable[b, left_out[b]] = False
     is_own = rows.labels[None] == labels[:, None]
     return usable & is_own, usable & ~is_own
 
@@ -242,6 +251,20 @@ def _tiled(batch: Batch, opponents: dict[int, np.ndarray], anchors, norm: str) -
     found = _single(batch, np.array(image), np.concatenate(tiles), anchors[np.array(image)], norm)[1]
     owner = np.array(image)
     return {b: found[owner == b].reshape(-1)[: len(rows)] for b, rows in opponents.items()}
+
+
+def _winners(batch: Batch, candidates) -> np.ndarray:
+    """Return the row each witness is nearest to ``[B]``, of several that of lowest index; -1 where there is none.
+
+    A nearer opponent than the one that was solved has the witness in its cell, so no bound above the witness's size.
+    """
+    winners = batch.opponent.copy()
+    for b in np.flatnonzero(winners >= 0).tolist():
+        rows = np.array([row for row, bound in candidates[b].items() if bound <= batch.best[b] * (1 + 1e-9)])
+        sq_distances = np.sum((batch.values(rows) - batch.adversarial[b].astype(np.float64)) ** 2, axis=1)
+        nearest = rows[sq_distances == sq_distances.min()]
+        winners[b] = nearest[np.argmin(batch.rows.origins[nearest])]
+    return winners
 
 
 def _certificate(anchors: np.ndarray, tasks: list[Task]) -> RowCertificate:

@@ -32,8 +32,10 @@ _MAX_ROUNDS = 40
 _ENOUGH_ROUNDS = 10  # without a new constraint: a witness off a solved border is not improved any more
 _LINEAR_AFTER = 12  # rounds after which an unsolved linear program is left to a library
 _STUCK_AFTER = 5  # rounds without a new constraint after which the constraints are overfulfilled
+# For pixels up to 1, otherwise times their scale:
 _LIFT = 4e-7  # by which its constraints are overfulfilled: several times the rounding of a float32 witness
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
+_LEAST_SIZE = 1e-9  # where nothing is proven yet
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
 
 
@@ -61,7 +63,7 @@ class Task:
 
     @property
     def lift(self) -> float:
-        """By how much the constraints are overfulfilled."""
+        """By how much the constraints are overfulfilled, for pixels up to 1."""
         return _LIFT * self.shift / _FIRST_SHIFT if self.is_lifted else 0.0
 
 
@@ -75,6 +77,7 @@ class Batch:
     pixels: np.ndarray  # [B, d] float64
     labels: np.ndarray
     left_out: np.ndarray  # [B] row, -1 for none
+    scale: np.ndarray  # [B] from `pixel_scale`
     norm: str
     limits: tuple[float, float] | None
     tolerance: float
@@ -86,6 +89,18 @@ class Batch:
     def is_done(self, image: int) -> bool:
         """Whether nothing is left to find: radius 0, or any witness where one is enough."""
         return bool(self.best[image] <= 0 or (self.stops_at_witness[image] and self.opponent[image] >= 0))
+
+    def is_rival(self, own: np.ndarray, image: int, opponent: int) -> np.ndarray:
+        """Return which own-class rows, -1 for none, the opponent must be nearer than.
+
+        Not equal ones: theirs is a higher index, or else the opponent could not win and would be none.
+        """
+        is_copy = (self.rows.points[own] == self.rows.points[opponent]).all(axis=1)
+        return (own >= 0) & (own != self.left_out[image]) & ~is_copy
+
+    def keep(self, image: int, size: float, witness: np.ndarray, opponent: int) -> None:
+        """Take down a witness that is better than the best so far."""
+        self.best[image], self.adversarial[image], self.opponent[image] = size, witness, opponent
 
     def values(self, rows) -> np.ndarray:
         """Return the pixel values of rows ``[...]`` as float64 ``[..., d]``."""
@@ -148,11 +163,11 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
             filled([task.opponent for task in tasks], np.int32),
             rows,
             multipliers,
-            filled([max(task.bound, 1e-9) for task in tasks], np.float64),
+            filled([max(task.bound, _LEAST_SIZE * batch.scale[task.image]) for task in tasks], np.float64),
             center,
             filled([task.rounds for task in tasks], np.int32),
             filled([0.0 if task.is_lifted else task.shift for task in tasks], np.float64),
-            filled([task.lift for task in tasks], np.float64),
+            filled([task.lift * batch.scale[task.image] ** 2 for task in tasks], np.float64),
             norm=batch.norm,
             limits=batch.limits,
             one_by_one=one_by_one,
@@ -223,12 +238,13 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
     x = batch.pixels[task.image]
     gaps = z - own
     heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
-    solved = solve_linear(batch.norm, gaps, heights + task.lift, *_room(batch, x))
+    low, high = _room(batch, x)
+    scale = batch.scale[task.image]  # HiGHS has tolerances of its own
+    solved = solve_linear(batch.norm, gaps / scale, heights / scale**2 + task.lift, low / scale, high / scale)
     if solved is None:
         return x.astype(np.float32), False
-    task.multipliers, v = solved
+    task.multipliers, v = solved[0], solved[1] * scale
     with jax.enable_x64(True):
-        low, high = _room(batch, x)
         problems = Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
         task.bound = max(task.bound, float(lower_bound(batch.norm, problems, task.multipliers[None])[0]))
     return (x + v if batch.limits is None else np.clip(x + v, *batch.limits)).astype(np.float32), True
@@ -250,17 +266,17 @@ def _judge(batch: Batch, tasks: list[Task], candidate: np.ndarray, is_converged:
             alive.append(i)
     for label in np.unique([batch.labels[tasks[i].image] for i in alive]):
         chosen = [i for i in alive if batch.labels[tasks[i].image] == label]
-        nearest = _nearest_own(batch, candidate[chosen], int(label))
+        nearest = nearest_own(batch, candidate[chosen], int(label))
         rows = np.concatenate([nearest, np.array([[tasks[i].opponent] for i in chosen])], axis=1)
         difference = batch.values(np.maximum(rows, 0)) - candidate[chosen].astype(np.float64)[:, None]
         sq = np.einsum("tkd,tkd->tk", difference, difference)
         for i, own, sq_own, sq_other in zip(chosen, nearest, sq[:, :-1], sq[:, -1], strict=True):
             task = tasks[i]
-            is_near = (own >= 0) & (own != batch.left_out[task.image])
-            _update(batch, task, candidate[i], own[is_near], sq_own[is_near], sq_other, bool(is_converged[i]))
+            is_rival = batch.is_rival(own, task.image, task.opponent)
+            _update(batch, task, candidate[i], own[is_rival], sq_own[is_rival], sq_other, bool(is_converged[i]))
 
 
-def _nearest_own(batch: Batch, candidates: np.ndarray, label: int) -> np.ndarray:
+def nearest_own(batch: Batch, candidates: np.ndarray, label: int) -> np.ndarray:
     """Return rows ``[T, k]`` of the own points nearest to each candidate, -1 for none."""
     count = len(candidates)
     size = power_of_two(count)
@@ -270,18 +286,16 @@ def _nearest_own(batch: Batch, candidates: np.ndarray, label: int) -> np.ndarray
 
 
 def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_converged) -> None:
-    origins = batch.rows.origins
     task.is_open = task.rounds < _MAX_ROUNDS
     task.num_stuck += 1
-    is_missed = (sq_own < sq_other) | ((sq_own == sq_other) & (origins[own] < origins[task.opponent]))
-    if not is_missed.any():
-        size = _size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
+    is_missed = sq_own < sq_other + cheap.doubt(sq_other, len(candidate))  # ties too: the index may decide them
+    size = perturbation_size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
+    if not is_missed.any() and size > 0:  # the image itself is no witness: whether it is wrong, the recheck decides
         if size < batch.best[task.image]:
-            batch.best[task.image] = size
-            batch.adversarial[task.image] = candidate
-            batch.opponent[task.image] = task.opponent
-        gap = size - task.bound
-        if gap <= batch.tolerance * size / 2 + _ROUNDING or (is_converged and task.num_stuck >= _ENOUGH_ROUNDS):
+            batch.keep(task.image, size, candidate, task.opponent)
+        rounding = _ROUNDING * batch.scale[task.image]
+        is_near = size - task.bound <= batch.tolerance * size / 2 + rounding
+        if is_near or (is_converged and task.num_stuck >= _ENOUGH_ROUNDS):
             task.is_open = False
         elif is_converged:  # the way off the border was too long
             task.far_enough = task.shift
@@ -301,6 +315,7 @@ def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_conve
         task.shift = np.sqrt(task.shift * task.far_enough) if task.far_enough < np.inf else 6 * task.shift
 
 
-def _size(norm: str, perturbation: np.ndarray) -> float:
+def perturbation_size(norm: str, perturbation: np.ndarray) -> float:
+    """Measure one perturbation ``[d]``."""
     order = {"l1": 1, "l2": 2, "linf": np.inf}[norm]
     return float(np.linalg.norm(perturbation, order))

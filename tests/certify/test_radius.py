@@ -2,40 +2,44 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
 from nn_adv.certify import tasks
 from nn_adv.threat import NORMS, Threat
-from tests.certify.truths import true_radius
+from tests.certify.truths import nearest, predict, true_radius
 
-# Grids of pixel values make ties, copies and shared borders likely.
-_STEPS = {"coarse": 3, "fine": 1000}
+# Grids of pixel values make ties, copies and shared borders likely; uint8 ones tie in integers only. The largest pixel
+# and the number of steps to it.
+_GRIDS = {"coarse": (1, 3), "fine": (1, 1000), "coarse uint8": (255, 3), "fine uint8": (255, 255), "dark uint8": (4, 4)}
 
 
 @st.composite
 def _tasks(draw):
     seed = draw(st.integers(0, 2**32 - 1))
     num_points, size, num_images = draw(st.integers(2, 14)), draw(st.sampled_from([1, 6])), 3
-    steps = _STEPS[draw(st.sampled_from(sorted(_STEPS)))]
+    grid = draw(st.sampled_from(sorted(_GRIDS)))
+    largest, steps = _GRIDS[grid]
     rng = np.random.default_rng(seed)
     # Pixels beyond `size` are 0 everywhere, so that problems on a line share the compilation of those in space.
-    points = np.zeros((num_points, 6), np.float32)
-    images = np.zeros((num_images, 6), np.float32)
-    points[:, :size] = rng.integers(0, steps + 1, (num_points, size)) / steps
-    images[:, :size] = rng.integers(0, steps + 1, (num_images, size)) / steps
+    points, images = (np.zeros((n, 6), np.uint8 if "uint8" in grid else np.float32) for n in (num_points, num_images))
+    points[:, :size] = rng.integers(0, steps + 1, (num_points, size)) * largest / steps
+    images[:, :size] = rng.integers(0, steps + 1, (num_images, size)) * largest / steps
     labels = rng.integers(0, 3, num_points)
     leave_out = np.full(num_images, -1)
     if draw(st.booleans()):  # train images, the first left out
         images[:2] = points[rng.integers(0, num_points, 2)]
         leave_out[0] = int(np.flatnonzero((points == images[0]).all(axis=1))[0])
-    return points, labels, images, rng.integers(0, 3, num_images), leave_out
+    predicted = np.array([predict(points, labels, *pair) for pair in zip(images, leave_out, strict=True)])
+    image_labels = np.where(rng.random(num_images) < 0.8, predicted, rng.integers(0, 3, num_images))
+    return points, labels, images, image_labels, leave_out
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", NORMS)
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
 @hypothesis.given(task=_tasks())
 def test_brackets_the_brute_force_radius(norm, bounds, task):
     points, labels, images, image_labels, leave_out = task
@@ -51,8 +55,11 @@ def test_brackets_the_brute_force_radius(norm, bounds, task):
         assert found.lower[b] <= truth * (1 + 1e-9) + 1e-12, (b, truth)
         assert found.upper[b] >= truth * (1 - 1e-9) - 1e-12, (b, truth)
         assert trusting.lower[b] <= truth * (1 + 1e-9) + 1e-12, (b, truth)
+        assert np.isfinite(found.upper[b]) == np.isfinite(truth), (b, truth)
         if found.status[b] == "exact" and np.isfinite(truth):
             assert abs(found.lower[b] - truth) <= 2e-6 * truth + 2e-7, (b, truth)
+        has_witness = found.correct[b] and np.isfinite(truth)
+        assert found.opponent[b] == (nearest(points, found.adversarial[b], left_out) if has_witness else -1), b
 
 
 def _problem(seed=0, n=60, size=16, classes=3, dtype=np.uint8):
@@ -102,7 +109,7 @@ def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypat
 def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
     reference, images, labels, *_ = _problem(n=200)
     truth = certify.radius(reference, images, labels, norm="l2")
-    monkeypatch.setattr(tasks, "_size", lambda *_: np.inf)
+    monkeypatch.setattr(tasks, "perturbation_size", lambda *_: np.inf)
     found = certify.radius(reference, images, labels, norm="l2", recheck_all=recheck_all)
     assert np.all(found.lower <= truth.upper) and np.all(np.isinf(found.upper))
     np.testing.assert_array_equal(found.status, "bounded")
@@ -184,7 +191,9 @@ def test_a_class_without_points():
     ("change", "message"),
     [
         ({"norm": "l3"}, "norm must be one of"),
-        ({"images": np.zeros((2, 5), np.float32)}, "queries must be"),
+        ({"images": np.zeros((2, 5), np.float32)}, "images must be"),
+        ({"images": [[0.5], [0.5, 0.5]]}, "different shapes"),
+        ({"images": np.float32(0.5)}, "at least one image"),
         ({"images": np.zeros((0, 4, 4), np.float32), "labels": np.zeros(0, int)}, "at least one image"),
         ({"images": np.full((2, 4, 4), 1.5, np.float32)}, "inside the bounds"),
         ({"images": np.full((2, 4, 4), np.nan, np.float32)}, "finite"),
@@ -194,6 +203,10 @@ def test_a_class_without_points():
         ({"labels": np.array([0])}, "labels must be integers"),
         ({"leave_out": np.array([0, 60])}, "leave_out must be"),
         ({"leave_out": np.array([0.0, 1.0])}, "leave_out must be"),
+        ({"leave_out": np.array([0, -5])}, "leave_out must be"),
+        ({"tolerance": -1e-9}, "tolerance must be"),
+        ({"tolerance": 1.0}, "tolerance must be"),
+        ({"tolerance": np.nan}, "tolerance must be"),
         ({"bounds": (1.0, 0.0)}, "bounds must be"),
         ({"bounds": (0.4, 0.6)}, "inside the bounds"),
         ({"batch_size": 0}, "batch_size must be"),
@@ -220,3 +233,134 @@ def test_minus_zero_is_zero():
     reference = neighbors.fit(np.array([[0, 0.5], [-0.0, 0.5], [1, 1]], np.float32), np.array([0, 1, 1]), 2)
     found = certify.radius(reference, np.array([[0.1, 0.4]], np.float32), np.array([0]), norm="l2")
     assert found.status[0] == "exact" and found.lower[0] > 0.5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_on_a_tie_of_the_integers_has_radius_zero_and_a_witness_beside_it(norm):
+    # 2 is midway between 1 and 3, but 2 / 255 in float32 is nearer to 3 / 255.
+    reference = neighbors.fit(np.array([[1] * 4, [3] * 4], np.uint8), np.array([0, 1]), 2)
+    image = np.full((1, 4), 2, np.uint8)
+    for recheck_all in (True, False):
+        found = certify.radius(reference, image, np.array([0]), norm=norm, recheck_all=recheck_all)
+        assert found.correct[0] and found.status[0] == "exact" and found.opponent[0] == 1
+        assert found.lower[0] == 0 and 0 < found.upper[0] < 2e-9
+        assert np.asarray(neighbors.predict(reference, found.adversarial))[0] == 1
+    decision = certify.decide(reference, image, np.array([0]), threat=Threat(norm, 1e-6))
+    assert decision.status[0] == "broken"
+    wrong = certify.radius(reference, image, np.array([1]), norm=norm)
+    assert not wrong.correct[0] and wrong.upper[0] == 0 and wrong.opponent[0] == -1
+    np.testing.assert_array_equal(wrong.adversarial, image / np.float32(255))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_on_a_tie_of_many_pixels_has_a_witness_as_near(norm):
+    rng = np.random.default_rng(0)
+    image, offset = rng.integers(64, 192, (1, 784)), rng.integers(-60, 60, (3, 784))
+    points = np.concatenate([image + offset, image - offset]).astype(np.uint8)
+    images = image.astype(np.uint8)
+    for grid in ((points, images), (points / np.float32(256), images / np.float32(256))):
+        reference = neighbors.fit(grid[0], np.array([0, 0, 0, 1, 1, 1]), 2)
+        found = certify.radius(reference, grid[1], np.array([0]), norm=norm)
+        assert found.correct[0] and found.status[0] == "exact" and 0 < found.upper[0] < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_bounds_are_rounded_to_float32_as_pixels_are(dtype):
+    points, image = np.array([[0, 10], [51, 40]], np.uint8), np.array([[20, 51]], np.uint8)
+    if dtype == np.float32:
+        points, image = (x / np.float32(255) for x in (points, image))
+    assert float(np.float32(51) / np.float32(255)) > 0.2
+    reference = neighbors.fit(points, np.array([0, 1]), 2)
+    label = np.asarray(neighbors.predict(reference, image))
+    expected = certify.radius(reference, image, label, norm="l2", bounds=(0.0, float(np.float32(0.2))))
+    found = certify.radius(reference, image, label, norm="l2", bounds=(0.0, 0.2))
+    assert found.status[0] == "exact"
+    np.testing.assert_array_equal(found.lower, expected.lower)
+    with pytest.raises(ValueError, match=r"bounds \(0.0, 0.19\), got pixels from 0.\d* to 0.2$"):
+        certify.radius(reference, image, label, norm="l2", bounds=(0.0, 0.19))
+
+
+def test_thousands_of_copies_cost_no_more_than_one_point():
+    rng = np.random.default_rng(0)
+    points, labels = rng.integers(0, 256, (3040, 16)).astype(np.uint8), rng.integers(0, 2, 3040)
+    points[40:] = points[40]
+    images = rng.integers(0, 256, (5, 16)).astype(np.uint8)
+    few, many = (neighbors.fit(points[:n], labels[:n], 2) for n in (41, 3040))
+    predicted = np.asarray(neighbors.predict(few, images))
+    expected, found = (certify.radius(reference, images, predicted, norm="linf") for reference in (few, many))
+    np.testing.assert_array_equal(found.status, "exact")
+    np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-6)
+    assert len(found.certificate.image) <= len(expected.certificate.image) + 5
+    assert not np.isin(found.opponent, np.arange(41, 3040)).any()
+
+
+def test_of_copies_the_lowest_index_present_is_the_opponent():
+    points = np.array([[0, 0], [1, 1], [1, 1], [1, 1]], np.float32)
+    reference = neighbors.fit(points, np.array([0, 2, 1, 0]), 3)
+    found = certify.radius(reference, points[[0, 0]], np.array([0, 0]), norm="l2", leave_out=np.array([-1, 1]))
+    np.testing.assert_array_equal(found.opponent, [1, 2])
+    # With the copies of other classes behind one of its own, an own point hides them, unless it is left out.
+    reference = neighbors.fit(points, np.array([0, 0, 1, 2]), 3)
+    found = certify.radius(reference, points[[0, 0]], np.array([0, 0]), norm="l2", leave_out=np.array([-1, 1]))
+    np.testing.assert_array_equal(found.opponent, [-1, 2])
+    np.testing.assert_array_equal(np.isinf(found.lower), [True, False])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_radii_are_in_the_unit_of_the_pixels(norm):
+    reference, images, labels, points, point_labels = _problem(n=200, dtype=np.float32)
+    expected = certify.radius(reference, images, labels, norm=norm)
+    for scale in (2.0**8, 2.0**-20):
+        scaled = neighbors.fit(points * np.float32(scale), point_labels, 3)
+        bounds = (0.0, scale)
+        found = certify.radius(scaled, images * np.float32(scale), labels, norm=norm, bounds=bounds)
+        np.testing.assert_array_equal(found.status, expected.status)
+        np.testing.assert_allclose(found.lower, scale * expected.lower, rtol=1e-12)
+        np.testing.assert_allclose(found.upper, scale * expected.upper, rtol=1e-12)
+
+
+def test_a_gap_that_is_wide_for_small_pixels_is_not_exact(monkeypatch):
+    reference, images, labels, points, point_labels = _problem(n=200, dtype=np.float32)
+    small = np.float32(2.0**-24)
+    scaled = neighbors.fit(points * small, point_labels, 3)
+    monkeypatch.setattr(tasks, "_MAX_ROUNDS", 0)  # leaves gaps
+    found = certify.radius(scaled, images * small, labels, norm="linf", bounds=None)
+    is_wide = found.upper - found.lower > 1e-3 * found.upper
+    assert is_wide.any() and not (found.status[is_wide] == "exact").any()
+
+
+def test_images_may_be_lists():
+    reference, images, labels, *_ = _problem(dtype=np.float32)
+    expected = certify.radius(reference, images[:2], labels[:2], norm="l2")
+    found = certify.radius(reference, images[:2].tolist(), labels[:2].tolist(), norm="l2")
+    np.testing.assert_array_equal(found.lower, expected.lower)
+    assert found.adversarial.shape == images[:2].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((0, 4, 4), np.float32), "labels": np.zeros(0, int)}, "at least one image"),
+        ({"images": np.full((2, 4, 4), np.nan, np.float32)}, "images must be finite"),
+        ({"images": np.zeros(2, np.float32)}, "at least one pixel each"),
+        ({"bounds": (1.0, 0.0)}, "bounds must be"),
+        ({"labels": np.array([0, 3])}, "labels must be"),
+        ({"leave_out": np.array([0, -5])}, "leave_out must be"),
+    ],
+)
+def test_bad_images_to_embed_are_refused_before_they_are_embedded(change, message):
+    def never(_):
+        raise AssertionError("embedded")
+
+    reference, images, labels, *_ = _problem()
+    arguments = {"images": images[:2], "labels": labels[:2], "norm": "l2"} | change
+    embed = certify.Embedding(never, 1.0, "never")
+    with pytest.raises(ValueError, match=message):
+        certify.radius(reference, arguments.pop("images"), arguments.pop("labels"), embed=embed, **arguments)
+
+
+@pytest.mark.parametrize("epsilon", [np.array([0.1, 0.2, 0.3]), -np.ones(())])
+def test_a_bad_epsilon_gets_one_clear_line(epsilon):
+    reference, images, labels, *_ = _problem()
+    with pytest.raises(ValueError, match="epsilon must be"):
+        certify.decide(reference, images[:2], labels[:2], threat=Threat("l2", jax.numpy.asarray(epsilon)))

@@ -241,6 +241,35 @@ def test_copies_across_classes():
     assert not _recheck(threefold, _nothing(), "l2", (0, 1), leave_out=np.array([0])).correct[0]
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_copies_of_an_opponent_need_no_certificate_of_their_own(norm):
+    rng = np.random.default_rng(1)
+    own, other = rng.random((6, 5), dtype=np.float32), np.full((1, 5), 0.9, np.float32)
+    for first_label, left in ((1, -1), (2, 6)):  # with the first copy left out, the second wins
+        problem = Problem(
+            np.concatenate([own, *[other] * 4]), np.array([0] * 6 + [first_label, 1, 2, 1]), own.mean(axis=0), 0
+        )
+        rows = np.arange(6)
+        opponent = 6 if left < 0 else 7
+        arguments = {"norm": norm, "bounds": (0.0, 1.0), "leave_out": left if left >= 0 else None}
+        truth, multipliers, _ = truths.opponent_radius(*problem, opponent, **arguments)
+        certificate = _certificate(problem, np.array([opponent]), multipliers[None], rows)
+        found = _recheck(problem, certificate, norm, (0.0, 1.0), leave_out=np.array([left]))
+        assert found.lower[0] == pytest.approx(truth, rel=1e-9) and _at_most(found.lower[0], truth)
+        # The second copy wins nothing while the first is there.
+        behind = _certificate(problem, np.array([opponent + 1]), multipliers[None], rows)
+        assert _recheck(problem, behind, norm, (0.0, 1.0), leave_out=np.array([left])).lower[0] < truth * (1 - 1e-6)
+
+
+def test_bounds_are_rounded_to_float32():
+    points = np.array([[0, 10], [51, 51]], np.uint8)
+    problem = Problem(points, np.array([0, 1]), np.array([20, 51], np.uint8), 1)
+    edge = np.float32(0.2)
+    for pixel, is_inside in ((edge, True), (np.nextafter(edge, np.float32(1)), False)):
+        witness = np.array([[0, pixel]], np.float32)
+        assert np.isfinite(_recheck(problem, _nothing(), "l2", (0.0, 0.2), witness).upper[0]) == is_inside
+
+
 def test_near_ties_are_decided_exactly():
     # 0.1 and 0.3 in float32 are not symmetric about 0.2: no rounded distance shows which one is nearer.
     for size in (1, 3, 40):

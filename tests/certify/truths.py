@@ -9,7 +9,12 @@ from tests.neighbors.truths import as_pixels
 
 
 def predict(points: np.ndarray, labels: np.ndarray, image: np.ndarray, leave_out: int | None = None) -> int:
-    """Return the label of the nearest point, ties to the lowest index; uint8 against uint8 in integers."""
+    """Return the label of the nearest point."""
+    return int(labels[nearest(points, image, leave_out)])
+
+
+def nearest(points: np.ndarray, image: np.ndarray, leave_out: int | None = None) -> int:
+    """Return the index of the nearest point, ties to the lowest; uint8 against uint8 in integers."""
     if points.dtype == np.uint8 and image.dtype == np.uint8:
         points, image = points.astype(np.int64), image.astype(np.int64)
     else:
@@ -17,7 +22,7 @@ def predict(points: np.ndarray, labels: np.ndarray, image: np.ndarray, leave_out
     distances = ((points.reshape(len(points), -1) - image.ravel()) ** 2).sum(axis=1).astype(np.float64)
     if leave_out is not None and leave_out >= 0:
         distances[leave_out] = np.inf
-    return int(labels[np.argmin(distances)])
+    return int(np.argmin(distances))
 
 
 def true_radius(points, labels, image, label, *, norm, bounds, leave_out=None) -> float:
@@ -74,11 +79,16 @@ def _linear(cost, rows, right, box, count=None):
     """min cost.v, rows v >= right, box; returns the value and the multipliers of the first `count` rows."""
     count = len(rows) if count is None else count
     tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    # The tolerances are absolute: one length for all constraints and about 1 for the answer.
+    lengths = np.linalg.norm(rows[:count], axis=1)
+    unit = (right[:count] / lengths).max()
+    lengths = np.r_[lengths, np.ones(len(rows) - count)]
+    rows, right, box = rows / lengths[:, None], right / lengths / unit, box / unit
     result = optimize.linprog(cost, -rows, -right, bounds=box, method="highs-ds", options=tight)
     if result.status == 2:
         return np.inf, np.zeros(count)
     assert result.status == 0, result.message
-    return result.fun, -result.ineqlin.marginals[:count]
+    return unit * result.fun, -result.ineqlin.marginals[:count] / lengths[:count]
 
 
 def _l2(normals, margins, low, high):
