@@ -19,6 +19,7 @@ from scipy.spatial import distance as scipy_distance
 from nn_adv import neighbors
 from nn_adv.certify.embeddings import Embedding
 from nn_adv.certify.margins import norm_ratio
+from nn_adv.certify.queries import check_queries
 from nn_adv.certify.voting import vote
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
@@ -64,7 +65,10 @@ def embedded_radius(
       ValueError: unknown norm, images that show that L is larger than stated, or as ``radius_fn`` does.
     """
     check_norm(norm)
-    pixels = np.asarray(as_float(np.asarray(images)), np.float32)
+    images, labels, *_ = check_queries(reference, images, labels, leave_out=leave_out, are_embedded_later=True)
+    if points is not None and len(points) != reference.num_points:
+        raise ValueError(f"points must be the {reference.num_points} images behind the reference, got {len(points)}")
+    pixels = np.asarray(as_float(images), np.float32)
     check_lipschitz(embed, pixels)
     exact = embed(pixels)
     queries = exact.astype(np.float32)
@@ -90,14 +94,18 @@ def embedded_radius(
 def check_lipschitz(embed: Embedding, images: np.ndarray) -> None:
     """Refuse a constant that images ``[B, ...]`` show to be too small: a cheap test, which cannot prove it right.
 
-    Compares the first images with each other, and each with one a little on the way to the next.
+    Compares the first images with each other, and each with one a little on the way to the next and one with a little
+    noise.
 
     Raises:
       ValueError: two images are further apart in the embedding than stated.
     """
     images = images[:_CHECKED_IMAGES]
-    moved = (images + np.float32(0.02) * (np.roll(images, 1, axis=0) - images)).astype(np.float32)
-    flat, vectors = (np.concatenate([f(images), f(moved)]) for f in (_flat, embed))
+    noise = np.random.default_rng(0).standard_normal(images.shape)
+    moved = [images + 0.02 * move for move in (np.roll(images, 1, axis=0) - images, noise)]
+    # Not beyond the pixels that fn is made for.
+    compared = np.clip(np.concatenate([images, *moved]), min(0, images.min()), max(1, images.max())).astype(np.float32)
+    flat, vectors = _flat(compared), embed(compared)
     slack = 2 * embed.rounding * max(1.0, float(np.abs(flat).max()))
     apart = scipy_distance.cdist(flat, flat)
     ratio = np.maximum(scipy_distance.cdist(vectors, vectors) - slack, 0) / np.where(apart > 0, apart, np.inf)

@@ -45,7 +45,13 @@ class Embedding:
             raise ValueError(f"rounding must be at least 0 and finite, got {self.rounding}")
 
     def __call__(self, images: chex.Array) -> np.ndarray:
-        """Embed images ``[B, ...]``, some at a time; ``[B, e]`` float64, which `neighbors.fit` takes as points."""
+        """Embed images ``[B, ...]``, some at a time; ``[B, e]`` float64, which `neighbors.fit` takes as points.
+
+        Raises:
+          ValueError: no images, or ``fn`` gives something else than finite ``[B, e]``.
+        """
+        if len(images) == 0:
+            raise ValueError(f"{self.name} must be given at least one image")
         parts = []
         for start in range(0, len(images), _ROWS_AT_A_TIME):
             part = np.asarray(as_float(np.asarray(images[start : start + _ROWS_AT_A_TIME])), np.float32)
@@ -64,9 +70,11 @@ def pca(points: chex.Array, num_components: int) -> Embedding:
     Takes a d x d matrix and its eigenvectors: about half a minute at d = 3072.
 
     Raises:
-      ValueError: num_components not in 1..d.
+      ValueError: no points, or num_components not in 1..d.
     """
     points = np.asarray(points)
+    if points.ndim == 0 or len(points) == 0:
+        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
     size = points[0].size
     if not 1 <= num_components <= size:
         raise ValueError(f"num_components must be in 1..{size}, got {num_components}")

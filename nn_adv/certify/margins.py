@@ -14,6 +14,7 @@ import chex
 import numpy as np
 
 from nn_adv import neighbors
+from nn_adv.certify.queries import check_queries
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
 
@@ -70,14 +71,11 @@ def margin_bound(
       ``[B]`` float64; 0 where the image is misclassified or a tie, inf where no other class has points.
 
     Raises:
-      ValueError: unknown norm, labels of another length or outside the classes, or images as refused by `neighbors`.
+      ValueError: unknown norm, or images and labels as refused by `check_queries`.
     """
-    labels = np.asarray(labels)
-    num_classes = reference.num_classes
-    if labels.shape != (len(images),) or (labels.size and not 0 <= labels.min() <= labels.max() < num_classes):
-        raise ValueError(f"labels must be [{len(images)}] in 0..{num_classes - 1}, got {labels.shape}: {labels}")
     size = reference.blocks.shape[-1]
     ratio = norm_ratio(distance_norm, threat_norm, size)
+    images, labels, *_ = check_queries(reference, images, labels)
     table = np.asarray(neighbors.class_distances(reference, images, norm=distance_norm), np.float64)
     has_points = np.diff(np.asarray(reference.class_start)) > 0
     # A distance above the largest float32 reads as infinite.
@@ -106,9 +104,11 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
       norm: "l1", "l2" or "linf", of the distance and of the threat.
 
     Raises:
-      ValueError: unknown norm, or points and labels as refused by `neighbors.fit`.
+      ValueError: unknown norm, no points, or points and labels as refused by `neighbors.fit`.
     """
     points, labels = np.asarray(points), np.asarray(labels)
+    if points.ndim == 0 or len(points) == 0:
+        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
     if labels.shape != points.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be [{len(points)}] integers, got {labels.dtype} of shape {labels.shape}")
     check_norm(norm)

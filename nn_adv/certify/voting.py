@@ -16,6 +16,7 @@ import numpy as np
 
 from nn_adv import neighbors
 from nn_adv.certify import vote_attack, vote_counting
+from nn_adv.certify.queries import check_queries
 from nn_adv.certify.rows import host_rows, pixel_values
 from nn_adv.neighbors.search import flatten_queries
 from nn_adv.pixels import as_float
@@ -88,24 +89,27 @@ def vote_bounds(
       reference: points from `neighbors.fit`.
       images: ``[B, ...]``, uint8, or floats inside the bounds.
       labels: ``[B]`` the classes that the images should get.
-      k: number of votes.
+      k: number of votes, at most the number of points that may vote.
       norm: "l1", "l2" or "linf", of the perturbation.
       bounds: lowest and highest pixel value, or None.
-      leave_out: ``[B]`` index of a point that each image may not use, negative for none; or None.
+      leave_out: ``[B]`` index of a point that each image may not use, -1 for none; or None.
       num_near: opponents compared point by point; all others are bounded together. More are tighter and slower.
       num_steps: steps of the attack.
       batch_size: images at a time; memory grows with it times the number of points.
 
     Raises:
-      ValueError: unknown norm, k out of range, labels of another length or outside the classes, images of another
-        shape or outside the bounds.
+      ValueError: unknown norm, a number out of range, or what `check_queries` refuses.
     """
     check_norm(norm)
-    shape = images.shape
-    images = np.asarray(as_float(flatten_queries(reference, images)))
-    labels = np.asarray(labels, np.int32)
-    left_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
-    _check(images, labels, reference.num_classes, bounds)
+    clean, labels, bounds, left_out = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
+    most = int(reference.num_points or 0) - (leave_out is not None)
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be in 1..{most}, the points that may vote, got {k}")
+    for name, value in (("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    shape = clean.shape
+    images = np.asarray(as_float(flatten_queries(reference, clean)))
     rows = host_rows(reference)
     results = []
     for start in range(0, len(images), batch_size):
@@ -124,15 +128,6 @@ def vote_bounds(
         results.append(VoteBounds(np.where(correct, lower, 0), upper, adversarial, correct))
     lower, upper, adversarial, correct = (np.concatenate(x)[: len(images)] for x in zip(*results, strict=True))
     return VoteBounds(lower, upper, adversarial.reshape(shape), correct)
-
-
-def _check(images: np.ndarray, labels: np.ndarray, num_classes: int, bounds: tuple[float, float] | None) -> None:
-    if labels.shape != (len(images),) or (labels.size and not 0 <= labels.min() <= labels.max() < num_classes):
-        raise ValueError(f"labels must be [{len(images)}] in 0..{num_classes - 1}, got {labels.shape}: {labels}")
-    low, high = (-np.inf, np.inf) if bounds is None else bounds
-    fine = (np.isfinite(images) & (images >= low) & (images <= high)).all(axis=1)
-    if not fine.all():
-        raise ValueError(f"images must be finite and inside bounds {bounds}, got others at index {np.argmin(fine)}")
 
 
 def _attack(rows, images, labels, near, k: int, norm: str, bounds, num_classes: int, num_steps: int) -> np.ndarray:

@@ -210,6 +210,11 @@ def test_constants_that_the_images_contradict_are_refused():
     # Steep on a small scale only: far images stay within the constant.
     with pytest.raises(ValueError, match="at most its lipschitz"):
         radius(lambda images: np.sin(20 * flat(images)), 1.0)
+    # A single image has no other to compare with.
+    with pytest.raises(ValueError, match="mine enlarges that between two images 2.99"):
+        embedded.check_lipschitz(
+            embeddings.Embedding(lambda images: 3 * flat(images), 2.5, "mine"), _images(1, 1) / 255
+        )
     with pytest.raises(ValueError, match="window"):
         embeddings.average_pool(SHAPE, 3)
     with pytest.raises(ValueError, match="cutoff"):
@@ -220,6 +225,15 @@ def test_constants_that_the_images_contradict_are_refused():
     for constant in (0, -1, np.nan, np.inf):
         with pytest.raises(ValueError, match="lipschitz must be"):
             embeddings.Embedding(flat, constant, "mine")
+    with pytest.raises(ValueError, match="mine must be given at least one image"):
+        embeddings.Embedding(flat, 1.0, "mine")(points[:0])
+    with pytest.raises(ValueError, match=r"points must hold at least one point, got shape \(0, 4, 4, 2\)"):
+        embeddings.pca(points[:0], 2)
+    with pytest.raises(ValueError, match="points must be the 12 images behind the reference, got 11"):
+        embed = embeddings.average_pool(SHAPE, 2)
+        reference = neighbors.fit(embed(points), labels, 2)
+        options = {"embed": embed, "norm": "l2", "points": points[1:]}
+        embedded.embedded_radius(_free_radius, reference, points, labels, **options)
     with pytest.raises(ValueError, match="rounding must be"):
         embeddings.Embedding(flat, 1.0, "mine", rounding=-1)
     with pytest.raises(ValueError, match="fn of mine must give finite"):

@@ -1,0 +1,101 @@
+"""What cannot be certified is refused by everything that certifies, in one line, before any work."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from nn_adv import certify, neighbors
+from nn_adv.certify import queries
+from nn_adv.threat import Threat
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.random((20, 4)).astype(np.float32)
+LABELS = np.arange(20) % 3
+REFERENCE = neighbors.fit(POINTS, LABELS, 3)
+IMAGES = RNG.random((5, 4)).astype(np.float32)
+EMBEDDING = certify.Embedding(lambda images: images.reshape(len(images), -1)[:, :2], 1.0, "first two")
+EMBEDDED = neighbors.fit(EMBEDDING(POINTS), LABELS, 3)
+
+ASKED = {
+    "radius": functools.partial(certify.radius, REFERENCE, norm="l2"),
+    "decide": functools.partial(certify.decide, REFERENCE, threat=Threat("linf", 0.1)),
+    "radius, embed": functools.partial(certify.radius, EMBEDDED, norm="l2", embed=EMBEDDING),
+    "embedded_radius": functools.partial(
+        certify.embedded_radius, certify.radius, EMBEDDED, embed=EMBEDDING, norm="l2", points=POINTS
+    ),
+    "margin_bound": functools.partial(certify.margin_bound, REFERENCE, distance_norm="l1", threat_norm="l2"),
+    "vote_bounds": functools.partial(certify.vote_bounds, REFERENCE, k=3, norm="l2"),
+}
+LEAVING_OUT = [name for name in ASKED if name != "margin_bound"]
+WITH_BOUNDS = ["radius", "decide", "vote_bounds"]
+
+
+def _with_first_pixel(value):
+    images = IMAGES.copy()
+    images[3, 0] = value
+    return images
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES[:0]}, "images must hold at least one image, got shape"),
+        ({"images": np.float32(0.5)}, "images must hold at least one image, got shape"),
+        ({"images": [[0.1, 0.2, 0.3, 0.4], [0.1]]}, "images must be an array"),
+        ({"images": IMAGES.astype(int)}, "images must be uint8 or float, got dtype int64"),
+        ({"images": _with_first_pixel(np.nan)}, "images must be finite, got NaN or infinity at index 3"),
+        ({"images": _with_first_pixel(-np.inf)}, "images must be finite, got NaN or infinity at index 3"),
+        ({"labels": LABELS[:4]}, r"labels must be integers \[5\], got int64 of shape \(4,\)"),
+        ({"labels": LABELS[:5].astype(float)}, r"labels must be integers \[5\], got float64 of shape"),
+        ({"labels": LABELS[:5] + 1}, "labels must be at least 0 and at most 2, got 3 at index 2"),
+        ({"labels": LABELS[:5] - 1}, "labels must be at least 0 and at most 2, got -1 at index 0"),
+    ],
+)
+def test_bad_images_and_labels_are_refused(name, change, message):
+    arguments = {"images": IMAGES, "labels": LABELS[:5]} | change
+    with pytest.raises(ValueError, match=message) as error:
+        ASKED[name](arguments["images"], arguments["labels"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", LEAVING_OUT)
+@pytest.mark.parametrize(
+    ("leave_out", "message"),
+    [
+        (np.zeros(4, int), r"leave_out must be integers \[5\]"),
+        (np.zeros(5), r"leave_out must be integers \[5\], got float64"),
+        (np.full(5, 20), "leave_out must be at least -1 and at most 19, got 20 at index 0"),
+        (np.full(5, -5), "leave_out must be at least -1 and at most 19, got -5 at index 0"),
+    ],
+)
+def test_bad_points_to_leave_out_are_refused(name, leave_out, message):
+    with pytest.raises(ValueError, match=message):
+        ASKED[name](IMAGES, LABELS[:5], leave_out=leave_out)
+
+
+@pytest.mark.parametrize("name", ["radius", "decide", "margin_bound", "vote_bounds"])
+def test_images_of_another_size_are_refused(name):
+    with pytest.raises(ValueError, match=r"images must be \[B, ...\] with 4 pixels each, as the points, got shape"):
+        ASKED[name](IMAGES[:, :3], LABELS[:5])
+
+
+@pytest.mark.parametrize("name", WITH_BOUNDS)
+def test_images_outside_the_bounds_are_refused(name):
+    with pytest.raises(ValueError, match=r"images must be inside the bounds \(0.0, 1.0\), got pixels from .* to 1.5"):
+        ASKED[name](_with_first_pixel(1.5), LABELS[:5])
+
+
+@pytest.mark.parametrize(("name"), ["radius", "radius, embed", "vote_bounds"])
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.5, 0.5), (0.0, np.nan), (0.0,)])
+def test_bounds_that_are_none_are_refused(name, bounds):
+    with pytest.raises(ValueError, match=r"bounds must be \(lowest, highest\) or None, got"):
+        ASKED[name](IMAGES, LABELS[:5], bounds=bounds)
+
+
+def test_bounds_are_pixels():
+    assert queries.check_bounds((0, 0.2)) == (0.0, float(np.float32(0.2)))
+    assert queries.check_bounds(None) is None
