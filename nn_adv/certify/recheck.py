@@ -276,7 +276,7 @@ def _is_below(base: Base, view: View, distances: np.ndarray, anchors, target: fl
     nearest = sq_lengths(pixel_values(base.points[anchors]) - view.values).min() * (1 + gamma(size + 8))
     scale = math.sqrt(size) if norm == "linf" else 1.0
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
-    if norm == "l1":
+    if norm == "l1" and base.spread > 0:
         reach = min(reach, 2 * target * base.spread + nearest)
     return distances - view.error < reach * (1 + gamma(16))
 
