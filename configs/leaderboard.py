@@ -1,6 +1,6 @@
 """Published networks beside 1NN: linf and l2, train and test images.
 
-    --config=configs/leaderboard.py:cifar10                   the paper's 69, those whose weights lie in weights_dir
+    --config=configs/leaderboard.py:cifar10                   the paper's 69, as far as their weights lie in weights_dir
     --config=configs/leaderboard.py:cifar10,paper             with the paper's attack on the paper's number of images
     --config=configs/leaderboard.py:cifar10,grid              at sixteen radii of each norm
     --config=configs/leaderboard.py:cifar10,cpu               few images, short attacks

@@ -49,7 +49,8 @@ class Contestant(NamedTuple):
 def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
     """List those that ``config.models`` asks for, each once: 1NN, then networks by architecture, then the user's own.
 
-    What lies in the folder of weights changes nothing: it differs between machines, their shards must not.
+    What lies in the folder of weights changes nothing, as long as a pattern finds some there: it differs between
+    machines, their shards must not.
 
     Raises:
       ValueError: a name that nothing has, a pattern that no network with weights matches, or a function that cannot be

@@ -78,10 +78,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
     """
     workdir = Path(workdir)
     board = prepare(config)
-    mine = board.models[shard[0] :: shard[1]]
+    share = board.models[shard[0] :: shard[1]]
     with results.open_store(workdir, _row_identity(board), shard=shard) as store:
-        told = _absence(board, store.done())
-        mine = [model for model in mine if model not in board.absent and unit_name(config, model) not in store.done()]
+        told = _absence(board, share, store.done())
+        mine = [model for model in share if model not in board.absent and unit_name(config, model) not in store.done()]
         storage.check_space(workdir, _ROW_BYTES * len(mine) + _RADIUS_BYTES * len(board.images.labels))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
         with tqdm.tqdm(total=len(mine), mininterval=pause, miniters=0, dynamic_ncols=True, unit="model") as bar:
@@ -94,7 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
                 gc.collect()
                 if following is None or following.architecture != model.architecture:
                     jax.clear_caches()  # programs hold memory, and those of plain functions their weights
-    return _report(board, workdir, failed)
+    return _report(board, share, workdir, failed)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Board:
@@ -160,14 +160,15 @@ def _finish(board: Board, model, workdir: Path, store, bar) -> bool:
     return True
 
 
-def _absence(board: Board, done: Set[str]) -> str:
-    """Say how many networks are left out for want of weights; nothing if none is, or all of them have rows."""
-    absent = _units(board, board.absent) - done
+def _absence(board: Board, share: Sequence[contestants.Contestant], done: Set[str]) -> str:
+    """Say how many networks of a shard are left out for want of weights; nothing if none is, or all have rows."""
+    absent = _units(board, share) & _units(board, board.absent) - done
     if not absent:
         return ""
-    total = sum(model.is_optional for model in board.models)
+    total = sum(model.is_optional for model in share)
+    networks = "networks" if len(share) == len(board.models) else "networks of this shard"
     return (
-        f"{len(absent)} of {total} networks have no weights in {board.config.weights_dir} and are left out: put them "
+        f"{len(absent)} of {total} {networks} have no weights in {board.config.weights_dir} and are left out: put them "
         "there (docs/leaderboard.md says where from) or set download, and run the same command again"
     )
 
@@ -176,10 +177,11 @@ def _units(board: Board, models: Iterable[contestants.Contestant]) -> set[str]:
     return {unit_name(board.config, model) for model in models}
 
 
-def _report(board: Board, workdir: Path, failed: Sequence[contestants.Contestant]) -> Path | None:
+def _report(board: Board, share: Sequence, workdir: Path, failed: Sequence[contestants.Contestant]) -> Path | None:
     rows, problems = results.read_rows(workdir)
     done = {row["unit"] for row in rows}
-    missing = _units(board, board.models) - _units(board, board.absent) - done
+    absent = _units(board, share) & _units(board, board.absent)
+    missing = _units(board, board.models) - absent - done
     known = [failure for unit, failure in failures.read(workdir).items() if unit in missing]
     page, wrong, told = None, [], []
     if rows:
@@ -188,7 +190,7 @@ def _report(board: Board, workdir: Path, failed: Sequence[contestants.Contestant
             rows,
             problems,
             failed=known,
-            absence=_absence(board, done),
+            absence=_absence(board, share, done),
             num_missing=len(missing) - len(known),
             sort_by=board.config.sort_by,
         )
@@ -198,7 +200,7 @@ def _report(board: Board, workdir: Path, failed: Sequence[contestants.Contestant
     if failed:
         names = _units(board, failed)
         reasons = "; ".join(f"{item['model']}: {item['reason']}" for item in known if item["unit"] in names)
-        total = len(board.models) - len(board.absent)
+        total = len(share) - len(absent)
         told.append(
             f"{len(failed)} of {total} models failed ({reasons}): mend them, run the same command again; it tries "
             "these alone"

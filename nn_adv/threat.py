@@ -202,7 +202,8 @@ def covering_threshold(sizes: chex.Array, values: chex.Array, goal: chex.Array) 
     """Return for each row the largest threshold whose ``values`` of at least this size add up to ``goal [B]``.
 
     Sizes are floats and, like the values, not negative ``[B, d]``. Such floats have the order of their bits, so halving
-    finds the very number, on a CPU some fifty times as fast as a sort. Where all values fall short it is 0.
+    finds the very number, on a CPU some fifty times as fast as a sort. Where all values fall short it is 0; where the
+    goal is 0 nothing is needed, and it is NaN, which no size reaches.
     """
     num_bits = 8 * sizes.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(sizes, jnp.dtype(f"int{num_bits}"))

@@ -84,9 +84,10 @@ def apgd(
       An `AttackResult`. With ``num_targets`` its ``loss`` is the `margin`: losses for different targets do not compare.
 
     Raises:
-      ValueError: negative ``num_steps``; ``num_restarts`` or ``num_samples`` below 1; ``num_targets`` outside 1 to
-        C - 1; images that are integers or (seen only outside jit) not inside the bounds, labels that are no integers
-        or out of range (seen only outside jit); an old-style integer key; starts or logits of a wrong shape.
+      ValueError: negative ``num_steps``, ``num_restarts`` or ``num_samples`` below 1, ``num_targets`` outside 1 to
+        C - 1, an old-style integer key, images or labels of a wrong type, starts, logits or predictions of a wrong
+        shape, and outside jit images not inside the bounds, labels out of range or NaN for a clean image. Probabilities
+        are warned of there.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     _check_options(num_steps, num_restarts, num_samples)

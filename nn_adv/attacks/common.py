@@ -143,10 +143,15 @@ def check_images(images: chex.Array, bounds: tuple[float, float] | None) -> None
     if isinstance(images, jax.core.Tracer):
         return
     values = np.asarray(images)
-    low, high = bounds or (-np.inf, np.inf)
-    is_valid = (np.isfinite(values) & (values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1)
+    is_valid = (np.isfinite(values) & is_inside(values, bounds)).reshape(len(values), -1).all(axis=1)
     if not is_valid.all():
         raise ValueError(f"images must be finite and inside {bounds}, which image {np.argmin(is_valid)} is not")
+
+
+def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:
+    """Tell of each pixel whether it lies in the bounds, as rounded to the images' type: 0.2 in float32 exceeds 0.2."""
+    low, high = (np.asarray(end).astype(images.dtype) for end in bounds or (-np.inf, np.inf))
+    return (images >= low) & (images <= high)
 
 
 def check_clean_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -160,7 +165,7 @@ def check_clean_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return logits
 
 
-def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None) -> None:
+def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None, *, stacklevel: int = 4) -> None:
     """Raise ValueError for NaN among the logits ``[B, C]`` of images ``rows [B]``, and warn of probabilities."""
     is_nan = np.isnan(logits).any(axis=1)
     if is_nan.any():
@@ -168,7 +173,7 @@ def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None) -> No
         image = place if rows is None else rows[place]
         raise ValueError(f"logits_fn must return numbers, for image {image} it returned NaN")
     if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=max(1e-5, float(jnp.finfo(logits.dtype).eps))):
-        warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=4)
+        warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=stacklevel)
 
 
 def check_logits(logits: chex.Array, num_images: int) -> chex.Array:

@@ -25,6 +25,7 @@ from nn_adv.attacks.common import (
     check_logit_values,
     check_logits,
     example_keys,
+    is_inside,
     is_judged_wrong,
     is_wrong,
 )
@@ -185,7 +186,7 @@ def ensemble(
       ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
         epsilon for each image, two attacks of one name, logits of a wrong shape or, for a clean image, NaN,
         ``batch_size`` below 1, indices of another length, a state that does not fit, or an attack that leaves the ball
-        or the bounds with what it claims to break. ``state`` holds what was found before.
+        or the bounds with what it claims to break; ``on_batch`` was given what had been found before.
     """
     check_at_least("batch_size", batch_size, 1)
     images, labels = np.asarray(images), np.asarray(labels)
@@ -209,7 +210,8 @@ def ensemble(
         )
     if state.attack != CLEAN:  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        check_logit_values(np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0]), first)
+        logits = np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0])
+        check_logit_values(logits, first, stacklevel=3)
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
     state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
 
@@ -226,7 +228,7 @@ def ensemble(
             if place == CLEAN:
                 found = images[filled]
                 logits, success = map(np.asarray, _classify(logits_fn, predict_fn, found, labels[filled]))
-                check_logit_values(logits[: len(batch)], batch)
+                check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]))
                 claimed, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs, keys[filled], threat)
@@ -284,10 +286,9 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
     points, images = (values.reshape(len(values), -1) for values in (points, images))
     order = {"l1": 1, "l2": 2, "linf": np.inf}[threat.norm]
     distance = np.linalg.norm(points.astype(np.float64) - images, order, axis=1)
-    ulp = np.finfo(points.dtype).eps * max(np.max(np.abs(images), initial=0), 1)
+    ulp = float(jnp.finfo(points.dtype).eps) * max(float(np.max(np.abs(images), initial=0)), 1)
     is_far = ~(distance <= threat.epsilon * (1 + 1e-5) + np.linalg.norm(np.full(images.shape[1], ulp), order))
-    low, high = threat.bounds or (-np.inf, np.inf)
-    is_out = np.any((points < low) | (points > high), axis=1)
+    is_out = ~np.all(is_inside(points, threat.bounds), axis=1)
     is_outside = claimed & (is_far | is_out)
     if is_outside.any():
         place = np.argmax(is_outside)

@@ -88,9 +88,9 @@ def fab(
       it exceeds the radius, ``success`` is False and ``adversarial`` is the image. ``loss`` is the `margin`.
 
     Raises:
-      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images that are
-        integers or (seen only outside jit) not inside the bounds, labels that are no integers or out of range (seen
-        only outside jit), or an old-style integer key.
+      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, an old-style integer
+        key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside
+        the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 1)

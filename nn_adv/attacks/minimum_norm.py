@@ -98,9 +98,9 @@ def minimum_norm(
       A `MinimumNorm`. An image that is misclassified itself is returned with distance 0.
 
     Raises:
-      ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images
-        that are integers or (seen only outside jit) not inside the bounds, labels that are no integers or out of range
-        (seen only outside jit), or an old-style integer key.
+      ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, an
+        old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
+        images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     Threat(norm, 0.0, bounds)  # refuses an unknown norm and bounds that are none
     check_images_and_key(images, labels, key, bounds)

@@ -62,8 +62,9 @@ def pgd(
       An `AttackResult`.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` below 1, images that are integers or (seen only outside jit)
-        not inside the bounds, labels no integers or out of range (seen only outside jit), or an old-style integer key.
+      ValueError: negative ``num_steps``, ``num_restarts`` below 1, an old-style integer key, images or labels of a
+        wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of
+        range or NaN for a clean image. Probabilities are warned of there.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     check_at_least("num_steps", num_steps, 0)

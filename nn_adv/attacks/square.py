@@ -71,9 +71,9 @@ def square(
       An `AttackResult`.
 
     Raises:
-      ValueError: images that are not ``[B, H, W, C]`` or are integers or (seen only outside jit) not inside the bounds,
-        ``num_queries`` below 1, ``initial_share`` outside (0, 1], labels that are no integers or out of range (seen
-        only outside jit), or an old-style integer key.
+      ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1], an
+        old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
+        images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     check_images_and_key(images, labels, key, threat.bounds)
     if images.ndim != 4:

@@ -155,14 +155,15 @@ def single(
             reduce = jnp.sum if norm == "linf" else jnp.max
             lengths = lax.map(lambda point: reduce(jnp.abs(other - point), axis=1), own).T
         heights = (sq_other[:, None] - sq_own) / 2
-        bounds = jnp.where((anchors >= 0) & (lengths > 0), heights / jnp.where(lengths > 0, lengths, 1), 0)
+        is_usable = (anchors >= 0) & (lengths > 0)
+        bounds = jnp.where(is_usable, heights / jnp.where(lengths > 0, lengths, 1), -jnp.inf)
         if norm != "l2" and limits is not None:  # the box matters more here: at a bound pixels move one way only
             nearest = jnp.argmax(bounds, axis=1)
             gap = other - own[nearest]
             room = jnp.where(gap > 0, limits[1] - query, query - limits[0])
             height = jnp.take_along_axis(heights, nearest[:, None], axis=1)[:, 0]
-            boxed = linf_root if norm == "linf" else l1_maximum
-            bounds = jnp.maximum(bounds, boxed(height, jnp.abs(gap), room)[:, None])
+            boxed = (linf_root if norm == "linf" else l1_maximum)(height, jnp.abs(gap), room)
+            bounds = jnp.where(is_usable, jnp.maximum(bounds, boxed[:, None]), -jnp.inf)
         # A little is given away for the rounding; what comes near the radius is solved in any case.
         bounds = jnp.maximum(bounds.max(axis=1), 0) * (1 - 1e-7)
         return sq_other, jnp.where(opponents >= 0, bounds, jnp.inf)

@@ -122,10 +122,9 @@ def _check_pixels(name: str, images: chex.Array, bounds, is_real: chex.Array | b
     else:
         low, high = (np.float32(end) for end in _range(images, is_real))
     if not (np.isfinite(low) and np.isfinite(high)):
-        flat = np.asarray(images, np.float32).reshape(len(images), -1)
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinity at index {int(np.argmin(np.isfinite(flat).all(axis=1)))}"
-        )
+        # Only images can be: `neighbors.fit` takes no such points.
+        is_finite = np.isfinite(np.asarray(images, np.float32).reshape(len(images), -1)).all(axis=1)
+        raise ValueError(f"{name} must be finite, got NaN or infinity at index {int(np.argmin(is_finite))}")
     if bounds is not None and (low < bounds[0] or high > bounds[1]):
         # As float32: the fewest digits that tell the numbers apart.
         ends = ", ".join(str(np.float32(end)) for end in bounds)

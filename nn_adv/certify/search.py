@@ -99,7 +99,8 @@ def search(
     own, near = _lowest(scores, own_class, _FIRST_ROWS), _lowest(scores, others, _FIRST_OPPONENTS)
     anchors = own[:, :_NUM_ANCHORS]
     everyone = np.arange(len(labels))
-    sq_own, _ = _single(batch, everyone, own[:, :1], anchors, norm)
+    sq_own, _ = _single(batch, everyone, own, anchors, norm)
+    sq_own = np.where(own >= 0, sq_own, np.inf).min(axis=1, keepdims=True)
     sq_near, singles = _single(batch, everyone, near, anchors, norm)
     # Images of another prediction have radius 0: nothing to search. What may be a tie is left to the recheck to judge,
     # and gets a witness in case it is one.
@@ -260,7 +261,8 @@ def _winners(batch: Batch, candidates) -> np.ndarray:
     """
     winners = batch.opponent.copy()
     for b in np.flatnonzero(winners >= 0).tolist():
-        rows = np.array([row for row, bound in candidates[b].items() if bound <= batch.best[b] * (1 + 1e-9)])
+        near = [row for row, bound in candidates[b].items() if bound <= batch.best[b] * (1 + 1e-9)]
+        rows = np.array([*near, winners[b]])
         sq_distances = np.sum((batch.values(rows) - batch.adversarial[b].astype(np.float64)) ** 2, axis=1)
         nearest = rows[sq_distances == sq_distances.min()]
         winners[b] = nearest[np.argmin(batch.rows.origins[nearest])]

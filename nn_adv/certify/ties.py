@@ -38,6 +38,7 @@ def _directions(batch: Batch, image: int, opponent: int, own: np.ndarray, apart:
     x, z, own = batch.pixels[image], batch.values(opponent), batch.values(own[batch.is_rival(own, image, opponent)])
     towards = z - x
     spacing = np.spacing(np.maximum(np.abs(x), np.abs(z)).astype(np.float32)).astype(np.float64)
+    spacing = np.minimum(spacing, 2.0**-24 * batch.scale[image])  # that of pixels just below the largest
     is_tied = np.sum((own - x) ** 2, axis=1) <= np.sum(towards**2) + apart
     # By how much a pixel moved towards the opponent favours it over every own point that is as near.
     gain = np.min((z - own[is_tied]) * np.sign(towards), axis=0, initial=np.inf)

@@ -83,6 +83,7 @@ def vote_bounds(
 ) -> VoteBounds:
     """Bound the smallest perturbation that changes the vote of the k nearest points, from below and from above.
 
+    As with `radius`, ties between uint8 images and points are those of the integers, and a changed image is of floats.
     The lower bound does not use the pixel bounds; the upper one comes from an attack inside them.
 
     Args:
@@ -102,7 +103,8 @@ def vote_bounds(
     """
     check_norm(norm)
     clean, labels, bounds, left_out = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
-    most = int(reference.num_points or 0) - (leave_out is not None)
+    leaves_out = bool((left_out >= 0).any())
+    most = int(reference.num_points or 0) - leaves_out
     if not 1 <= k <= most:
         raise ValueError(f"k must be in 1..{most}, the points that may vote, got {k}")
     for name, value in (("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size)):
@@ -116,8 +118,8 @@ def vote_bounds(
         # The first images fill the last batch: one shape, one compilation.
         part = np.arange(start, start + min(batch_size, len(images))) % len(images)
         batch = images[part], labels[part]
-        out = None if leave_out is None else left_out[part]
-        correct = np.asarray(vote(reference, batch[0], k, leave_out=out)) == batch[1]
+        out = left_out[part] if leaves_out else None
+        correct = np.asarray(vote(reference, clean[part], k, leave_out=out)) == batch[1]
         near = vote_counting.near_rows(reference, rows, *batch, left_out[part], k=k, num_near=num_near)
         lower = vote_counting.lower_bounds(rows, *batch, near, k=k, norm=norm, num_classes=reference.num_classes)
         attacked = _attack(rows, *batch, near, k, norm, bounds, reference.num_classes, num_steps)

@@ -167,7 +167,7 @@ def _entry(record: dict[str, Any]) -> Entry:
 def _fraction(text: str) -> float:
     try:
         return float(fractions.Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"epsilon must be a number or a fraction such as 8/255, got {text!r}") from error
 
 

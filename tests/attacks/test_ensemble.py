@@ -195,6 +195,23 @@ def test_attacks_that_leave_what_is_allowed_are_refused(images, change, message)
         attacks.ensemble(LOGITS[10], images, labels, **options)
 
 
+def test_bounds_of_any_number_type_are_those_of_the_pixels():
+    # float32(0.2) exceeds 0.2.
+    images = np.full((4, 6, 6, 1), 0.2, np.float32)
+    labels = np.array(jnp.argmax(LOGITS[10](images), axis=1))
+    threat = Threat("linf", 0.05, (np.float64(0), np.float64(0.2)))
+    for attack in (_own_attack(0.0), [attacks.named_attack("pgd", 10, num_steps=3)]):
+        attacks.ensemble(LOGITS[10], images, labels, key=KEY, threat=threat, attacks=attack, batch_size=8)
+
+
+def test_half_precision_runs():
+    images, labels = _images(10)
+    attack = [attacks.named_attack("apgd-ce", 10, num_steps=3)]
+    options = {"key": KEY, "threat": THREAT, "attacks": attack, "batch_size": 8}
+    found = attacks.ensemble(LOGITS[10], images.astype(jnp.bfloat16), labels, **options)
+    assert found.adversarial.dtype == jnp.bfloat16
+
+
 def test_few_classes_get_the_margin_and_names_get_an_error():
     assert [attack.name for attack in attacks.standard_attacks(2)] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
     assert [attack.name for attack in attacks.standard_attacks(10)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -305,7 +322,7 @@ def test_bad_input_gets_one_clear_line(change, message):
 @pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, 1), 0, 0)])
 def test_probabilities_are_noticed(state):
     images, labels = _images(10)
-    with pytest.warns(UserWarning, match="probabilities"):
+    with pytest.warns(UserWarning, match="probabilities") as warned:
         attacks.ensemble(
             lambda x: jax.nn.softmax(LOGITS[10](x)),
             images,
@@ -315,3 +332,4 @@ def test_probabilities_are_noticed(state):
             attacks=_quick(10)[:1],
             state=state,
         )
+    assert warned[0].filename == __file__

@@ -253,6 +253,21 @@ def test_an_image_on_a_tie_of_the_integers_has_radius_zero_and_a_witness_beside_
     np.testing.assert_array_equal(wrong.adversarial, image / np.float32(255))
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("size", [2, 4, 50])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_tie_between_far_points_is_radius_zero_too(norm, size, bounds):
+    # In float32 the opponent is nearer: every constraint is broken at the image, and there are fewer than asked for.
+    reference = neighbors.fit(np.array([[1] * size, [255] * size], np.uint8), np.array([0, 1]), 2)
+    image = np.full((1, size), 128, np.uint8)
+    for recheck_all in (True, False):
+        found = certify.radius(reference, image, np.array([0]), norm=norm, bounds=bounds, recheck_all=recheck_all)
+        assert found.correct[0] and found.status[0] == "exact" and found.opponent[0] == 1
+        assert found.lower[0] == 0 and 0 < found.upper[0] < 1e-7
+    decision = certify.decide(reference, image, np.array([0]), threat=Threat(norm, 0.1, bounds))
+    assert decision.status[0] == "broken"
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_an_image_on_a_tie_of_many_pixels_has_a_witness_as_near(norm):
     rng = np.random.default_rng(0)

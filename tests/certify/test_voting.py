@@ -199,6 +199,23 @@ def test_classes_without_points_and_single_points():
     assert result.lower == [np.inf] and result.upper == [np.inf]
 
 
+def test_ties_of_integers_are_voted_on_as_they_are():
+    # 2 is midway between 1 and 3, but 2 / 255 in float32 is nearer to 3 / 255.
+    reference = neighbors.fit(np.array([[1] * 4, [3] * 4], np.uint8), np.array([0, 1]), 2)
+    found = voting.vote_bounds(reference, np.full((1, 4), 2, np.uint8), np.array([0]), k=1, norm="l2")
+    assert found.correct[0] and found.lower[0] == 0
+
+
+def test_no_point_is_lost_where_none_is_left_out():
+    points = np.array([[0.0], [1.0]], np.float32)
+    reference = neighbors.fit(points, np.array([0, 1]), 2)
+    arguments = (reference, points[:1], np.array([0]))
+    found, without = (
+        voting.vote_bounds(*arguments, k=2, norm="l2", leave_out=leave_out) for leave_out in (np.array([-1]), None)
+    )
+    np.testing.assert_array_equal(found.upper, without.upper)
+
+
 def test_refuses_what_it_cannot_use():
     points, labels, images = _problem(3, 2)
     reference = neighbors.fit(points, labels, 2)

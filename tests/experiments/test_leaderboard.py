@@ -374,10 +374,12 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
     for shard, config in enumerate(configs):
         leaderboard.run(config, workdir, shard=(shard, 2))
     told = capfd.readouterr().err
-    assert told.count(f"4 of 5 networks have no weights in {folders[0]} and are left out: put them there") == 1
-    assert told.count(f"3 of 5 networks have no weights in {folders[1]}") == 1
+    assert told.count(f"3 of 3 networks of this shard have no weights in {folders[0]} and are left out: put them") == 1
+    assert told.count(f"1 of 2 networks of this shard have no weights in {folders[1]}") == 1
     assert set(_rows(workdir)) == {"One"}  # Two is of the first shard, whose folder lacks it
-    assert "Not complete: 3 of 5 networks have no weights in" in (workdir / "report" / "report.md").read_text()
+    page = (workdir / "report" / "report.md").read_text()
+    assert "Not complete: 1 of 2 networks of this shard have no weights in" in page
+    assert "Not complete: 3 models still to be run." in page
     leaderboard.run(configs[1], workdir, shard=(0, 2))
     assert set(_rows(workdir)) == {"One", "Two"}
 

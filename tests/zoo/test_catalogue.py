@@ -140,6 +140,7 @@ def _with(**fields):
         (json.dumps([{**MINIMAL, "unused": ["("]}]), "record 'a': missing \\), unterminated"),
         (json.dumps([{**MINIMAL, "arguments": [1]}]), "arguments must be options by name"),
         (_with(epsilon="1/0"), "record 'a': epsilon must be a number or a fraction .*, got '1/0'"),
+        (_with(epsilon="1e400"), "record 'a': epsilon must be a number or a fraction .*, got '1e400'"),
         (_with(epsilon=True), "record 'a': epsilon must be a number or null, got True"),
         (_with(prefixes="module."), r"own.json, record 'a': prefixes must be a list of texts, got 'module\.'"),
         (_with(unused=[1]), r"record 'a': unused must be a list of texts, got \[1\]"),
