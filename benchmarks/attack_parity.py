@@ -1,6 +1,6 @@
 """Are our attacks as strong as the published ones? Two small networks on which the authors' code was run.
 
-  python benchmarks/attack_parity.py --reference=../shared/reference/apgd
+  python benchmarks/attack_parity.py --reference=REFERENCE_DIR
 
 The folder holds the networks, 200 images for each, and `outcomes.json`, the share of images that the published code
 left unbroken with one attack or with its ensemble ("aa"), in float32 and for some also in float64. Each line is

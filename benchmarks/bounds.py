@@ -1,8 +1,8 @@
 """What do the other bounds give: the distance between classes, the vote of k neighbours, 1NN on features?
 
-  python benchmarks/bounds.py separation --dataset=cifar10 --norm=l2 --data_dir=../shared/tfds
-  python benchmarks/bounds.py vote --dataset=cifar10 --norm=l2 --images=200 --data_dir=../shared/tfds
-  python benchmarks/bounds.py embedding --dataset=cifar10 --task=0v1 --images=300 --data_dir=../shared/tfds
+  python benchmarks/bounds.py separation --dataset=cifar10 --norm=l2 --data_dir=DATA_DIR
+  python benchmarks/bounds.py vote --dataset=cifar10 --norm=l2 --images=200 --data_dir=DATA_DIR
+  python benchmarks/bounds.py embedding --dataset=cifar10 --task=0v1 --images=300 --data_dir=DATA_DIR
 
 Each prints one line per setting. Vote and embedding figures are bounds; those of pixels are exact.
 """

@@ -9,10 +9,10 @@ Four questions, each a sub-command; in the first two, radii are of the predicted
   full    every test image of a dataset in one run, ten classes: time and the curve of exact robust accuracy.
   pairs   every test image of each of the 45 pairs of classes; goes on from what its output file holds.
 
-  python benchmarks/certify.py floor --data_dir=../shared/tfds --output=docs/benchmarks/certify_floor.json
-  python benchmarks/certify.py peer --data_dir=../shared/tfds --output=docs/benchmarks/certify_peer.json
-  python benchmarks/certify.py full --norm=l2 --data_dir=../shared/tfds --output=docs/benchmarks/certify_full_l2.json
-  python benchmarks/certify.py pairs --norm=l2 --data_dir=../shared/tfds --output=docs/benchmarks/certify_pairs_l2.json
+  python benchmarks/certify.py floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
+  python benchmarks/certify.py peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
+  python benchmarks/certify.py full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
+  python benchmarks/certify.py pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each run takes 100 steps on the cross-entropy. With the phases, 30 % of them in a ball of three times the radius, 30 %
 in one of twice the radius and the rest in the ball. The share that is left unbroken is printed, three seeds each.
 
-  python benchmarks/l1_phases.py --reference=../shared/reference/apgd
+  python benchmarks/l1_phases.py --reference=REFERENCE_DIR
 
 The folder holds the networks of the parity tests; digits and their network are made here.
 """

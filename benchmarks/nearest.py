@@ -5,7 +5,7 @@ turns, and medians over the turns are reported, of wall and of processor time (w
 disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the
 high-water mark of a fresh process beyond the arrays it searches.
 
-  python benchmarks/nearest.py --data_dir=../shared/tfds
+  python benchmarks/nearest.py --data_dir=DATA_DIR
 """
 
 from __future__ import annotations

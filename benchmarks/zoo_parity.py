@@ -1,6 +1,6 @@
 """Do the networks of the catalogue compute what the published ones do? At full size, under weights made by a rule.
 
-  python benchmarks/zoo_parity.py --shared=../shared
+  python benchmarks/zoo_parity.py --shared=SHARED_DIR
 
 The folder's ``reference/robustbench`` holds outputs of the PyTorch networks (tests/zoo/fixtures.py). Each line is
 printed and stored in docs/benchmarks/zoo_parity.json as soon as it is known, with the commit that it is of; a second
