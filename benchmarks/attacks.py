@@ -8,6 +8,7 @@ Compilation is left out. Bare passes and attacks take turns, medians are reporte
 
   python benchmarks/attacks.py --models small_cnn --output=docs/benchmarks/attacks.json
   python benchmarks/attacks.py --models soft_1nn --repeats=9 --output=docs/benchmarks/attacks.json
+  python benchmarks/attacks.py --models linear --output=docs/benchmarks/attacks.json
   python benchmarks/attacks.py --models preact_resnet18 --steps=2 --repeats=3 --output=docs/benchmarks/attacks.json
 
 The file keeps the models of earlier runs. On two cores the last command takes a quarter of an hour.
@@ -54,9 +55,9 @@ class Problem(NamedTuple):
     products: Callable | None = None  # the two products of the soft 1NN
 
 
-def network(name: str, shape: tuple[int, ...], batch_size: int) -> Problem:
+def network(name: str, shape: tuple[int, ...], batch_size: int, **options) -> Problem:
     """Make a network of random weights."""
-    model = models.create(name, 10)
+    model = models.create(name, 10, **options)
     images = jax.random.uniform(jax.random.key(0), (batch_size, *shape))
     variables = model.init(jax.random.key(1), images[:1])
     logits_fn = jax.tree_util.Partial(model.apply, variables)
@@ -88,6 +89,7 @@ PROBLEMS = {
     "preact_resnet18": functools.partial(network, "preact_resnet18", (32, 32, 3)),
     "small_cnn": functools.partial(network, "small_cnn", (28, 28, 1)),
     "soft_1nn": soft_neighbors,
+    "linear": functools.partial(network, "mlp", (32, 32, 3), hidden_sizes=()),  # next to nothing but the attack
 }
 
 
