@@ -30,7 +30,7 @@ AMOUNTS = [FEW, pytest.param(1, marks=pytest.mark.slow)]
 @pytest.fixture(autouse=True, scope="module")
 def full_optimisation():
     """A hundred steps through convolutions: without optimisations, as other tests go, they take ten times as long."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

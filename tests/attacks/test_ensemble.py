@@ -36,7 +36,7 @@ def _dense(x, weights):
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
     """Most of the time here is compilation: of many small programs, which need no optimisation."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
