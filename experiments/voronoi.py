@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 from nn_adv import certify, neighbors
+from nn_adv.threat import float64_sizes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -22,8 +23,7 @@ _IMAGE = np.array([[0.32, 0.42]], np.float32)
 def _ball(norm: str, radius: float) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, 401)
     directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    order = {"l1": 1, "l2": 2, "linf": np.inf}[norm]
-    return radius * directions / np.linalg.norm(directions, order, axis=1, keepdims=True)
+    return radius * directions / float64_sizes(norm, directions)[:, None]
 
 
 def draw(path: str) -> None:

@@ -72,6 +72,13 @@ def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
     return jnp.max(jnp.abs(perturbation.reshape(perturbation.shape[0], -1)), axis=1)
 
 
+def float64_sizes(norm: str, perturbations: np.ndarray) -> np.ndarray:
+    """Measure perturbations ``[B, ...]`` on the host in float64, where that of `perturbation_size` is too coarse."""
+    check_norm(norm)
+    flat = np.asarray(perturbations, np.float64).reshape(len(perturbations), -1)
+    return np.linalg.norm(flat, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
+
+
 def sum_per_image(values: chex.Array) -> chex.Array:
     """Add up all values of each image, ``[B, ...]`` to ``[B]``, in one order whatever the batch.
 

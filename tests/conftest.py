@@ -20,6 +20,25 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def fully_compiled():
+    """Compile as users do, whatever the command says: for files that compute more than they compile."""
+    yield from _most_optimizations_disabled(False)
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """Compile without most optimizations: for files that compile more than they compute."""
+    yield from _most_optimizations_disabled(True)
+
+
+def _most_optimizations_disabled(value: bool):
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", value)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
     """Folder of material that is not part of the project: NN_ADV_SHARED, or ../shared beside the checkout."""

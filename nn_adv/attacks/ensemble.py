@@ -33,7 +33,7 @@ from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.square import square
-from nn_adv.threat import Threat
+from nn_adv.threat import Threat, float64_sizes
 
 UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
 _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
@@ -230,8 +230,8 @@ def ensemble(
                 logits, success = map(np.asarray, _classify(logits_fn, predict_fn, found, labels[filled]))
                 check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
-                inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]))
-                claimed, found = _attack(attacks[place].fn, logits_fn, predict_fn, *inputs, keys[filled], threat)
+                inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
+                claimed, found = map(np.asarray, _attack(attacks[place].fn, logits_fn, predict_fn, *inputs))
                 _check_allowed(attacks[place].name, claimed, found, images[filled], threat)
                 # Judged again, as the clean images were: a claim may be wrong, or owe itself to rounding.
                 success = claimed & np.asarray(_classify(logits_fn, predict_fn, found, inputs[1])[1])
@@ -269,25 +269,21 @@ def _traceable(fn: Callable) -> Callable:
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
 
 
-def _attack(fn, *inputs) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images an attack claims to break, and its points."""
-    result = _attack_jitted(fn, *inputs)
-    return np.asarray(result.success), np.asarray(result.adversarial)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _attack_jitted(fn, logits_fn, predict_fn, images, labels, key_data, threat):
+def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
+    """Return which images an attack claims to break, and its points."""
     keys = jax.random.wrap_key_data(key_data)
-    return fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
+    result = fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
+    return result.success, result.adversarial
 
 
 def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: np.ndarray, threat: Threat) -> None:
     """Raise ValueError if a point that is claimed to break its image is not in ball and bounds, up to rounding."""
     points, images = (values.reshape(len(values), -1) for values in (points, images))
-    order = {"l1": 1, "l2": 2, "linf": np.inf}[threat.norm]
-    distance = np.linalg.norm(points.astype(np.float64) - images, order, axis=1)
+    distance = float64_sizes(threat.norm, points.astype(np.float64) - images)
     ulp = float(jnp.finfo(points.dtype).eps) * max(float(np.max(np.abs(images), initial=0)), 1)
-    is_far = ~(distance <= threat.epsilon * (1 + 1e-5) + np.linalg.norm(np.full(images.shape[1], ulp), order))
+    rounding = float64_sizes(threat.norm, np.full((1, images.shape[1]), ulp))
+    is_far = ~(distance <= threat.epsilon * (1 + 1e-5) + rounding)
     is_out = ~np.all(is_inside(points, threat.bounds), axis=1)
     is_outside = claimed & (is_far | is_out)
     if is_outside.any():

@@ -22,7 +22,7 @@ from nn_adv.certify.margins import norm_ratio
 from nn_adv.certify.queries import check_queries
 from nn_adv.certify.voting import vote
 from nn_adv.pixels import as_float
-from nn_adv.threat import check_norm
+from nn_adv.threat import check_norm, float64_sizes
 
 _CHECKED_IMAGES = 256
 _HALVINGS = 24
@@ -135,8 +135,7 @@ def _segment(reference, embed, images, labels, opponent, points, norm: str, leav
         wrong = is_wrong(at(middle))
         low, high = np.where(wrong, low, middle), np.where(wrong, middle, high)
     adversarial = np.where(exists.reshape(shape), at(high), images)
-    offsets = _flat(adversarial) - _flat(images)
-    size = np.linalg.norm(offsets, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
+    size = float64_sizes(norm, _flat(adversarial) - _flat(images))
     return np.where(exists, size, np.inf), adversarial
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nn_adv import neighbors
 from nn_adv.certify.queries import check_queries
 from nn_adv.pixels import as_float
-from nn_adv.threat import check_norm
+from nn_adv.threat import check_norm, float64_sizes
 
 # Distances are rounded to float32 once (half of this, relative), and below this size they may be flushed to zero.
 _RELATIVE_ROUNDING = 2.0**-23
@@ -134,7 +134,7 @@ def _closest_pair(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, norm
 
 def _distance(one: np.ndarray, other: np.ndarray, norm: str) -> float:
     difference = np.subtract(*(np.asarray(as_float(x), np.float32).astype(np.float64).ravel() for x in (one, other)))
-    return float(np.linalg.norm(difference, {"l1": 1, "l2": 2, "linf": np.inf}[norm]))
+    return float(float64_sizes(norm, difference[None])[0])
 
 
 def _absolute_rounding(dtype, norm: str, size: int) -> float:

@@ -42,8 +42,7 @@ def check_queries(
       labels: ``[B]``.
       bounds: lowest and highest pixel value, which images and points keep to; or None.
       leave_out: ``[B]`` index of a point, -1 for none; or None.
-      are_embedded_later: whether the points are embedded ones, so that pixels of the images need neither be as many nor
-        keep to the bounds.
+      are_embedded_later: whether the points are embedded ones, so that the images need not have as many pixels.
 
     Raises:
       ValueError: images, labels, bounds or left-out points of a wrong shape, type or range.
@@ -56,11 +55,18 @@ def check_queries(
     leave_out = np.full(len(images), -1) if leave_out is None else leave_out
     leave_out = _check_integers("leave_out", leave_out, len(images), -1, last)
     box = check_bounds(bounds)
-    _check_pixels("images", images, None if are_embedded_later else box)
-    if not are_embedded_later:
+    _check_pixels("images", images, box)
+    if box is not None:
         is_point = (reference.index != NO_POINT)[..., None]
         _check_pixels("points of the reference", reference.blocks, box, is_point)
     return Queries(images, labels, box, leave_out)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for a count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
-from nn_adv.certify.queries import Queries, check_queries
+from nn_adv.certify.queries import Queries, check_bounds, check_counts, check_queries
 from nn_adv.certify.recheck import Screened, recheck
 from nn_adv.certify.rows import earlier_copies, host_rows, pixel_scale, pixel_values
 from nn_adv.certify.search import Found, RowCertificate, search
@@ -125,15 +125,14 @@ def radius(
     check_norm(norm)
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be a share, 0 or more and below 1, got {tolerance}")
-    _check_batch_size(batch_size)
-    queries = check_queries(
-        reference, images, labels, bounds=bounds, leave_out=leave_out, are_embedded_later=embed is not None
-    )
+    check_counts(batch_size=batch_size)
     if embed is not None:
+        check_bounds(bounds)
         options = {"recheck_all": recheck_all, "batch_size": batch_size, "tolerance": tolerance}
         return embedded_radius(
-            radius, reference, queries.images, queries.labels, embed=embed, norm=norm, leave_out=leave_out, **options
+            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, **options
         )
+    queries = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
     return _radius(reference, queries, np.full(len(queries.labels), np.inf), norm, recheck_all, batch_size, tolerance)
 
 
@@ -161,7 +160,7 @@ def decide(
     Raises:
       ValueError: as in `radius`.
     """
-    _check_batch_size(batch_size)
+    check_counts(batch_size=batch_size)
     queries = check_queries(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
     epsilon = np.asarray(threat.epsilon, np.float64)
     if epsilon.shape not in ((), queries.labels.shape) or not np.all(epsilon >= 0):
@@ -172,11 +171,6 @@ def decide(
     broken = ~found.correct | (found.upper < epsilon)
     status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
     return Decision(robust, found.adversarial, status)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:

@@ -110,9 +110,9 @@ def recheck(
     """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
 
     The lower bound is the least over all opponents: listed ones by their multipliers (the best where listed twice), the
-    rest by the triangle inequality, or one constraint of an anchor where that is not enough. Of equal
-    points only that of lowest index can win. The witness counts if it is inside the bounds and an opponent is nearest
-    to it. Where rounding could matter, exact arithmetic classifies; uint8 images among uint8 points are integers in it.
+    rest by the triangle inequality, or one constraint of an anchor where that is not enough. Of equal points only that
+    of lowest index can win. The witness counts if it is inside the bounds and an opponent is nearest to it. Where
+    rounding could matter, exact arithmetic classifies; uint8 images among uint8 points are integers in it.
 
     Args:
       points: ``[n, d]``, uint8 or float32, in any order.

@@ -23,6 +23,7 @@ from nn_adv.certify.problems import Problems, lower_bound
 from nn_adv.certify.rows import Rows, pixel_values
 from nn_adv.neighbors import Reference, nearest_in_class
 from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.threat import float64_sizes
 
 _NEW_ROWS = 4  # own points asked for around a candidate witness
 _WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
@@ -289,7 +290,7 @@ def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_conve
     task.is_open = task.rounds < _MAX_ROUNDS
     task.num_stuck += 1
     is_missed = sq_own < sq_other + cheap.doubt(sq_other, len(candidate))  # ties too: the index may decide them
-    size = perturbation_size(batch.norm, candidate.astype(np.float64) - batch.pixels[task.image])
+    size = float(float64_sizes(batch.norm, candidate[None].astype(np.float64) - batch.pixels[task.image])[0])
     if not is_missed.any() and size > 0:  # the image itself is no witness: whether it is wrong, the recheck decides
         if size < batch.best[task.image]:
             batch.keep(task.image, size, candidate, task.opponent)
@@ -313,9 +314,3 @@ def _update(batch: Batch, task: Task, candidate, own, sq_own, sq_other, is_conve
     elif is_converged:
         task.too_short = task.shift
         task.shift = np.sqrt(task.shift * task.far_enough) if task.far_enough < np.inf else 6 * task.shift
-
-
-def perturbation_size(norm: str, perturbation: np.ndarray) -> float:
-    """Measure one perturbation ``[d]``."""
-    order = {"l1": 1, "l2": 2, "linf": np.inf}[norm]
-    return float(np.linalg.norm(perturbation, order))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from nn_adv.certify.bounds import doubt
-from nn_adv.certify.tasks import Batch, nearest_own, perturbation_size
+from nn_adv.certify.tasks import Batch, nearest_own
+from nn_adv.threat import float64_sizes
 
 _STEPS = tuple(4**power for power in range(12))  # in spacings of float32
 _TOGETHER = 128  # images judged together
@@ -60,7 +61,7 @@ def _step(batch: Batch, images, opponents, directions, label: int) -> None:
         is_found = np.zeros(len(left), bool)
         for k in np.flatnonzero(is_across).tolist():
             t = left[k // 2]
-            size = perturbation_size(batch.norm, flat[k].astype(np.float64) - x[t, 0])
+            size = float(float64_sizes(batch.norm, flat[k].astype(np.float64) - x[t])[0])
             if 0 < size < batch.best[images[t]]:
                 batch.keep(int(images[t]), size, flat[k], int(opponents[t]))
             is_found[k // 2] |= size > 0

@@ -16,11 +16,11 @@ import numpy as np
 
 from nn_adv import neighbors
 from nn_adv.certify import vote_attack, vote_counting
-from nn_adv.certify.queries import check_queries
+from nn_adv.certify.queries import check_counts, check_queries
 from nn_adv.certify.rows import host_rows, pixel_values
 from nn_adv.neighbors.search import flatten_queries
 from nn_adv.pixels import as_float
-from nn_adv.threat import check_norm
+from nn_adv.threat import check_norm, float64_sizes
 
 # Points of the own class and of the others that the attack looks at: further ones hardly ever come to vote.
 _ATTACKED_POINTS = 96
@@ -107,9 +107,7 @@ def vote_bounds(
     most = int(reference.num_points or 0) - leaves_out
     if not 1 <= k <= most:
         raise ValueError(f"k must be in 1..{most}, the points that may vote, got {k}")
-    for name, value in (("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(num_near=num_near, num_steps=num_steps, batch_size=batch_size)
     shape = clean.shape
     images = np.asarray(as_float(flatten_queries(reference, clean)))
     rows = host_rows(reference)
@@ -158,7 +156,6 @@ def _judge(vote_fn, images, labels, attacked, norm: str, bounds) -> tuple[np.nda
         moved = np.where(open_[:, None], images + np.float32(1 + push) * (attacked - images), images)
         moved = moved if bounds is None else np.clip(moved, np.float32(bounds[0]), np.float32(bounds[1]))
         open_ &= np.asarray(vote_fn(moved)) != labels
-        offsets = moved.astype(np.float64) - images
-        sizes = np.linalg.norm(offsets, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
+        sizes = float64_sizes(norm, moved.astype(np.float64) - images)
         size, adversarial = np.where(open_, sizes, size), np.where(open_[:, None], moved, adversarial)
     return size, adversarial

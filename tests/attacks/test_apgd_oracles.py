@@ -27,13 +27,8 @@ FEW = 7  # every seventh image in the fast tests
 AMOUNTS = [FEW, pytest.param(1, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def full_optimisation():
-    """A hundred steps through convolutions: without optimisations, as other tests go, they take ten times as long."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# A hundred steps through convolutions: without optimizations, as other tests go, they take ten times as long.
+pytestmark = pytest.mark.usefixtures("fully_compiled")
 
 
 @pytest.fixture(scope="module")

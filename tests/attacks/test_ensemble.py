@@ -33,13 +33,8 @@ def _dense(x, weights):
     return sum_per_image(products.reshape(-1, x.shape[1])).reshape(len(x), -1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time here is compilation: of many small programs, which need no optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# Most of the time here is compilation, of many small programs.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 LOGITS = {num_classes: _network(num_classes) for num_classes in (2, 3, 10)}
