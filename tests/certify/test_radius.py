@@ -110,7 +110,7 @@ def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypat
 def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
     reference, images, labels, *_ = _problem(n=200)
     truth = certify.radius(reference, images, labels, norm="l2")
-    monkeypatch.setattr(tasks, "perturbation_size", lambda *_: np.inf)
+    monkeypatch.setattr(tasks, "float64_sizes", lambda *_: np.array([np.inf]))
     found = certify.radius(reference, images, labels, norm="l2", recheck_all=recheck_all)
     assert np.all(found.lower <= truth.upper) and np.all(np.isinf(found.upper))
     np.testing.assert_array_equal(found.status, "bounded")
