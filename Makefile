@@ -18,13 +18,16 @@ WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
 demo: $(VENV)/.demo-installed
 	$(BIN)/python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=$(WORKDIR)
 
-# Lint, types and the tests that are not slow. Most of their time is compilation, so they do without most of its optimizations;
-# the slow ones compile as users do.
+# Most time of the tests that are not slow is compilation, so they do without most of its optimizations and without the newer of
+# XLA's two ways of writing loops for CPUs, which takes twice as long to compile; the slow ones compile as users do.
+QUICK = JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+
+# Lint, types and the tests that are not slow.
 test: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy nn_adv experiments configs
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
+	$(QUICK) $(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15

@@ -46,7 +46,7 @@ setuptools.setup(
         "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15", "torch>=2.6"],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
-        "zoo": ["torch>=2.6", "gdown>=5.2"],  # published weights: to read them, to download them from Google Drive
+        "zoo": ["torch>=2.6", "gdown>=6.3"],  # published weights: to read them, to download them from Google Drive
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.tree_util import Partial
@@ -21,7 +20,6 @@ from nn_adv import data, zoo
 
 NEIGHBOR = "1nn"
 _TORCH = "torch:"
-_LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
 
 
 class Contestant(NamedTuple):
@@ -128,9 +126,6 @@ def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: dat
         logits_fn = zoo.load(
             contestant.name, config.weights_dir, catalogue=config.catalogue or None, download=config.download
         ).logits_fn
-        if contestant.entry.output == "probabilities":
-            # Attacks climb differences of logits, which the logarithm gives back; the largest stays the largest.
-            logits_fn = Partial(_logarithm, logits_fn)
     found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32))
     if not hasattr(found, "shape"):
         raise ValueError(f"{contestant.name} must return an array of logits, got {type(found).__name__}")
@@ -178,7 +173,3 @@ def _function(name: str) -> Callable[[], Any]:
             f"models: cannot import {name!r} ({error}): it must be MODULE:FUNCTION or {_TORCH}MODULE:FUNCTION, the "
             "module installed or in the folder of the command"
         ) from error
-
-
-def _logarithm(fn: Partial, images: jax.Array) -> jax.Array:
-    return jnp.log(jnp.maximum(fn(images), _LEAST_PROBABILITY))

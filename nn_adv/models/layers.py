@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
@@ -133,7 +135,7 @@ def standardise(images: chex.Array) -> chex.Array:
 
     The deviation is the unbiased one, and at least 1 / sqrt(n), so that the gradient of a flat image is finite.
     """
-    axes, count = (1, 2, 3), images[0].size
+    axes, count = (1, 2, 3), math.prod(images.shape[1:])
     centred = images - jnp.mean(images, axes, keepdims=True)
     variance = jnp.sum(centred**2, axes, keepdims=True) / (count - 1)
     return centred / jnp.sqrt(jnp.maximum(variance, 1 / count))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chex
 import flax.linen as nn
 
@@ -29,7 +31,7 @@ class MLP(nn.Module):
     def __call__(self, images: chex.Array, train: bool = False) -> chex.Array:
         """Map images ``[B, H, W, C]`` in [0, 1] to logits ``[B, num_classes]``; ``train`` changes nothing here."""
         x = layers.normalize(images, self.mean, self.std)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for index, size in enumerate(self.hidden_sizes):
             x = nn.relu(layers.hidden_dense(size, dtype=self.dtype, name=f"dense{index + 1}")(x))
         return layers.logits_head(x, self.num_classes, dtype=self.dtype)

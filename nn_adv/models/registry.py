@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from nn_adv.models.meansparse import meansparse_dm_wide_resnet, meansparse_ra_wide_resnet
 from nn_adv.models.mixed import composite, mixednuts
@@ -24,7 +26,8 @@ from nn_adv.models.xcit import XCiT
 
 _PIXELS = ("mean", "std")
 _COMMON = (*_PIXELS, "dtype")
-_WIDE = ("depth", "widen_factor", *_COMMON)
+_WIDE_PUBLISHED = ("depth", "widen_factor", *_PIXELS)
+_WIDE = (*_WIDE_PUBLISHED, "dtype")
 
 # For each name: how it is built, and its options.
 _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -44,7 +47,7 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 # Likewise, of networks that are here for their published weights: they compute in the precision of those.
 _PUBLISHED: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "composite": (composite, ()),
-    "meansparse_dm_wide_resnet": (meansparse_dm_wide_resnet, _WIDE),
+    "meansparse_dm_wide_resnet": (meansparse_dm_wide_resnet, _WIDE_PUBLISHED),
     "meansparse_ra_wide_resnet": (meansparse_ra_wide_resnet, ("stage_sizes", "widths", "stem_features", *_PIXELS)),
     "mixednuts": (mixednuts, ()),
     "ra_wide_resnet": (ra_wide_resnet, ("stage_sizes", "widths", "stem_features", *_PIXELS)),
@@ -72,7 +75,7 @@ def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
         channel) and ``dtype`` (of the computation, such as "bfloat16"). Lists are taken for tuples.
 
     Raises:
-      ValueError: unknown name or option, or a value out of range.
+      ValueError: unknown name or option, or a value of another kind or out of range.
     """
     builders = _BUILDERS | _PUBLISHED
     if name not in builders:
@@ -81,15 +84,64 @@ def create(name: str, num_classes: int = 2, **options: Any) -> nn.Module:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"options of {name} are {', '.join(known) or 'none'}, got {', '.join(unknown)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    return build(num_classes=num_classes, **{key: _hashable(key, value) for key, value in options.items()})
+    if not _is_integer(num_classes) or num_classes < 2:
+        raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+    options = {key: _hashable(key, value) for key, value in options.items()}
+    for option, value in options.items():
+        expected, fits = _KINDS.get(option, ("a positive whole number", _is_count))
+        if not fits(value):
+            raise ValueError(f"{option} of {name} must be {expected}, got {value!r}")
+    return build(num_classes=num_classes, **options)
 
 
 def _hashable(option: str, value: Any) -> Any:
     """Bring an option into the form in which equal networks are equal."""
     if option == "dtype" and value is not None:
-        return jnp.dtype(value).name
+        with contextlib.suppress(TypeError):  # no dtype: refused as what it is
+            return jnp.dtype(value).name
     if option in ("mean", "std") and isinstance(value, (int, float)):
         return (float(value),)
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_tuple(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(of, value))
+
+
+_COUNTS = ("a list of positive whole numbers", lambda value: _is_tuple(value, _is_count))
+# What an option must be, in words and as a test; any other is a count.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mean": ("a number or one for each channel", lambda value: value is None or _is_tuple(value, _is_number)),
+    "std": (
+        "a positive number or one for each channel",
+        lambda value: value is None or _is_tuple(value, lambda one: _is_number(one) and one > 0),
+    ),
+    "dtype": (
+        "the name of a floating-point type",
+        lambda value: value is None or (isinstance(value, str) and "float" in value and hasattr(jnp, value)),
+    ),
+    "dropout": ("a number", _is_number),
+    "tolerance": ("a number", _is_number),
+    "full_preactivation": ("True or False", _is_bool),
+    "standardise_images": ("True or False", _is_bool),
+    "conv_features": ("four positive whole numbers", lambda value: _COUNTS[1](value) and len(value) == 4),
+    "hidden_sizes": ("a list of positive whole numbers or empty", lambda value: value == () or _COUNTS[1](value)),
+    "stage_sizes": _COUNTS,
+    "widths": _COUNTS,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chex
 import flax.linen as nn
 
@@ -48,7 +50,7 @@ class SmallCNN(nn.Module):
             x = nn.relu(x)
             if index % 2:
                 x = layers.max_pool(x)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.relu(layers.hidden_dense(self.dense_features, dtype=self.dtype, name="dense1")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.relu(layers.hidden_dense(self.dense_features, dtype=self.dtype, name="dense2")(x))

@@ -21,7 +21,8 @@ class SODEF(nn.Module):
     images share a batch, and those stored of one batch are 2 % of the largest away from those of the flow itself. Here
     the flow is followed closely, whatever the batch, and the latter are met (within 5e-6 of the largest logit). With
     ``tolerance=1e-3`` the method is the published one but for the first step, whose length JAX takes from a sum over
-    the state and the published solver from a mean; the stored logits are then met within 1.3 %.
+    the state and the published solver from a mean; the stored logits are then met within 1.3 %. A batch is one state
+    here too: an image with NaN makes all of its logits NaN.
 
     The gradient is that of the flow followed back, with the same tolerance (Chen et al. 2018, arXiv 1806.07366).
 

@@ -41,12 +41,10 @@ def wide_resnet(
       **options: ``standardise_images``, ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
 
     Raises:
-      ValueError: a depth that is not 6 n + 4, or a widening below 1.
+      ValueError: a depth that is not 6 n + 4.
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, 28, 34, ...), got {depth}")
-    if widen_factor < 1:
-        raise ValueError(f"widen_factor must be at least 1, got {widen_factor}")
     blocks = (depth - 4) // 6
     widths = tuple(features * widen_factor for features in (16, 32, 64))
     return PreActResNet(num_classes, (blocks,) * 3, widths, 16, form, **options)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import chex
 import flax.linen as nn
@@ -70,7 +71,7 @@ class _Transformer(nn.Module):
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         x = _Stem(self.embed_dim, name="patch_embed")(x, train)
         batch, *grid, features = x.shape
-        x = (x + _Position(features, name="pos_embed")(grid, x.dtype)).reshape(batch, -1, features)
+        x = (x + _Position(features, name="pos_embed")(grid, x.dtype)).reshape(batch, math.prod(grid), features)
         for index in range(self.depth):
             x = _Block(self.num_heads, name=f"blocks.{index}")(x, tuple(grid), train)
         token = self.param("cls_token", nn.initializers.truncated_normal(0.02), (1, 1, features))
@@ -163,7 +164,7 @@ class _CrossCovarianceAttention(nn.Module):
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         batch, tokens, features = x.shape
-        x = nn.Dense(3 * features, name="qkv")(x).reshape(batch, tokens, 3, self.num_heads, -1)
+        x = nn.Dense(3 * features, name="qkv")(x).reshape(batch, tokens, 3, self.num_heads, features // self.num_heads)
         query, key, value = jnp.moveaxis(x, (2, 1), (0, -1))  # each [batch, heads, d, tokens]
         temperature = self.param("temperature", nn.initializers.ones, (self.num_heads, 1, 1))
         scores = jnp.einsum("bhdt,bhet->bhde", layers.unit(query, -1), layers.unit(key, -1)) * temperature
@@ -181,7 +182,8 @@ class _ClassAttention(nn.Module):
         batch, _, features = x.shape
 
         def heads(name, x):
-            return nn.Dense(features, name=name)(x).reshape(batch, -1, self.num_heads, features // self.num_heads)
+            x = nn.Dense(features, name=name)(x)
+            return x.reshape(*x.shape[:2], self.num_heads, features // self.num_heads)
 
         token = nn.dot_product_attention(heads("q", x[:, :1]), heads("k", x), heads("v", x))
         return nn.Dense(features, name="proj")(token.reshape(batch, 1, features))
@@ -192,12 +194,12 @@ class _LocalInteraction(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, grid: tuple[int, ...], train: bool) -> chex.Array:
-        batch, _, features = x.shape
+        batch, tokens, features = x.shape
         x = x.reshape(batch, *grid, features)
         x = _gelu(layers.conv(features, 3, bias=True, groups=features, name="conv1")(x))
         x = layers.batch_norm(train, name="bn")(x)
         x = layers.conv(features, 3, bias=True, groups=features, name="conv2")(x)
-        return x.reshape(batch, -1, features)
+        return x.reshape(batch, tokens, features)
 
 
 class _Perceptron(nn.Module):

@@ -53,7 +53,8 @@ class Entry:
       output: "logits", "probabilities" or "log_probabilities".
       unused: regular expressions of keys the network has no use for.
       prefixes: words taken off the keys (`read_state_dict`).
-      renames: pairs of a regular expression and what replaces it in the keys of a file, after ``prefixes``.
+      renames: pairs of a regular expression and what replaces it in the keys of a file, after ``prefixes``: a text, or
+        several, for an array that is to be cut into as many equal parts along its first axis.
       epsilon: radius it was trained or listed for, in units of pixels in [0, 1].
       clean_accuracy: in per cent, published, on the test images; None where it is not known.
       autoattack_accuracy: in per cent, published, under perturbations up to epsilon.
@@ -71,13 +72,13 @@ class Entry:
     threat: str
     architecture: str
     files: tuple[File, ...]
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     num_classes: int = 10
     image_shape: tuple[int, int, int] = (32, 32, 3)
     output: str = "logits"
     unused: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     epsilon: float | None = None
     clean_accuracy: float | None = None
     autoattack_accuracy: float | None = None
@@ -104,13 +105,10 @@ def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
       OSError: it cannot be read.
       ValueError: it is not of that form; one line that names the record and the field.
     """
-    if path is None:
-        text = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json").read_text("utf-8")
-    else:
-        text = pathlib.Path(path).read_text("utf-8")
     where = "the catalogue" if path is None else os.fspath(path)
+    file = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json") if path is None else pathlib.Path(path)
     try:
-        records = json.loads(text)
+        records = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{where} is no JSON ({error})") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -152,11 +150,19 @@ def _entry(record: dict[str, Any]) -> Entry:
             raise ValueError(f"the name of a file must have no folder, got {file['name']!r}")
         if not re.fullmatch(r"([0-9a-f]{32})?", file.get("md5", "")):
             raise ValueError(f"the md5 of a file must be 32 hexadecimal digits, lower case, got {file['md5']!r}")
+        if not re.fullmatch(r"(gdrive:\S+|zenodo:\d+/.+|https?://.+)?", file.get("source", "")):
+            raise ValueError(
+                f"the source of a file must be gdrive:ID, zenodo:RECORD/FILE or a URL, got {file['source']!r}"
+            )
     for name in ("name", "dataset", "threat"):  # they become folders and names of files
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", record[name]):
             raise ValueError(f"{name} must be of letters, digits and . _ + -, got {record[name]!r}")
     if record.get("output", "logits") not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {record['output']!r}")
+    for name, (limits, is_inside) in _LIMITS.items():
+        value = record.get(name)
+        if value is not None and not is_inside(value):
+            raise ValueError(f"{name} must be {limits}, got {value!r}")
     for pattern in (*record.get("unused", ()), *(pattern for pattern, _ in record.get("renames", ()))):
         re.compile(pattern)
     fields = {key: _frozen(value) for key, value in record.items() if key not in ("arguments", "files")}
@@ -201,6 +207,10 @@ def _is_list(value: Any, of: Callable[[Any], bool], size: int | None = None) -> 
     return isinstance(value, list) and size in (None, len(value)) and all(map(of, value))
 
 
+def _is_text_or_texts(value: Any) -> bool:
+    return _is_text(value) or (value != [] and _is_list(value, _is_text))
+
+
 # What the JSON of a field must be, by the type of the field: in words, and as a test.
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("a text", _is_text),
@@ -211,14 +221,24 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Mapping[str, Any]": ("options by name", lambda value: isinstance(value, dict)),
     "tuple[int, int, int]": ("a list of three whole numbers", lambda value: _is_list(value, _is_integer, 3)),
     "tuple[str, ...]": ("a list of texts", lambda value: _is_list(value, _is_text)),
-    "tuple[tuple[str, str], ...]": (
-        "a list of pairs of texts",
-        lambda value: _is_list(value, lambda pair: _is_list(pair, _is_text, 2)),
+    "tuple[tuple[str, str | tuple[str, ...]], ...]": (
+        "a list of pairs of a text and one or more texts",
+        lambda value: _is_list(value, lambda pair: _is_list(pair, _is_text_or_texts, 2) and _is_text(pair[0])),
     ),
     "tuple[File, ...]": (
         "a list of one or more records",
         lambda value: value != [] and _is_list(value, lambda file: isinstance(file, dict)),
     ),
+}
+# What values must be beyond that.
+_ACCURACY = ("a percentage", lambda value: 0 <= value <= 100)
+_LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_classes": ("at least 2", lambda value: value >= 2),
+    "image_shape": ("positive", lambda value: min(value) > 0),
+    "epsilon": ("positive", lambda value: value > 0),
+    "clean_accuracy": _ACCURACY,
+    "autoattack_accuracy": _ACCURACY,
+    "best_known_accuracy": _ACCURACY,
 }
 
 

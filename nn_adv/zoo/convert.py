@@ -50,8 +50,12 @@ def from_state_dict(
       as the state dict has them (`nn_adv.models.layers.Normalize`), in the shapes they have there.
 
     Raises:
-      ValueError: keys that are missing, left over, or of another shape, of another number of classes among them.
+      ValueError: keys that are missing, left over, or of another shape, of another number of classes among them; or
+        weights that are no real numbers or not finite.
     """
+    if isinstance(unused, str):
+        raise ValueError(f"unused must be a list of regular expressions, got the text {unused!r}")
+    state = {key: np.asarray(value) for key, value in state.items()}
     wanted = _flatten(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))))
     by_key = {_key(path): path for path in wanted}
     allowed = re.compile("|".join(f"(?:{pattern})" for pattern in (*_NEVER_USED, *unused)))
@@ -63,6 +67,7 @@ def from_state_dict(
         if key in state and state[key].shape != (shape := _torch_shape(path, wanted[path].shape, state[key]))
     ]
     _check(model, missing, left_over, misshapen)
+    _check_values({key: state[key] for key, path in by_key.items() if path[0] != "constants"})
     variables: dict[str, Any] = {}
     for key, path in by_key.items():
         if key in state:
@@ -150,6 +155,15 @@ def _check(model, missing, left_over, misshapen) -> None:
         shapes = [f"{key}: {list(got)} instead of {list(shape)}" for key, got, shape in misshapen]
         problems.append(f"{len(misshapen)} of another shape ({_some(shapes)})")
     raise ValueError(f"the state dict does not fit {name}; of its keys, {'; '.join(problems)}")
+
+
+def _check_values(state: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError for weights with which a network can only return NaN."""
+    for key, value in state.items():
+        if value.dtype.kind not in "fiu" and value.dtype.name != "bfloat16":
+            raise ValueError(f"the state dict has no real numbers as {key!r}, but {value.dtype}")
+        if not np.all(np.isfinite(value)):
+            raise ValueError(f"the state dict has NaN or infinite values as {key!r}")
 
 
 def _some(names: list[str]) -> str:

@@ -19,6 +19,7 @@ from nn_adv.zoo.catalogue import File
 _ZENODO = "https://zenodo.org"
 _TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 20
+_LONGEST_REASON = 300  # characters
 _USER_AGENT = "nn_adv"
 
 
@@ -39,9 +40,9 @@ def fetch(file: File, folder: pathlib.Path) -> pathlib.Path:
     kind, _, rest = file.source.partition(":")
     if not file.source:
         raise missing(file, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     md5 = file.md5
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if kind == "gdrive":
             _from_google_drive(rest, part)
         elif kind == "zenodo":
@@ -53,16 +54,18 @@ def fetch(file: File, folder: pathlib.Path) -> pathlib.Path:
         else:
             _from_address(file.source, part)
         _check(part, path.suffix, md5)
+    except ImportError as error:
+        raise ImportError(f"{error}; or {by_hand(file, folder)}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise OSError(f"cannot download {file.name} ({reason}); {by_hand(file, folder)}") from error
+        raise OSError(f"cannot download {file.name} ({_in_one_line(error)}); {by_hand(file, folder)}") from error
     return part.replace(path)
 
 
 def missing(file: File, folder: pathlib.Path) -> FileNotFoundError:
     """Say that a file is not there, how to get it, and which downloads of it have not come to their end."""
     parts = sorted(path.name for path in folder.glob(f"{glob.escape(file.name)}.part*"))
-    unfinished = f"; unfinished downloads of it lie there ({', '.join(parts)}): download=True goes on with them"
+    to_do = f"{'remove all but one, and ' if len(parts) > 1 else ''}download=True goes on with it"
+    unfinished = f"; unfinished: {', '.join(parts)} ({to_do})"
     return FileNotFoundError(f"no file {folder / file.name}; {by_hand(file, folder)}{unfinished if parts else ''}")
 
 
@@ -101,11 +104,11 @@ def _from_google_drive(identity: str, part: pathlib.Path) -> None:
     except ImportError as error:
         raise ImportError(f"{part.stem} is on Google Drive: pip install 'nn_adv[zoo]', or gdown alone") from error
     try:
-        gdown.download(id=identity, output=str(part), quiet=True, resume=True)
+        gdown.download(id=identity, output=str(part), quiet=True, resume=True, timeout=_TIMEOUT)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # gdown has errors of its own, and passes on those of requests
-        raise OSError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    except Exception as error:  # gdown has errors of its own
+        raise OSError(_in_one_line(error)) from error
     if not part.is_file():
         raise OSError("Google Drive gave no file")
 
@@ -114,11 +117,19 @@ def _on_zenodo(source: str) -> tuple[str, str]:
     """Ask Zenodo for the address and the MD5 of RECORD/FILE."""
     record, _, name = source.partition("/")
     with _open(f"{_ZENODO}/api/records/{record}") as response:
-        listed = json.load(response)["files"]
-    found = [one for one in listed if one["key"] == name]
-    if not found:
+        answer = json.load(response)
+    try:
+        found = {one["key"]: (one["links"]["self"], one["checksum"].removeprefix("md5:")) for one in answer["files"]}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise OSError(f"Zenodo's answer for record {record} is not that of a record with files") from error
+    if name not in found:
         raise OSError(f"record {record} of Zenodo has no file {name!r}")
-    return found[0]["links"]["self"], found[0]["checksum"].removeprefix("md5:")
+    return found[name]
+
+
+def _in_one_line(error: Exception) -> str:
+    """Say what an error says, its line breaks left out: gdown's second line has the reason."""
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def _open(address: str, start: int = 0) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import pickle
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,23 +25,6 @@ _ZIP = b"PK\x03\x04"  # what PyTorch's files begin with since 1.6
 _FOLDER_BIT = 0x10  # among a record's attributes
 _NUM_PICKLES = 5  # of the older format: what it is, its version, the machine, the content, the names of the storages
 _CHUNK = 1 << 20
-# A damaged file can trip its reader anywhere.
-_TRIPPED = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Damaged(ValueError):
@@ -75,16 +57,22 @@ def read_state_dict(
       Arrays in the precision of the file, but for half precisions, which are widened to float32.
 
     Raises:
-      OSError: there is no such file.
+      OSError: there is no such file, or it cannot be read from the disk.
       Damaged: it is cut off, a web page, or differs from the checksums inside it.
       ValueError: it needs code, or holds something else than named arrays.
+      MemoryError: it does not fit into memory.
       ImportError: it is a file of PyTorch's, which is not installed.
     """
     path = pathlib.Path(path)
     _check_head(path)
     if path.suffix == ".safetensors":
-        with _damage_told(path, "safetensors file"):
+        read_metadata(path)  # its header and its length agree: what fails from here on is not damage
+        try:
             content: Any = safetensors.numpy.load_file(path)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # such as for a dtype that NumPy has not
+            raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
     else:
         content = _load_torch(path)
     content = _weights_in(path, content, outer_key)  # what stands beside the weights is freed here
@@ -128,6 +116,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
       Damaged: it is cut off, or no such file.
     """
     path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
     with _damage_told(path, "safetensors file"), safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})
 
@@ -142,9 +132,10 @@ def check(path: pathlib.Path, suffix: str) -> None:
       suffix: that of its name to be.
 
     Raises:
-      OSError: there is no such file.
+      OSError: there is no such file, or it cannot be read from the disk.
       Damaged: it is not.
-      ValueError: it needs code.
+      ValueError: it is of PyTorch's older format and needs code.
+      MemoryError: it is of PyTorch's older format and does not fit into memory.
       ImportError: it is of PyTorch's older format, and PyTorch is not installed.
     """
     _check_head(path)
@@ -173,11 +164,18 @@ def _check_head(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _damage_told(path: pathlib.Path, kind: str) -> Iterator[None]:
+    """Call damage whatever a reader of the file's structure raises: it can trip anywhere. The disk's errors pass."""
     try:
         yield
-    except _TRIPPED as error:
-        reason = re.split(r"\.\s|\n", str(error))[0] or "it ends too early"
-        raise Damaged(path, f"is damaged, cut off or no {kind} ({reason})") from error
+    except Exception as error:
+        is_of_the_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # sent beyond the file
+        if is_of_the_disk or isinstance(error, MemoryError):
+            raise
+        raise Damaged(path, f"is damaged, cut off or no {kind} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return re.split(r"\.\s|\n", str(error))[0] or "it ends too early"
 
 
 def _is_zip(path: pathlib.Path) -> bool:
@@ -218,28 +216,34 @@ def _import_torch(path: pathlib.Path):
 
 def _load_torch(path: pathlib.Path) -> Any:
     torch = _import_torch(path)
+    is_zip = _is_zip(path)
+    with _damage_told(path, "file of tensors"):
+        (_check_zip if is_zip else _check_pickles)(path)
+    remedy = "if you trust whoever made it, load it in PyTorch once and save its state_dict() alone"
     try:
-        with _damage_told(path, "file of tensors"), torch.serialization.safe_globals(_harmless_globals()):
-            if _is_zip(path):
-                _check_zip(path)
-            else:
-                _check_pickles(path)
+        with torch.serialization.safe_globals(_harmless_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Damaged as error:
-        found = re.search(r"GLOBAL (\S+)", str(error.__cause__))
-        if not found:
-            raise
-        raise ValueError(
-            f"{path} asks for code ({found[1]}), which is never run here: if you trust whoever made it, load it in "
-            "PyTorch once and save its state_dict() alone"
-        ) from error
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|type \S+ <class '(\S+)'|got <class '(\S+)'", str(error))
+        asked = f"code ({next(filter(None, found.groups()))})" if found else "what PyTorch holds for unsafe"
+        raise ValueError(f"{path} asks for {asked}, which is never run here: {remedy}") from error
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path} does not fit into memory") from error
+        if is_zip:  # its checksums agree
+            raise ValueError(f"{path} cannot be read ({_reason(error)}): {remedy}") from error
+        raise Damaged(path, f"is damaged, cut off or no file of tensors ({_reason(error)})") from error
 
 
 def _harmless_globals() -> list[Any]:
-    """What NumPy's numbers need; training scripts keep accuracies and epochs as such beside the weights."""
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+    """What NumPy's numbers and arrays need; training scripts keep accuracies as such beside the weights."""
+    makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    cores = ("numpy.core", "numpy._core")  # of NumPy before 2 and since
+    named = [(maker, f"{core}.multiarray.{name}") for name, maker in makers.items() for core in cores]
+    dtypes = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+    return [*named, np.ndarray, np.dtype, *dtypes]
 
 
 def _weights_in(path: pathlib.Path, content: Any, outer_key: str | None) -> dict[Any, Any]:
@@ -270,7 +274,10 @@ def _to_numpy(path: pathlib.Path, entries: dict[Any, Any]) -> dict[str, np.ndarr
             raise ValueError(f"{path} must hold arrays by name, got the name {key!r}")
         if hasattr(value, "detach"):
             value = value.detach()
-            value = (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy().copy()
+            try:
+                value = (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy().copy()
+            except (TypeError, RuntimeError) as error:  # sparse, quantised, without values
+                raise ValueError(f"{path} holds no plain tensor as {key!r}: {_reason(error)}") from error
         if not isinstance(value, np.ndarray | np.generic | int | float):
             raise ValueError(
                 f"{path} holds a {type(value).__name__} as {key!r} where the weights should be: give the entry that "

@@ -10,7 +10,10 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -18,9 +21,10 @@ from nn_adv import models
 from nn_adv.zoo import catalogue as catalogues
 from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads
-from nn_adv.zoo.catalogue import Entry
+from nn_adv.zoo.catalogue import Entry, File
 
 _SOURCE = "source"  # in the metadata of a cached file: what it was made from
+_LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
 
 
 class Model(NamedTuple):
@@ -29,7 +33,8 @@ class Model(NamedTuple):
     Attributes:
       entry: what the catalogue says of it.
       logits_fn: images ``[B, H, W, C]`` in [0, 1] to what the published network returns (``entry.output``),
-        ``[B, num_classes]``. Networks of one architecture share what is compiled.
+        ``[B, num_classes]``; of probabilities the logarithm, which gives attacks back the differences of logits that
+        they climb. Networks of one architecture share what is compiled.
     """
 
     entry: Entry
@@ -47,7 +52,8 @@ def load(
 
     Its weights are read from FOLDER/DATASET/THREAT/NAME.pt (RobustBench's layout) and kept beside it, under the
     published keys, as NAME.safetensors, from which they are read the next time, without PyTorch. Such a file is made
-    anew when the size or the time of its source has changed or it cannot be read; without its source it is enough.
+    anew when the size or the time of its source has changed or it cannot be read; without its source it is enough. A
+    NAME.safetensors from elsewhere is used where there is no NAME.pt, and never overwritten.
 
     Args:
       name: of the network.
@@ -61,11 +67,19 @@ def load(
       ImportError: a package that reads or fetches the files is missing.
     """
     entry = catalogues.find(name, catalogue)
-    network = _network(entry.architecture, entry.num_classes, json.dumps(entry.arguments, sort_keys=True))
-    variables = _from_cache(entry, network, folder)
+    try:
+        network = _network(entry.architecture, entry.num_classes, json.dumps(entry.arguments, sort_keys=True))
+    except ValueError as error:
+        raise ValueError(f"{entry.name}: {error}") from error
+    variables = _from_cache(entry, network, folder, download)
     if variables is None:
         variables = _from_files(entry, network, folder, download)
-    return Model(entry, Partial(network.apply, variables))
+    outputs_fn = Partial(network.apply, variables)
+    return Model(entry, Partial(_logarithm, outputs_fn) if entry.output == "probabilities" else outputs_fn)
+
+
+def _logarithm(fn: Partial, images: chex.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(fn(images), _LEAST_PROBABILITY))
 
 
 def has_weights(entry: Entry, folder: str | os.PathLike[str]) -> bool:
@@ -87,9 +101,9 @@ def _cache(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
     return _place(entry, folder) / f"{entry.name}.safetensors"
 
 
-def _missing(entry: Entry, folder: str | os.PathLike[str]) -> list[str]:
+def _missing(entry: Entry, folder: str | os.PathLike[str]) -> list[File]:
     place = _place(entry, folder)
-    return [file.name for file in entry.files if not (place / file.name).is_file()]
+    return [file for file in {file.name: file for file in entry.files}.values() if not (place / file.name).is_file()]
 
 
 def _stamp(entry: Entry, folder: str | os.PathLike[str]) -> str:
@@ -101,8 +115,10 @@ def _stamp(entry: Entry, folder: str | os.PathLike[str]) -> str:
     return json.dumps([read_as, sizes, entry.prefixes, entry.renames, entry.unused])
 
 
-def _from_cache(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read what was kept, or None if that is not there, out of date, damaged or no longer fits."""
+def _from_cache(
+    entry: Entry, network: nn.Module, folder: str | os.PathLike[str], download: bool
+) -> dict[str, Any] | None:
+    """Read what was kept, or None if it is not there, or to be made anew: out of date, damaged, no longer fitting."""
     path = _cache(entry, folder)
     if not path.is_file() or path.name in (file.name for file in entry.files):
         return None
@@ -112,31 +128,31 @@ def _from_cache(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
             return None
         return _convert(entry, network, files.read_state_dict(path), str(path))
     except ValueError:
-        if has_source or any(file.source for file in entry.files):
+        if has_source or (download and any(file.source for file in entry.files)):
             return None
         raise
 
 
 def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str], download: bool) -> dict[str, Any]:
-    place = _place(entry, folder)
-    for file in {file.name: file for file in entry.files}.values():
-        if (place / file.name).is_file():
-            continue
-        if not download:
-            raise FileNotFoundError(f"{entry.name}: {downloads.missing(file, place)}")
+    place, absent = _place(entry, folder), _missing(entry, folder)
+    if absent and not download:
+        raise FileNotFoundError(f"{entry.name}: {'; '.join(str(downloads.missing(file, place)) for file in absent)}")
+    for file in absent:
         downloads.fetch(file, place)
     state: dict[str, np.ndarray] = {}
     for file in entry.files:
         part = files.read_state_dict(place / file.name, outer_key=file.outer_key, prefixes=entry.prefixes)
         for key, value in part.items():
-            name = file.into + _renamed(entry, key)
-            if name in state:
-                raise ValueError(f"{place / file.name}: key {key} is read as {name}, as another key was before it")
-            state[name] = value
+            for name, array in _renamed(entry, key, value):
+                if file.into + name in state:
+                    raise ValueError(
+                        f"{place / file.name}: key {key} is read as {file.into}{name}, as another key was before it"
+                    )
+                state[file.into + name] = array
     names = ", ".join(dict.fromkeys(str(place / file.name) for file in entry.files))
     variables = _convert(entry, network, state, names)
     cache = _cache(entry, folder)
-    if cache.name not in (file.name for file in entry.files):
+    if not _is_from_elsewhere(cache):
         used = {key: value for key, value in state.items() if not _is_unused(entry, key)}
         # A folder that cannot be written to is no reason not to run.
         with contextlib.suppress(OSError):
@@ -144,10 +160,23 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
     return variables
 
 
-def _renamed(entry: Entry, key: str) -> str:
-    for pattern, replacement in entry.renames:
-        key = re.sub(pattern, replacement, key)
-    return key
+def _is_from_elsewhere(cache: pathlib.Path) -> bool:
+    """Tell whether there is such a file that was not made here, the source itself among them."""
+    try:
+        return cache.is_file() and _SOURCE not in files.read_metadata(cache)
+    except files.Damaged:
+        return False
+
+
+def _renamed(entry: Entry, key: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Give an array of a file its name in the network, or its parts theirs (`Entry.renames`)."""
+    for pattern, new in entry.renames:
+        if isinstance(new, str):
+            key = re.sub(pattern, new, key)
+        elif re.search(pattern, key) and value.ndim and len(value) % len(new) == 0:
+            parts = np.split(value, len(new))
+            return [(re.sub(pattern, name, key), part) for name, part in zip(new, parts, strict=True)]
+    return [(key, value)]
 
 
 def _is_unused(entry: Entry, key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ def from_torch(module: Any, num_classes: int) -> jax.tree_util.Partial:
     images (once, in reverse mode). Under ``jax.vmap`` its calls go one after the other.
 
     The module stays on the device of its parameters and computes in their dtype. It is put into eval mode and its
-    parameters are frozen, in place. It must be deterministic and treat each image by itself. To jit the module is a
-    constant: each is compiled for, and kept alive until ``jax.clear_caches()``.
+    parameters are frozen, in place: leave both so. It must be deterministic and treat each image by itself. To jit the
+    module is a constant: each is compiled for, and kept alive until ``jax.clear_caches()``.
 
     Args:
       module: a ``torch.nn.Module``, images ``[B, C, H, W]`` in [0, 1] to logits ``[B, num_classes]``. A module of the
@@ -30,8 +31,8 @@ def from_torch(module: Any, num_classes: int) -> jax.tree_util.Partial:
     Returns:
       A function, images ``[B, H, W, C]`` to float32 logits ``[B, num_classes]``. Where it is traced it raises
       ValueError for images of another rank, and if the module fails on their shape or returns anything but such
-      logits. Where it runs it raises ``jax.errors.JaxRuntimeError`` if the module fails or returns NaN for a finite
-      image.
+      logits; where it is differentiated, also if the module gives no gradient. Where it runs it raises
+      ``jax.errors.JaxRuntimeError`` if the module fails or returns NaN for a finite image.
 
     Raises:
       ImportError: PyTorch is not installed.
@@ -47,6 +48,7 @@ def from_torch(module: Any, num_classes: int) -> jax.tree_util.Partial:
         return _call(network.logits, logits_like(images), images)
 
     def forward(images):
+        network.check_gradient(images.shape[1:])
         return _call(network.logits_to_differentiate, logits_like(images), images), images
 
     def backward(images, cotangent):
@@ -74,14 +76,18 @@ class _Network:
         self.torch = torch = _import_torch()
         if not isinstance(module, torch.nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        self.module = module.eval().requires_grad_(False)
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+        self.module = module.eval()
+        for parameter in module.parameters():  # scripted modules have no requires_grad_ of their own
+            parameter.requires_grad_(False)
         self.name = type(module).__name__
         self.num_classes = num_classes
         # What images are made like: its device and its dtype.
-        self.like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+        tensors = itertools.chain(module.parameters(), module.buffers())
+        self.like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
         self.checked: set[tuple[int, ...]] = set()
+        self.differentiated: set[tuple[int, ...]] = set()
         self.kept: tuple | None = None  # images, the same as inputs of the module, logits
 
     def check(self, image_shape: tuple[int, ...]) -> None:
@@ -90,15 +96,32 @@ class _Network:
             return
         try:
             with self.torch.no_grad():
-                logits = self.module(self._inputs(self.torch.full((2, *image_shape), 0.5)))
+                logits = self.module(self._inputs(self._grey(image_shape)))
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{self.name} does not take images [H, W, C] = {image_shape}: {reason}") from error
+            raise ValueError(
+                f"{self.name} does not take images [H, W, C] = {image_shape}: {_first_line(error)}"
+            ) from error
         shape = tuple(getattr(logits, "shape", ()))
         if not isinstance(logits, self.torch.Tensor) or shape != (2, self.num_classes):
             got = f"shape {shape}" if shape else type(logits).__name__
             raise ValueError(f"{self.name} must return logits (2, {self.num_classes}) for two images, got {got}")
+        if not logits.is_floating_point():
+            raise ValueError(f"{self.name} must return floating-point logits, got {logits.dtype}")
         self.checked.add(image_shape)
+
+    def check_gradient(self, image_shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless the logits of two grey images ``[H, W, C]`` can be differentiated."""
+        if image_shape in self.differentiated:
+            return
+        try:
+            inputs, logits = self._graph(self._grey(image_shape))
+            self.torch.autograd.grad(logits.sum(), inputs)
+        except Exception as error:
+            raise ValueError(f"{self.name} has no gradient with respect to images: {_first_line(error)}") from error
+        self.differentiated.add(image_shape)
+
+    def _grey(self, image_shape):
+        return self.torch.full((2, *image_shape), 0.5)
 
     def logits(self, images):
         self.kept = None
@@ -125,11 +148,11 @@ class _Network:
     def _graph(self, images):
         with self.torch.enable_grad():
             inputs = self._inputs(images).requires_grad_()
-            return inputs, self.module(inputs)
+            return inputs, self.module(inputs.clone())  # autograd forbids modules to write into a leaf
 
     def _inputs(self, images):
-        # Contiguous, as modules that call `view` need it.
-        return images.permute(0, 3, 1, 2).contiguous().to(self.like)
+        # A copy, as the memory is JAX's and modules may write into theirs; contiguous, as those that call `view` need.
+        return images.permute(0, 3, 1, 2).to(self.like, copy=True, memory_format=self.torch.contiguous_format)
 
     def _checked(self, logits, images):
         """Return the logits; raise ValueError if those of a finite image have NaN."""
@@ -161,6 +184,10 @@ def _call(function: Callable, result: Any, *arrays: chex.Array) -> chex.Array:
         _tensor(out).copy_(function(*map(_tensor, given)))
 
     return buffer_callback(in_place, result, vmap_method="sequential")(*arrays)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _tensor(array):

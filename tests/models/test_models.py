@@ -85,6 +85,7 @@ def test_prediction_of_an_image_ignores_its_batch(name):
     logits = _apply(model, variables, images)
     others = _apply(model, variables, images.at[1:].set(0.9))
     assert logits.shape == (4, 3) and logits.dtype == jnp.float32
+    assert jax.eval_shape(model.apply, variables, images[:0]).shape == (0, 3)
     np.testing.assert_allclose(others[0], logits[0], rtol=1e-5, atol=1e-6)
     assert np.all(np.abs(others[1:] - logits[1:]).max(axis=1) > 1e-4)
 
@@ -166,9 +167,24 @@ def test_equal_options_give_equal_networks():
     [
         ("vgg", {}, f"must be one of {', '.join(sorted((*models.NAMES, *models.PUBLISHED_NAMES)))}, got 'vgg'"),
         ("mlp", {"depth": 3}, "options of mlp are hidden_sizes, mean, std, dtype, got depth"),
-        ("mlp", {"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ("mlp", {"num_classes": 1}, "num_classes must be a whole number of at least 2, got 1"),
+        ("mlp", {"num_classes": 10.0}, "num_classes must be a whole number of at least 2, got 10.0"),
+        ("mlp", {"hidden_sizes": 8}, "hidden_sizes of mlp must be a list of positive whole numbers or empty, got 8"),
+        ("mlp", {"mean": "grey"}, "mean of mlp must be a number or one for each channel, got 'grey'"),
+        ("mlp", {"std": (0.2, 0.0)}, r"std of mlp must be a positive number or one for each channel, got \(0.2, 0.0\)"),
+        ("mlp", {"dtype": "int8"}, "dtype of mlp must be the name of a floating-point type, got 'int8'"),
+        ("mlp", {"dtype": "float33"}, "dtype of mlp must be the name of a floating-point type, got 'float33'"),
         ("wide_resnet", {"depth": 20}, "depth must be 6 n \\+ 4"),
-        ("wide_resnet", {"widen_factor": 0}, "widen_factor must be at least 1, got 0"),
+        ("wide_resnet", {"depth": "28"}, "depth of wide_resnet must be a positive whole number, got '28'"),
+        ("wide_resnet", {"widen_factor": 0}, "widen_factor of wide_resnet must be a positive whole number, got 0"),
+        (
+            "wide_resnet",
+            {"standardise_images": "no"},
+            "standardise_images of wide_resnet must be True or False, got 'no'",
+        ),
+        ("resnet18", {"width": 0}, "width of resnet18 must be a positive whole number, got 0"),
+        ("small_cnn", {"conv_features": (1, 2)}, r"conv_features of small_cnn must be four positive whole .* \(1, 2\)"),
+        ("small_cnn", {"dropout": "half"}, "dropout of small_cnn must be a number, got 'half'"),
         ("small_cnn", {"dropout": 1.0}, "dropout must be in \\[0, 1\\), got 1.0"),
     ],
 )

@@ -82,6 +82,7 @@ def test_a_prediction_ignores_the_other_images(name):
     variables, images = double(_SMALL[name])
     predict = jax.jit(_SMALL[name].apply)
     both, changed = predict(variables, images), predict(variables, images.at[1].set(0.9))
+    assert jax.eval_shape(predict, variables, images[:0]).shape == (0, *both.shape[1:])
     np.testing.assert_allclose(changed[0], both[0], rtol=1e-5, atol=1e-5)
     assert np.abs(changed[1] - both[1]).max() > 1e-4
 
@@ -178,6 +179,8 @@ def test_mixednuts_differentiates_the_largest_logit_only_where_two_almost_tie():
     [
         ("xcit", {"embed_dim": 12}, "embed_dim must be a multiple of 8 and of num_heads 8, got 12"),
         ("xcit", {"embed_dim": 16, "num_heads": 3}, "embed_dim must be a multiple of 8 and of num_heads 3, got 16"),
+        ("xcit", {"num_heads": 0}, "num_heads of xcit must be a positive whole number, got 0"),
+        ("meansparse_dm_wide_resnet", {"dtype": "bfloat16"}, "options of meansparse_dm_wide_resnet are .*, got dtype"),
         ("resnest152", {"width": 6}, "width must be a multiple of 4, got 6"),
         ("sodef", {"tolerance": 0.0}, "tolerance must be positive, got 0.0"),
         ("composite", {"depth": 28}, "options of composite are none, got depth"),

@@ -113,7 +113,13 @@ def test_a_catalogue_of_ones_own(tmp_path):
     first, second = zoo.read(path).values()
     assert (first.output, first.epsilon, first.prefixes, first.files) == ("logits", None, (), (zoo.File("a.pt"),))
     assert (second.epsilon, second.image_shape, second.renames) == (0.25, (28, 28, 1), (("^x", "y"),))
-    assert zoo.find("b", path) == second
+    assert zoo.find("b", path) == second and len({first, second}) == 2
+
+
+def test_a_catalogue_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "own.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="own.json is no JSON .*decode byte"):
+        zoo.read(tmp_path / "own.json")
 
 
 def _with(**fields):
@@ -145,8 +151,21 @@ def _with(**fields):
         (_with(prefixes="module."), r"own.json, record 'a': prefixes must be a list of texts, got 'module\.'"),
         (_with(unused=[1]), r"record 'a': unused must be a list of texts, got \[1\]"),
         (_with(notes="a note"), "record 'a': notes must be a list of texts, got 'a note'"),
-        (_with(renames=["ab"]), r"record 'a': renames must be a list of pairs of texts, got \['ab'\]"),
-        (_with(renames=[["a", "b", "c"]]), "record 'a': renames must be a list of pairs of texts"),
+        (
+            _with(renames=["ab"]),
+            r"record 'a': renames must be a list of pairs of a text and one or more texts, got \['ab'\]",
+        ),
+        (_with(renames=[["a", "b", "c"]]), "record 'a': renames must be a list of pairs of a text and one"),
+        (_with(renames=[[["a"], "b"]]), "record 'a': renames must be a list of pairs of a text and one"),
+        (_with(renames=[["a", []]]), "record 'a': renames must be a list of pairs of a text and one"),
+        (_with(epsilon=-1), "record 'a': epsilon must be positive, got -1"),
+        (_with(num_classes=1), "record 'a': num_classes must be at least 2, got 1"),
+        (_with(image_shape=[0, 28, 1]), r"record 'a': image_shape must be positive, got \[0, 28, 1\]"),
+        (_with(clean_accuracy=935), "record 'a': clean_accuracy must be a percentage, got 935"),
+        (
+            _with(files=[{"name": "a.pt", "source": "s3:a"}]),
+            "record 'a': the source of a file must be gdrive:ID, zenodo:RECORD/FILE or a URL, got 's3:a'",
+        ),
         (_with(image_shape=28), "record 'a': image_shape must be a list of three whole numbers, got 28"),
         (_with(image_shape=[28, 28]), "record 'a': image_shape must be a list of three whole numbers"),
         (_with(num_classes="10"), "record 'a': num_classes must be a whole number, got '10'"),

@@ -75,7 +75,7 @@ def test_constants_may_be_missing_or_in_another_shape_and_override_the_options()
     for given in (standard, as_published):
         back = convert.to_state_dict(convert.from_state_dict(model, given))
         assert {key: value.shape for key, value in back.items()} == {key: v.shape for key, v in given.items()}
-    apply = jax.jit(lambda given: model.apply(convert.from_state_dict(model, given), images))
+    apply = lambda given: jax.jit(model.apply)(convert.from_state_dict(model, given), images)  # noqa: E731
     own = _network(**_WIDE, mean=0.3, std=0.2)
     expected = own.apply(convert.from_state_dict(own, standard), images)
     np.testing.assert_allclose(apply(as_published), expected, rtol=1e-5)
@@ -118,6 +118,8 @@ def _with(**arrays):
             r"3 of another shape \(bn1.bias",
         ),
         (lambda state: {}, r"39 missing"),
+        (_with(bn1_weight=np.full(64, np.nan)), "the state dict has NaN or infinite values as 'bn1.weight'"),
+        (_with(bn1_weight=np.ones(64, complex)), "the state dict has no real numbers as 'bn1.weight', but complex128"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(change, message):
@@ -134,6 +136,8 @@ def test_keys_are_unused_only_if_the_whole_of_them_matches():
     convert.from_state_dict(model, state, unused=(r"sub\..*", "extra"))
     with pytest.raises(ValueError, match=r"1 left over \(sub.block1\)"):
         convert.from_state_dict(model, state, unused=("sub", "extra"))
+    with pytest.raises(ValueError, match="unused must be a list of regular expressions, got the text 'extra'"):
+        convert.from_state_dict(model, state, unused="extra")
 
 
 def test_leaves_of_one_key_are_refused():

@@ -191,6 +191,14 @@ def test_zenodo_is_asked_for_address_and_hash(server, tmp_path, monkeypatch):
         download.fetch(File("w.pt", "zenodo:7/x.pt"), tmp_path)
 
 
+@pytest.mark.parametrize("answer", [[], {"status": 404}, {"files": [{"key": "x.pt"}]}, {"files": ["x.pt"]}])
+def test_what_is_no_record_of_zenodo_is_told(server, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
+    server.answers["/api/records/7"] = json.dumps(answer).encode()
+    with pytest.raises(OSError, match="answer for record 7 is not that of a record with files.*get it from"):
+        download.fetch(File("x.pt", "zenodo:7/x.pt"), tmp_path)
+
+
 def test_a_hash_of_the_catalogue_that_zenodo_contradicts_is_told_before_anything_is_fetched(
     server, tmp_path, monkeypatch
 ):
@@ -222,12 +230,20 @@ def _gdown(monkeypatch, content):
 def test_google_drive_is_left_to_gdown(tmp_path, monkeypatch):
     calls = _gdown(monkeypatch, CONTENT)
     assert download.fetch(File("x.pt", "gdrive:abc"), tmp_path).read_bytes() == CONTENT
-    assert calls == [{"id": "abc", "output": str(tmp_path / "x.pt.part"), "quiet": True, "resume": True}]
+    part = str(tmp_path / "x.pt.part")
+    assert calls == [{"id": "abc", "output": part, "quiet": True, "resume": True, "timeout": download._TIMEOUT}]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(PAGE, "what came is a web page"), (RuntimeError("Too many users\nhave viewed"), r"\(Too many users\)")],
+    [
+        (PAGE, "what came is a web page"),
+        (
+            RuntimeError("Failed to retrieve file url:\n\n\tToo many users"),
+            "Failed to retrieve file url: Too many users",
+        ),
+        (RuntimeError(), "RuntimeError"),
+    ],
 )
 def test_refusals_of_google_drive_name_the_page(tmp_path, monkeypatch, content, message):
     _gdown(monkeypatch, content)
@@ -237,9 +253,17 @@ def test_refusals_of_google_drive_name_the_page(tmp_path, monkeypatch, content, 
         download.fetch(File("x.pt", "gdrive:abc"), tmp_path)
 
 
+def test_google_drive_may_give_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=lambda **options: None))
+    with pytest.raises(OSError, match="Google Drive gave no file.*get it from"):
+        download.fetch(File("x.pt", "gdrive:abc"), tmp_path)
+
+
 def test_without_gdown_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(ImportError, match=r"x\.pt is on Google Drive: pip install 'nn_adv\[zoo\]'"):
+    with pytest.raises(
+        ImportError, match=r"x\.pt is on Google Drive: pip install 'nn_adv\[zoo\]'.*or get it from http"
+    ):
         download.fetch(File("x.pt", "gdrive:abc"), tmp_path)
 
 
@@ -250,11 +274,19 @@ def test_a_file_without_a_source_is_to_be_put_there(tmp_path):
 
 def test_unfinished_downloads_are_named_where_a_file_is_missing(tmp_path):
     file = File("x.pt", "gdrive:abc")
-    assert "unfinished downloads" not in str(download.missing(file, tmp_path))
-    for name in ("x.pt.part", "x.pt.partk3j2part", "y.pt.part"):
-        (tmp_path / name).touch()
+    (tmp_path / "y.pt.part").touch()
+    assert "; unfinished" not in str(download.missing(file, tmp_path))
+    (tmp_path / "x.pt.part").touch()
     text = str(download.missing(file, tmp_path))
     assert text.startswith(f"no file {tmp_path / 'x.pt'}; get it from https://drive.google.com/file/d/abc/view")
-    assert text.endswith(
-        "unfinished downloads of it lie there (x.pt.part, x.pt.partk3j2part): download=True goes on with them"
+    assert text.endswith("; unfinished: x.pt.part (download=True goes on with it)")
+    (tmp_path / "x.pt.partk3j2part").touch()
+    assert str(download.missing(file, tmp_path)).endswith(
+        "unfinished: x.pt.part, x.pt.partk3j2part (remove all but one, and download=True goes on with it)"
     )
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot download x\.pt \(.*file.*\); get it from"):
+        download.fetch(File("x.pt", server.url()), tmp_path / "file" / "Linf")

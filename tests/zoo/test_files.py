@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import pathlib
 import weakref
@@ -119,12 +120,24 @@ def test_half_precisions_are_widened(tmp_path):
             np.testing.assert_array_equal(state[key], value.astype(np.float32))
 
 
-def test_numbers_among_the_weights_become_arrays_and_numpy_numbers_beside_them_do_no_harm(tmp_path):
+def test_numbers_among_the_weights_become_arrays(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"state_dict": {"a": torch.ones(2), "count": 3}}, tmp_path / "x.pt")
+    state = files.read_state_dict(tmp_path / "x.pt")
+    assert state["count"].shape == () and state["count"] == 3 and state["a"].shape == (2,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.5), np.float16(1), np.uint8(4), np.str_("text"), np.array([0.5, 0.6]), np.array([1, "b"], object)],
+    ids=lambda value: f"{type(value).__name__} {value.dtype}",
+)
+def test_values_of_numpy_beside_the_weights_do_no_harm(tmp_path, value, legacy):
     torch = pytest.importorskip("torch")
     path = tmp_path / "x.pt"
-    torch.save({"state_dict": {"a": torch.ones(2), "count": 3}, "accuracy": np.float64(0.5)}, path)
-    state = files.read_state_dict(path)
-    assert state["count"].shape == () and state["count"] == 3 and state["a"].shape == (2,)
+    torch.save({"state_dict": _tensors(torch), "accuracy": value}, path, _use_new_zipfile_serialization=not legacy)
+    _assert_same(files.read_state_dict(path), STATE)
 
 
 def test_no_tensor_outlives_the_reading(tmp_path, monkeypatch):
@@ -179,6 +192,46 @@ def test_objects_of_classes_are_refused(tmp_path, thing):
     torch.save(torch.nn.Linear(2, 2) if thing == "module" else {"a": argparse.Namespace(b=1)}, path)
     with pytest.raises(ValueError, match=r"x\.pt asks for code \((torch\.nn\S+Linear|argparse\.Namespace)\)"):
         files.read_state_dict(path)
+
+
+def test_a_file_that_is_whole_but_not_to_be_read_is_not_called_damaged(tmp_path):
+    torch = pytest.importorskip("torch")
+    script, exotic = tmp_path / "script.pt", tmp_path / "exotic.safetensors"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(script))
+    torch_safetensors = pytest.importorskip("safetensors.torch")
+    torch_safetensors.save_file({"a": torch.ones(3).to(torch.float8_e4m3fn)}, exotic)
+    for path, reason in ((script, "TorchScript"), (exotic, "float8_e4m3fn")):
+        files.check(path, path.suffix)
+        with pytest.raises(ValueError, match=f"{path.name} cannot be read.*{reason}") as caught:
+            files.read_state_dict(path)
+        assert not isinstance(caught.value, files.Damaged)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_plain_values_are_named(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    value = torch.eye(3).to_sparse() if kind == "sparse" else torch.empty(3, device="meta")
+    torch.save({"a": value}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt holds no plain tensor as 'a': can't convert"):
+        files.read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_errors_of_the_machine_are_not_called_damage(tmp_path, monkeypatch, legacy):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(_tensors(torch), path, _use_new_zipfile_serialization=not legacy)
+    for error, kind in (
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(torch, "load", fail)
+        with pytest.raises(kind):
+            files.read_state_dict(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -319,6 +372,8 @@ def test_truncated_safetensors_are_refused(tmp_path):
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*x\.safetensors"):
+        files.read_metadata(tmp_path / "x.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt"):
         files.read_state_dict(tmp_path / "x.pt")
 

@@ -122,6 +122,27 @@ def test_what_is_kept_is_made_anew_when_it_is_damaged(own, network, state, damag
     assert files.read_state_dict(path).keys() == state.keys()
 
 
+def test_safetensors_from_elsewhere_are_used_alone_and_never_overwritten(own, network, state):
+    other = {**state, "linear.bias": state["linear.bias"] + 1}
+    own.write(other, "Tiny.safetensors")
+    before = (own.place / "Tiny.safetensors").read_bytes()
+    np.testing.assert_allclose(_logits(own.load().logits_fn), _expected(network) + 1, rtol=1e-5, atol=1e-6)
+    own.write(state)
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    assert (own.place / "Tiny.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("source", ["", "gdrive:abc"])
+def test_what_is_kept_without_its_source_tells_why_it_cannot_be_used(own, state, monkeypatch, source):
+    own.describe(files=[{"name": "Tiny.pt", "source": source}])
+    own.write({key: value for key, value in state.items() if key != "bn1.bias"}, "Tiny.safetensors")
+    with pytest.raises(ValueError, match=r"Tiny: .*Tiny\.safetensors: .*1 missing \(bn1\.bias\)"):
+        own.load()
+    (own.place / "Tiny.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"Tiny\.safetensors is damaged, cut off or no safetensors file"):
+        own.load()
+
+
 def test_a_folder_that_cannot_be_written_to_is_no_reason_not_to_load(own, network, state, monkeypatch):
     own.write(state)
 
@@ -170,6 +191,27 @@ def test_two_keys_read_as_one_are_refused(own, state):
         own.load()
 
 
+def test_an_array_of_several_layers_is_cut_into_theirs(own, network, state):
+    own.describe(renames=[[r"^(layer\d)\.both\.", [r"\1.0.", r"\1.1."]]])
+    pairs = {key: key.replace(".0.", ".1.", 1) for key in state if key.startswith("layer1.0.bn")}
+    for first, second in pairs.items():
+        both = np.concatenate([state.pop(first), state.pop(second)])
+        state[first.replace(".0.", ".both.", 1)] = both
+    own.write(state)
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    state["layer1.both.bn1.bias"] = state["layer1.both.bn1.bias"][:-1]
+    own.write(state)
+    with pytest.raises(ValueError, match=r"2 missing \(layer1.0.bn1.bias.* 1 left over \(layer1.both.bn1.bias\)"):
+        own.load()
+
+
+def test_of_probabilities_the_logarithm_is_given(own, network, state):
+    own.write(state)
+    own.describe(output="probabilities")
+    expected = np.log(np.maximum(_expected(network), 1e-30))  # these are none, and some are below 0
+    np.testing.assert_allclose(_logits(own.load().logits_fn), expected, rtol=1e-6)
+
+
 def test_networks_of_one_architecture_share_what_is_compiled(own, state):
     own.write(state)
     traces = []
@@ -202,6 +244,12 @@ def test_weights_that_do_not_fit_are_named(own, state, change, message):
     assert not (own.place / "Tiny.safetensors").exists()
 
 
+def test_a_network_that_cannot_be_made_is_named(own):
+    own.describe(arguments={"width": 0})
+    with pytest.raises(ValueError, match="Tiny: width of resnet18 must be a positive whole number, got 0"):
+        own.load()
+
+
 def test_another_number_of_classes_is_named(own, state):
     own.write(state)
     own.describe(num_classes=7)
@@ -220,6 +268,16 @@ def test_a_missing_file_is_told_with_where_to_get_it_and_where_to_put_it(own):
     message = r"Tiny: no file .*cifar10.Linf.Tiny\.pt; get it from https://drive\.google\.com/file/d/abc/view and save"
     with pytest.raises(FileNotFoundError, match=message):
         own.load()
+
+
+def test_all_missing_files_are_told(own, state):
+    own.describe(files=[{"name": f"Tiny.pt_m{number}.pt", "source": f"gdrive:{number}"} for number in range(3)])
+    own.write(state, "Tiny.pt_m1.pt")
+    with pytest.raises(
+        FileNotFoundError, match=r"Tiny: no file .*m0\.pt; get it from .*; no file .*m2\.pt; get"
+    ) as caught:
+        own.load()
+    assert "m1.pt" not in str(caught.value)
 
 
 def test_missing_files_are_downloaded_if_that_is_asked_for(own, state, monkeypatch):
@@ -243,7 +301,9 @@ def test_an_unknown_name_is_answered_before_any_file_is_looked_for(tmp_path):
 def _as_published(name, state):
     """Put a state dict into files as they are told to be published."""
     if name == "Andriushchenko2020Understanding":
-        return {f"{name}.pt": {"last": state, "best": {}}}
+        # Among them those of a part of the network that its code kept under a second name.
+        again = {"model_preact_hl1.1.weight": "conv1.weight", "model_preact_hl1.2.bias": "layer1.0.bn1.bias"}
+        return {f"{name}.pt": {"last": state | {key: state[other] for key, other in again.items()}, "best": {}}}
     if name == "Wong2020Fast":  # its file lacks the constants
         return {f"{name}.pt": {key: value for key, value in state.items() if key not in ("mu", "sigma")}}
     if name == "Chen2020Adversarial":
@@ -255,6 +315,9 @@ def _as_published(name, state):
     if name.startswith("Debenedetti"):
         inner = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
         inner = {key.replace("pos_embed.", "pos_embeder."): value for key, value in inner.items()}
+        for query in [key for key in inner if ".attn.q." in key]:  # its projections may be one matrix
+            parts = [inner.pop(query.replace(".q.", f".{name}.")) for name in "qkv"]
+            inner[query.replace(".q.", ".qkv.")] = np.concatenate(parts)
         return {f"{name}.pt": {"model": inner, "epoch": 1}}
     return {f"{name}.pt": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}}
 
@@ -275,14 +338,15 @@ def test_published_networks_are_loaded_by_name_from_files_of_the_published_form(
     if not fixtures.folder(shared_dir).is_dir():
         pytest.skip(f"needs {fixtures.folder(shared_dir)}")
     state = fixtures.make_state(fixtures.read(shared_dir)[fixture])
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     folder = tmp_path / "cifar10" / "Linf"
     folder.mkdir(parents=True)
-    for file, content in _as_published(name, tensors).items():
-        torch.save(content, folder / file)
+    for file, content in _as_published(name, state).items():
+        torch.save(jax.tree.map(lambda leaf: torch.tensor(leaf) if np.ndim(leaf) else leaf, content), folder / file)
     assert zoo.has_weights(zoo.find(name), tmp_path)
     with np.load(fixtures.folder(shared_dir) / f"{fixture}.npz") as published:
         expected = published["logits"]
+    if zoo.find(name).output == "probabilities":
+        expected = np.log(expected)
     for _ in range(2):  # from the files, then from what is kept
         outputs = np.asarray(
             jax.jit(lambda fn, images: fn(images))(zoo.load(name, tmp_path).logits_fn, fixtures.images())

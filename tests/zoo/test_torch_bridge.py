@@ -18,15 +18,10 @@ from nn_adv.zoo import convert, from_torch, torch_bridge
 torch = pytest.importorskip("torch")
 torch_models = pytest.importorskip("benchmarks.torch_models")
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 KEY = jax.random.key(0)
 SHAPE = (16, 16, 3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
@@ -147,7 +142,7 @@ def test_a_gradient_costs_one_forward_wherever_it_is_taken():
     module = _Counting()
     bridge = from_torch(module, 4)
     logits, gradient = _by_hand(module, POINTS)
-    bridge(POINTS)  # checks the module on this shape
+    jax.eval_shape(jax.grad(_squares(bridge)), POINTS)  # checks the module on this shape
     module.count = 0
     value, found = jax.jit(jax.value_and_grad(_squares(bridge)))(POINTS)
     assert module.count == 1
@@ -257,6 +252,8 @@ def test_large_batches_do_not_wait_for_themselves_on_one_core():
         ),
         (lambda images, logits: (logits, logits), r"must return logits \(2, 4\) for two images, got tuple"),
         (lambda images, logits: logits[0, 0], r"must return logits \(2, 4\) for two images, got Tensor"),
+        (lambda images, logits: logits.long(), "must return floating-point logits, got torch.int64"),
+        (lambda images, logits: logits + 0j, "must return floating-point logits, got torch.complex64"),
     ],
 )
 def test_wrong_outputs_are_refused_before_anything_runs(answer, message):
@@ -271,6 +268,47 @@ def test_wrong_images_are_refused_before_anything_runs():
         jax.jit(bridge)(np.zeros((5, 4, 4, 3), np.float32))
     with pytest.raises(ValueError, match=r"must be \[B, H, W, C\], got shape \(5, 27\)"):
         bridge(POINTS.reshape(5, 27))
+
+
+def test_without_a_gradient_a_module_is_refused_only_where_one_is_taken():
+    bridge = from_torch(_Counting(answer=lambda images, logits: logits.detach()), 4)
+    assert bridge(POINTS).shape == (5, 4)
+    with pytest.raises(ValueError, match="_Counting has no gradient with respect to images: element 0 of tensors does"):
+        jax.eval_shape(jax.grad(_squares(bridge)), POINTS)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (5, 3, 9, 1), (5, 1, 1, 27)])
+def test_modules_may_write_into_their_images(shape):
+    """In some shapes the axes are exchanged without a copy, and the memory is that of the caller."""
+
+    class InPlace(_Counting):
+        def forward(self, images):
+            return super().forward(torch.nn.functional.relu(images.sub_(0.5).div_(0.25), inplace=True))
+
+    points = jnp.asarray(POINTS.reshape(shape))
+    bridge = from_torch(InPlace(), 4)
+    ours, gradient = bridge(points), jax.grad(_squares(bridge))(points)
+    np.testing.assert_array_equal(points, POINTS.reshape(shape))
+    moved = np.maximum((POINTS.reshape(shape) - 0.5) / 0.25, 0)
+    logits, expected = _by_hand(_Counting(), moved)
+    np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, 4 * expected * (moved > 0), rtol=1e-4, atol=1e-5)
+
+
+def test_scripted_modules_and_those_of_buffers_only_are_modules_like_others():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(27, 4))
+    scripted = torch.jit.trace(module, torch.zeros(1, 3, 3, 3))
+    np.testing.assert_allclose(from_torch(scripted, 4)(POINTS), from_torch(module, 4)(POINTS), rtol=1e-6)
+
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("matrix", torch.ones(27, 4, dtype=torch.float64))
+
+        def forward(self, images):
+            return images.flatten(1) @ self.matrix
+
+    np.testing.assert_allclose(from_torch(Fixed(), 4)(POINTS)[:, 0], POINTS.sum(axis=(1, 2, 3)), rtol=1e-6)
 
 
 def test_nan_is_refused_but_for_images_that_have_it():
@@ -288,8 +326,9 @@ def test_nan_is_refused_but_for_images_that_have_it():
 def test_bad_arguments_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="module must be a torch.nn.Module, got function"):
         from_torch(lambda images: images, 4)
-    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
-        from_torch(_Counting(), 1)
+    for number in (1, 4.0, "4"):
+        with pytest.raises(ValueError, match=f"num_classes must be a whole number of at least 2, got {number!r}"):
+            from_torch(_Counting(), number)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"needs PyTorch: pip install 'nn_adv\[zoo\]'"):
         from_torch(object(), 4)
