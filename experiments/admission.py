@@ -10,10 +10,8 @@ import ml_collections
 import numpy as np
 
 from experiments import classifiers, contestants
-from nn_adv import data, evaluation
+from nn_adv import attacks, data, evaluation
 from nn_adv.pixels import as_float
-
-_SUM_TOLERANCE = 1e-3  # of probabilities, half precisions among them
 
 
 class WrongAccuracy(ValueError):
@@ -28,17 +26,16 @@ class WrongAccuracy(ValueError):
         self.clean = clean
 
 
-def refuse_probabilities(
-    contestant: contestants.Contestant, classifier: classifiers.Classifier, images: np.ndarray
-) -> None:
-    """Raise ValueError if a network that should return logits returns probabilities for all of these images.
+def check_outputs(contestant: contestants.Contestant, classifier: classifiers.Classifier, images: np.ndarray) -> None:
+    """Raise ValueError if a network returns NaN for one of these images, or probabilities for all of them.
 
-    Attacks would stop where the largest is 1 in float32, and leave a network that looks robust.
+    With probabilities attacks would stop where the largest is 1 in float32, and leave a network that looks robust.
     """
-    if contestant.entry is not None and contestant.entry.output != "logits":
-        return
-    outputs = np.asarray(_outputs(classifier, as_float(images)), np.float64)
-    if np.all(outputs >= 0) and np.all(np.abs(outputs.sum(axis=1) - 1) <= _SUM_TOLERANCE):
+    outputs = np.asarray(_outputs(classifier, as_float(images)))
+    num_nan = int(np.isnan(outputs).any(axis=1).sum())
+    if num_nan:
+        raise ValueError(f"{contestant.name} returns NaN for {num_nan} of {len(outputs)} images")
+    if attacks.are_probabilities(outputs):
         raise ValueError(
             f"{contestant.name} returns probabilities (none below 0, sums of 1 for {len(outputs)} images), and attacks "
             'need logits: leave out its softmax, or say in a catalogue that its output is "probabilities"'
@@ -75,11 +72,13 @@ def clean_accuracy(
     share = float(np.mean(correct))
     published = contestant.entry.clean_accuracy if contestant.entry else None
     is_comparable = bool(config.catalogue) or not dataset.note
-    verdict = "nothing published" if published is None else "agrees" if is_comparable else "other pixels"
+    verdict = "nothing published" if published is None else "other pixels"
     clean = {"count": len(labels), "correct": int(np.sum(correct)), "published": published, "verdict": verdict}
     if published is None or not is_comparable:
         return clean
-    sampling = 100 * np.sqrt(share * (1 - share) / len(labels)) if len(labels) < len(dataset.test_labels) else 0.0
+    is_sample = len(labels) < len(dataset.test_labels)
+    # Of a network as accurate as was published.
+    sampling = np.sqrt(published * (100 - published) / len(labels)) if is_sample else 0.0
     allowed = config.clean.tolerance + 3 * sampling
     if abs(100 * share - published) > allowed:
         raise WrongAccuracy(
@@ -87,4 +86,4 @@ def clean_accuracy(
             f"more than {allowed:.2g} points off (clean.tolerance), so it is not attacked",
             clean | {"verdict": "off"},
         )
-    return clean
+    return clean | {"verdict": f"agrees within {allowed:.2g}"}

@@ -20,6 +20,7 @@ from nn_adv import attacks
 from nn_adv.threat import Threat
 
 _SECONDS_BETWEEN_SAVES = 20
+_IMAGES_THAT_TELL = 16  # networks apart
 
 
 def broken_by(
@@ -56,7 +57,7 @@ def broken_by(
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.
     """
-    network = _fingerprint(classifier, images[:batch_size])
+    network = _fingerprint(classifier, images, batch_size)
     done, state = _load(progress_file, network, images)
     saved = time.monotonic()
 
@@ -93,13 +94,16 @@ def broken_by(
     return done
 
 
-def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray) -> int:
+def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_size: int) -> int:
     """Return a number that tells networks apart: a run that was changed in between may have trained another one.
 
-    What the network says of some images stands for what is hidden in a function, such as a torch module's weights.
+    What the network says of some images, the same however large the batches are, stands for what is hidden in a
+    function, such as a torch module's weights.
     """
     contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier)]
-    contents.append(np.asarray(classifiers.predict(classifier, images)).tobytes())
+    starts = range(0, min(_IMAGES_THAT_TELL, len(images)), batch_size)
+    said = [np.asarray(classifiers.predict(classifier, images[start : start + batch_size])) for start in starts]
+    contents.append(np.concatenate(said)[:_IMAGES_THAT_TELL].tobytes())
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 
 

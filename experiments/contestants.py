@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.tree_util import Partial
@@ -59,6 +60,8 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
     entries = {name: entry for name, entry in catalogue.items() if entry.dataset == config.dataset}
     found: dict[str, Contestant] = {}
     for wanted in config.models:
+        if not isinstance(wanted, str):
+            raise ValueError(f"models must be texts, got {wanted!r}")
         if wanted == NEIGHBOR:
             found[wanted] = Contestant(wanted)
         elif ":" in wanted:
@@ -104,13 +107,10 @@ def _matching(config, entries, pattern) -> list[zoo.Entry]:
     return named
 
 
-def without_weights(config: ml_collections.ConfigDict, chosen: Sequence[Contestant]) -> list[Contestant]:
-    """Return those that are left out: a pattern found them, and their weights are neither there nor downloaded."""
-    return [
-        one
-        for one in chosen
-        if one.entry and one.is_optional and not config.download and not zoo.has_weights(one.entry, config.weights_dir)
-    ]
+def lacks_weights(contestant: Contestant, config: ml_collections.ConfigDict) -> bool:
+    """Tell whether a network of a catalogue has weights that are neither there nor to be downloaded."""
+    entry = contestant.entry
+    return entry is not None and not config.download and not zoo.has_weights(entry, config.weights_dir)
 
 
 def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: data.Dataset) -> classifiers.Classifier:
@@ -135,22 +135,56 @@ def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: dat
             f"{contestant.name} must return [B, {dataset.num_classes}] for the classes of {dataset.title}, "
             f"got {list(shape)} for two images"
         )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"{contestant.name} must return floating-point logits, which have a gradient, got {found.dtype}"
+        )
     return classifiers.Classifier(logits_fn)
 
 
-def about(contestant: Contestant, classifier: classifiers.Classifier) -> dict[str, Any]:
+def about(
+    contestant: Contestant, classifier: classifiers.Classifier, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """Return what a row says of a network."""
     entry = contestant.entry
     facts: dict[str, Any] = {"num_values": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(classifier))}
     if entry is None:
         return facts | {"architecture": "own, in torch" if contestant.name.startswith(_TORCH) else "own"}
-    names = ("threat", "output", "clean_accuracy", "autoattack_accuracy", "extra_data", "paper", "venue", "notes")
-    return facts | {"architecture": contestant.architecture} | {name: getattr(entry, name) for name in names}
+    names = (
+        "threat",
+        "epsilon",
+        "output",
+        "clean_accuracy",
+        "autoattack_accuracy",
+        "extra_data",
+        "paper",
+        "venue",
+        "notes",
+    )
+    facts |= {"architecture": contestant.architecture, "weights": zoo.fingerprints(entry, config.weights_dir)}
+    return facts | {name: getattr(entry, name) for name in names}
+
+
+def changed_since(contestant: Contestant, facts: Mapping[str, Any], config: ml_collections.ConfigDict) -> str:
+    """Say what of a network differs from what its row says (`about`): nothing, or its weights, or its entry.
+
+    Only files that are there are compared, and no file of a user's own function is known.
+    """
+    if contestant.entry is None or "weights" not in facts:
+        return ""
+    if (facts["architecture"], facts["output"]) != (contestant.architecture, contestant.entry.output):
+        return "its entry in the catalogue"
+    found = zoo.fingerprints(contestant.entry, config.weights_dir)
+    changed = [name for name, value in found.items() if facts["weights"].get(name, value) != value]
+    return ", ".join(changed)
 
 
 def _own(name: str, num_classes: int) -> Partial:
     """Call a user's function and make what it returns a function of images with its arrays bound to it."""
-    made = _function(name)()
+    try:
+        made = _function(name)()
+    except SystemExit as error:
+        raise ValueError(f"{name} ended the program with {error}") from error
     if name.startswith(_TORCH):
         return zoo.from_torch(made, num_classes)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
@@ -168,7 +202,7 @@ def _function(name: str) -> Callable[[], Any]:
     module, _, function = name.removeprefix(_TORCH).partition(":")
     try:
         return getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
         raise ValueError(
             f"models: cannot import {name!r} ({error}): it must be MODULE:FUNCTION or {_TORCH}MODULE:FUNCTION, the "
             "module installed or in the folder of the command"

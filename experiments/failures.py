@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -10,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.storage import write_whole
 
 _FOLDER = "failures"
+_LONGEST = 500  # characters of a reason; the whole traceback is recorded beside it
 
 
 class SomeFailed(ValueError):
@@ -46,9 +50,16 @@ def forget(workdir: Path, unit: str) -> None:
 
 
 def read(workdir: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the failures of a workdir by unit, those of all shards."""
-    found = [json.loads(path.read_bytes()) for path in sorted((workdir / _FOLDER).glob("*.json"))]
-    return {failure["unit"]: failure for failure in found}
+    """Return the failures of a workdir by unit, those of all shards.
+
+    A record that cannot be read, or that its shard removes meanwhile, is left out: its unit is without a row still.
+    """
+    found = {}
+    for path in sorted((workdir / _FOLDER).glob("*.json")):
+        with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+            failure = json.loads(path.read_bytes())
+            found[failure["unit"]] = failure
+    return found
 
 
 def file_name(unit: str) -> str:
@@ -62,5 +73,12 @@ def _path(workdir: Path, unit: str) -> Path:
 
 def _one_line(error: Exception) -> str:
     """Say what went wrong; a type that is no message by itself is named."""
-    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return "it uses NumPy on the images: use jax.numpy, or torch: for a torch module"
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line] or ["no message"]
+    if "RESOURCE_EXHAUSTED" in lines[0]:
+        return f"out of memory, lower evaluation.batch_size: {lines[0][:_LONGEST]}"
+    if "Traceback (most recent call last)" in str(error):  # of a function that a compiled program called
+        return lines[-1][:_LONGEST]
+    text = " ".join(" ".join(lines).split())[:_LONGEST]
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

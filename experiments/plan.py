@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -223,10 +224,12 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
     if not radii:
         raise ValueError("radii must give the radius of at least one norm, such as linf")
     for norm, radius in radii.items():
+        if not 0 <= radius < math.inf:
+            raise ValueError(f"radii.{norm} must be a finite number >= 0, got {radius}")
         Threat(norm, radius)
     for name in ("curve", "fine_curve"):
-        if not all(multiple >= 0 for multiple in config[name]):
-            raise ValueError(f"{name} must hold multiples >= 0 of the main radius, got {config[name]}")
+        if not all(isinstance(multiple, int | float) and 0 <= multiple < math.inf for multiple in config[name]):
+            raise ValueError(f"{name} must hold finite multiples >= 0 of the main radius, got {config[name]}")
     for name, least in _LEAST_COUNTS.items():
         if config.evaluation[name] < least:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")

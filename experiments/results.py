@@ -120,7 +120,9 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
         for line in _lines(path.read_bytes()):
             where = f"{path.name} line {line.number}"
             if line.row is None:
-                problems.append(f"{where}: damaged and left out; its unit is done again by the next run")
+                problems.append(
+                    f"{where}: damaged and left out; a unit that has no other row is done again by the next run"
+                )
             elif stored is not None and line.row["config_hash"] != stored["hash"]:
                 problems.append(f"{where}: row of another configuration ({line.row['config_hash']}), ignored")
             else:

@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
 
     Raises:
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or a
-        training that diverged.
+        training that diverged, or an exported file that is gone.
     """
     workdir = Path(workdir)
     prepared = prepare(config)
@@ -68,6 +68,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
                 bar.set_postfix_str(method)
                 store.append(_row(prepared, method, workdir) | {"config_hash": store.config_hash})
     rows, _ = results.read_rows(workdir)
+    gone = [file for row in rows for file in row["files"] if not (workdir / file).is_file()]
+    if gone:
+        raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another --workdir")
     return _write_catalogue(rows, workdir) if rows else None
 
 

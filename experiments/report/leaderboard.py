@@ -39,14 +39,15 @@ from experiments.storage import write_whole
 __all__ = ["order_violations", "terminal_text", "write"]
 
 _READING = (
-    "Percent of {images} ± its standard error over images. ≤ attacked: the share that no attack tried here broke, an "
-    "upper bound on robust accuracy that a stronger attack can lower. = exact: the robust accuracy itself, from the "
-    "radius of every image. Sorted by {sorted_by}, bounds taken as they stand. {csv} has all radii and 95 % intervals."
+    "Percent of {images} ± its standard error over images, where it is neither 0 nor 100. ≤ attacked: the share that "
+    "no attack tried here broke, an upper bound on robust accuracy that a stronger attack can lower. = exact: the "
+    "robust accuracy itself, from the radius of every image. Sorted by {sorted_by}, bounds taken as they stand. {csv} "
+    "has all radii and 95 % intervals."
 )
 _BEATEN = (
     "1NN's figures are exact and those of networks upper bounds. A network below 1NN is less robust than 1NN on these "
     "images, whatever other attacks would find; one above may only not have been attacked hard enough. 'Clearly' means "
-    "by more than two standard errors of the difference, as if their images were drawn apart. Train images are points "
+    "that their 95 % intervals (Wilson), as if their images were drawn apart, do not overlap. Train images are points "
     "that 1NN has stored."
 )
 _CSV_FILE = "leaderboard.csv"
@@ -137,7 +138,7 @@ def _main_table(rows: Sequence[Row]) -> Table:
         header=["model", *(threat_label(threat) for _, threat in columns)],
         groups=[("", 1), *((SPLIT_TITLES[split], len(main_threats(rows))) for split in splits(rows))],
         rows=[
-            [method_label(row["method"]), *(percent(share(row, split, threat)) for split, threat in columns)]
+            [method_label(row["method"]), *(_percent(share(row, split, threat)) for split, threat in columns)]
             for row in rows
         ],
         strong=frozenset((place, 0) for place, row in enumerate(rows) if row["method"] == NEIGHBOR),
@@ -159,36 +160,33 @@ def _beaten_blocks(rows: Sequence[Row]) -> list[Block]:
     lines = [
         [
             f"{SPLIT_TITLES[one.split]}, {threat_label(one.threat)}",
-            percent(one.own),
+            _percent(one.own),
             f"{one.num_below} of {one.num_networks}",
             str(one.num_clearly_below),
-            percent(one.best[1]),
-            one.best[0],
+            _percent(one.best[1]),
+            method_label(one.best[0]),
         ]
         for one in found
     ]
     header = ["", "1NN", "networks below 1NN", "clearly", "the network that keeps most", ""]
-    single = [one for one in found if one.split != "both"]
-    return [
-        Heading("Whom 1NN beats"),
-        Bullets([_sentence(one) for one in single]),
-        Table(header, lines),
-        Text(_BEATEN, "note"),
-    ]
+    return [Heading("Whom 1NN beats"), Table(header, lines), Text(_BEATEN, "note")]
 
 
 def _sentence(one: Comparison) -> str:
     what = {"exact": "exactly ", "certified": "at least ", "attacked": ""}[one.own.kind]
     name, best = one.best
-    above, networks = one.num_networks - one.num_below, counted(one.num_networks, "network")
-    text = (
-        f"{SPLIT_TITLES[one.split].capitalize()}, {threat_label(one.threat)}: 1NN keeps {what}"
-        f"{100 * one.own.value:.1f} %, more than attacks left of {one.num_below} of {networks} "
-        f"({one.num_clearly_below} clearly)."
-    )
+    most, above = f"{100 * best.value:.1f} % ({method_label(name)})", one.num_networks - one.num_below
+    where = f"{SPLIT_TITLES[one.split].capitalize()}, {threat_label(one.threat)}"
+    text = f"{where}: 1NN keeps {what}{100 * one.own.value:.1f} %"
+    networks = "the one network" if one.num_networks == 1 else f"all {one.num_networks} networks"
+    if not one.num_below:
+        return f"{text}; attacks left as much or more of {networks}, at most {most}."
     if not above:
-        return text
-    return f"{text} Of the other {above} they left as much or more, at most {100 * best.value:.1f} % ({name})."
+        return f"{text}, more than attacks left of {networks} ({one.num_clearly_below} clearly)."
+    return (
+        f"{text}, more than attacks left of {one.num_below} of {one.num_networks} networks "
+        f"({one.num_clearly_below} clearly); of the other {above} they left at most {most}."
+    )
 
 
 def _scatter_blocks(rows: Sequence[Row]) -> list[Block]:
@@ -246,17 +244,20 @@ def _clean_blocks(rows: Sequence[Row]) -> list[Block]:
     linf = next((threat for threat in main_threats(rows) if threat.norm == "linf"), CLEAN)
     lines = [
         [
-            row["method"],
+            method_label(row["method"]),
             row["model"]["architecture"],
+            _listed_for(row["model"]),
             f"{100 * row['clean']['correct'] / row['clean']['count']:.2f} of {row['clean']['count']}",
             _published(row["clean"]["published"]),
             row["clean"]["verdict"],
             _published(row["model"].get("autoattack_accuracy")),
-            percent(share(row, "test", linf)),
+            _percent(share(row, "test", linf)),
+            "; ".join(row["model"].get("notes") or ()),
         ]
         for row in networks
     ]
-    header = ["model", "network", "clean, %", "published", "", "AutoAttack, published", f"{threat_label(linf)}, here"]
+    header = ["model", "network", "listed for", "clean, %", "published", "", "AutoAttack, published"]
+    header += [f"{threat_label(linf)}, here", "to know"]
     note = (
         "Clean accuracy on test images before any attack. 'other pixels': the published figure is of the original "
         "images and these are not: the two were not compared and do not tell whether the weights are the right ones."
@@ -275,6 +276,18 @@ def _clean_blocks(rows: Sequence[Row]) -> list[Block]:
         Table(header, lines, numeric=False),
         Text(note, "note"),
     ]
+
+
+def _listed_for(model: Mapping[str, Any]) -> str:
+    """Write the threat that a catalogue lists a network for, and whether it was trained on more images."""
+    if not model.get("epsilon"):
+        return MISSING
+    return threat_label(Threat(model["threat"].lower(), model["epsilon"])) + ", extra data" * model["extra_data"]
+
+
+def _percent(mean: Mean | None) -> str:
+    """Write a share; the standard error of none or all of the images would be 0, and say nothing."""
+    return percent(mean, error=mean is not None and bool(mean.error))
 
 
 def _published(value: float | None) -> str:

@@ -14,6 +14,7 @@ from experiments.report.tables import Mean, Threat
 _FOCUS_COLOR, _NETWORK_COLOR = "#D55E00", "#0072B2"
 _COLORS = (_NETWORK_COLOR, "#009E73", "#CC79A7", "#6B6B6B", *(color for color, _ in OTHER_STYLES))
 _MOST_NAMES = 9  # more names than that cannot be told apart
+_NAME_WIDTH, _NAME_HEIGHT = 0.24, 0.045  # of the axes
 
 
 def scatter(
@@ -44,29 +45,57 @@ def scatter(
                 alpha=1.0 if is_focus else 0.75,
                 zorder=3 if is_focus else 2,
             )
-            if is_focus or len(points) <= _MOST_NAMES:
-                text = method_label(name)
-                axes.annotate(
-                    text, (100 * across.value, 100 * up.value), (6, 5), textcoords="offset points", fontsize=8
-                )
         if focus in points:
             across, up = points[focus]
             axes.axvline(100 * across.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
             axes.axhline(100 * up.value, color=_FOCUS_COLOR, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        axes.set_xlim(_limits([across for across, _ in points.values()]))
-        axes.set_ylim(_limits([up for _, up in points.values()]))
+        width, height = (_limits([pair[place] for pair in points.values()]) for place in (0, 1))
+        axes.set_xlim(width)
+        axes.set_ylim(height)
+        named = points if len(points) <= _MOST_NAMES else {name: points[name] for name in _extremes(points, focus)}
+        for name, place in _label_places(named, width[1], height[1]).items():
+            across, up = points[name]
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
+            axes.annotate(
+                method_label(name),
+                (100 * across.value, 100 * up.value),
+                place,
+                fontsize=8,
+                va="center",
+                arrowprops=line,
+            )
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel(f"{threat_label(threats[0])}, %")
-        axes.set_ylabel(f"{threat_label(threats[1])}, %")
+        axes.set_xlabel(f"{threat_label(threats[0])}, % (≤ attacked; 1NN = exact)")
+        axes.set_ylabel(f"{threat_label(threats[1])}, % (≤ attacked; 1NN = exact)")
         axes.set_title(title)
         return png(figure)
+
+
+def _extremes(points: Mapping[str, tuple[Mean, Mean]], focus: str) -> list[str]:
+    """Name 1NN and the most robust in each norm."""
+    best = [max(points, key=lambda name: points[name][place].value) for place in (0, 1)]
+    return [name for name in dict.fromkeys([focus, *best]) if name in points]
+
+
+def _label_places(
+    points: Mapping[str, tuple[Mean, Mean]], width: float, height: float
+) -> dict[str, tuple[float, float]]:
+    """Put each name to the right of its point, above the names that are in its way; in per cent, as the limits."""
+    places: dict[str, tuple[float, float]] = {}
+    for name, (across, up) in sorted(points.items(), key=lambda item: item[1][1].value):
+        x, y = 100 * across.value + 0.02 * width, 100 * up.value + 0.025 * height
+        for other_x, other_y in sorted(places.values(), key=lambda place: place[1]):
+            if abs(x - other_x) < _NAME_WIDTH * width and abs(y - other_y) < _NAME_HEIGHT * height:
+                y = other_y + _NAME_HEIGHT * height
+        places[name] = x, y
+    return places
 
 
 def _limits(means: Sequence[Mean]) -> tuple[float, float]:
     """From nothing to beyond the most robust, with room for its name."""
     most = max(1.0, *(100 * (mean.value + (mean.error or 0.0)) for mean in means))
-    return -0.03 * most, 1.18 * most
+    return -0.03 * most, 1.25 * most
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, Mean]]], main: Threat, *, focus: str, title: str) -> bytes:

@@ -35,6 +35,7 @@ CSV_COLUMNS = (
     "failed",
 )
 _SHOWN = ("clean", "exact", "attacked")  # the first that there is
+_PROVEN = ("exact", "certified")
 
 
 class Comparison(NamedTuple):
@@ -44,7 +45,7 @@ class Comparison(NamedTuple):
       own: 1NN's share; certified where it is not exact.
       num_networks: that have a figure there.
       num_below: networks whose upper bound lies below 1NN's share: it is more robust than they are on these images.
-      num_clearly_below: of those, by more than two standard errors of the difference.
+      num_clearly_below: of those, with a 95 % interval below that of 1NN.
       best: name and upper bound of the network that keeps most.
     """
 
@@ -76,12 +77,26 @@ def share(row: Row, split: str, threat: Threat, kinds: Sequence[str] = _SHOWN) -
     """
     if split == "both":
         return _mean_of([share(row, name, threat, kinds) for name in ("train", "test")])
+    item = _item(row, split, threat, kinds)
+    if item is None:
+        return None
+    value = item["robust"] / item["count"]
+    return Mean(value, standard_error(value, item["count"]), 1, item["kind"])
+
+
+def _item(row: Row, split: str, threat: Threat, kinds: Sequence[str]) -> Mapping[str, Any] | None:
     for kind in kinds:
         for item in row["evaluations"]:
             if (item["split"], item["norm"], item["epsilon"], item["kind"]) == (split, *threat, kind):
-                value = item["robust"] / item["count"]
-                return Mean(value, standard_error(value, item["count"]), 1, kind)
+                return item
     return None
+
+
+def _interval(row: Row, split: str, threat: Threat, kinds: Sequence[str]) -> tuple[float, float]:
+    """Return the 95 % interval of a share that there is; of both splits as if their images were one sample."""
+    names = ("train", "test") if split == "both" else (split,)
+    items = [item for name in names if (item := _item(row, name, threat, kinds))]
+    return evaluation.wilson_interval(sum(item["robust"] for item in items), sum(item["count"] for item in items))
 
 
 def standard_error(value: float, count: int) -> float:
@@ -118,10 +133,10 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     found = []
     for split in splits(rows):
         for threat in main_threats(rows):
-            ours = share(own[0], split, threat, ("exact", "certified")) if own else None
-            theirs = {row["method"]: cell for row in networks if (cell := share(row, split, threat))}
+            ours = share(own[0], split, threat, _PROVEN) if own else None
+            theirs = [(row, cell) for row in networks if (cell := share(row, split, threat))]
             if threat != CLEAN and ours is not None and theirs:
-                found.append(_compare(split, threat, ours, theirs))
+                found.append(_compare(split, threat, own[0], ours, theirs))
     return found
 
 
@@ -164,11 +179,12 @@ def _clean_check(clean: Mapping[str, Any] | None) -> tuple:
     return clean["count"], round(measured, 4), difference, clean["verdict"]
 
 
-def _compare(split: str, threat: Threat, own: Mean, theirs: Mapping[str, Mean]) -> Comparison:
-    below = [cell for cell in theirs.values() if cell.value < own.value]
-    clearly = [cell for cell in below if own.value - cell.value > 2 * math.hypot(own.error or 0.0, cell.error or 0.0)]
-    best = max(theirs.items(), key=lambda pair: pair[1].value)
-    return Comparison(split, threat, own, len(theirs), len(below), len(clearly), best)
+def _compare(split: str, threat: Threat, own_row: Row, own: Mean, theirs: Sequence[tuple[Row, Mean]]) -> Comparison:
+    below = [row for row, cell in theirs if cell.value < own.value]
+    lowest, _ = _interval(own_row, split, threat, _PROVEN)
+    clearly = [row for row in below if _interval(row, split, threat, _SHOWN)[1] < lowest]
+    best, most = max(theirs, key=lambda pair: pair[1].value)
+    return Comparison(split, threat, own, len(theirs), len(below), len(clearly), (best["method"], most))
 
 
 def _mean_of(cells: Sequence[Mean | None]) -> Mean | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.report.labels import method_label, norm_label
-from experiments.report.page import Block, Heading, Table
+from experiments.report.page import Block, Heading, Table, Text
 from experiments.report.tables import Row, index_rows
 
 _MAX_VALUES = 6
@@ -23,7 +23,8 @@ def provenance_blocks(rows: Sequence[Row]) -> list[Block]:
         )
         if lines:
             blocks += [Heading(title, 3), Table(["method", "settings"], lines, numeric=False)]
-    return [*blocks, Heading("Time", 3), _seconds(rows, methods)]
+    note = Text("What was interrupted tells the time since it went on.", "note")
+    return [*blocks, Heading("Time", 3), _seconds(rows, methods), note]
 
 
 def _settings_lines(settings: Mapping[str, Sequence[Any]]) -> list[list[str]]:
@@ -54,7 +55,7 @@ def _general(rows: Sequence[Row]) -> Table:
         lines += [
             (f"data: {results.dataset}", _values(row.get("dataset_note") for row in own)),
             ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
-            ("training images per task", _values(row.get("num_train") for row in own)),
+            (_trained_on(own), _values(row.get("num_train") for row in own)),
             *(
                 (
                     f"{split} images judged per task",
@@ -66,6 +67,15 @@ def _general(rows: Sequence[Row]) -> Table:
             ("main radii", f"{radii} (pixels in [0, 1])"),
         ]
     return Table(["", ""], [line for line in lines if line[1]], numeric=False)
+
+
+def _trained_on(rows: Sequence[Row]) -> str:
+    """Name the number of training images; those of networks from elsewhere are not known."""
+    known = {row["method"] for row in rows if row.get("num_train")}
+    is_known_of_all = known == {row["method"] for row in rows}
+    return (
+        "training images per task" if is_known_of_all else f"training images of {', '.join(map(method_label, known))}"
+    )
 
 
 def _seconds(rows: Sequence[Row], methods: Sequence[str]) -> Table:

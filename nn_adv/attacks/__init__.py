@@ -1,7 +1,7 @@
 """Attacks: search for a perturbation that changes the prediction. What they miss is not proven robust."""
 
 from nn_adv.attacks.apgd import apgd
-from nn_adv.attacks.common import AttackResult, example_keys
+from nn_adv.attacks.common import AttackResult, are_probabilities, example_keys
 from nn_adv.attacks.ensemble import (
     CLEAN,
     UNBROKEN,
@@ -30,6 +30,7 @@ __all__ = [
     "MinimumNorm",
     "UNBROKEN",
     "apgd",
+    "are_probabilities",
     "art_classifier",
     "count_unbroken",
     "cross_entropy",

@@ -172,8 +172,15 @@ def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None, *, st
         place = int(np.argmax(is_nan))
         image = place if rows is None else rows[place]
         raise ValueError(f"logits_fn must return numbers, for image {image} it returned NaN")
-    if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=max(1e-5, float(jnp.finfo(logits.dtype).eps))):
+    if are_probabilities(logits):
         warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=stacklevel)
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Tell whether outputs ``[B, C]`` are none below 0 and sum to 1 for every image, as far as their dtype tells."""
+    tolerance = max(1e-5, float(jnp.finfo(outputs.dtype).eps))
+    sums = outputs.astype(np.float64).sum(axis=1)
+    return bool(np.all(outputs >= 0) and np.all(np.abs(sums - 1) <= tolerance))
 
 
 def check_logits(logits: chex.Array, num_images: int) -> chex.Array:

@@ -3,7 +3,7 @@
 from nn_adv.zoo.catalogue import Entry, File, find, read
 from nn_adv.zoo.convert import from_state_dict, to_state_dict
 from nn_adv.zoo.files import read_state_dict, write_state_dict
-from nn_adv.zoo.load import Model, has_weights, load
+from nn_adv.zoo.load import Model, fingerprints, has_weights, load
 from nn_adv.zoo.torch_bridge import from_torch
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "File",
     "Model",
     "find",
+    "fingerprints",
     "from_state_dict",
     "from_torch",
     "has_weights",

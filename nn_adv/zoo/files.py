@@ -99,7 +99,10 @@ def write_state_dict(
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
-            safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
+            try:
+                safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
+            except safetensors.SafetensorError as error:
+                raise OSError(f"cannot write {path}: {error}") from error
         else:
             torch = _import_torch(path)
             torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from nn_adv.zoo import download as downloads
 from nn_adv.zoo.catalogue import Entry, File
 
 _SOURCE = "source"  # in the metadata of a cached file: what it was made from
+_END_BYTES = 1 << 20
 _LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
 
 
@@ -85,6 +87,23 @@ def _logarithm(fn: Partial, images: chex.Array) -> jax.Array:
 def has_weights(entry: Entry, folder: str | os.PathLike[str]) -> bool:
     """Tell whether a network can be loaded from ``folder`` without a download."""
     return _cache(entry, folder).is_file() or not _missing(entry, folder)
+
+
+def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Tell the weights in a folder from others: a number for each file of a network that is there, by its name.
+
+    Read are the ends of a file, where PyTorch's zips keep a checksum of every tensor, and its size.
+    """
+    place, found = _place(entry, folder), {}
+    for file in entry.files:
+        if (place / file.name).is_file():
+            with (place / file.name).open("rb") as stream:
+                digest = hashlib.sha256(stream.read(_END_BYTES))
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(size - _END_BYTES, 0))
+                digest.update(stream.read() + str(size).encode())
+            found[file.name] = digest.hexdigest()[:16]
+    return found
 
 
 @functools.lru_cache(maxsize=64)

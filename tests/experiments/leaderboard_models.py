@@ -1,8 +1,11 @@
 """Models of a user's own for the tests of the leaderboard, on digits."""
 
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Linear(nn.Module):
@@ -53,3 +56,36 @@ def constants():
     """Return a plain function with its weights inside."""
     weights = jax.random.normal(jax.random.key(0), (64, 10))
     return lambda images: images.reshape(len(images), -1) @ weights
+
+
+def integers():
+    """Return a function of integers."""
+    return lambda images: jnp.round(images.reshape(len(images), -1)[:, :10]).astype(int)
+
+
+def leaves():
+    """End the program."""
+    sys.exit(3)
+
+
+def uses_numpy():
+    """Return a function that no program can hold."""
+    return lambda images: np.asarray(images).reshape(len(images), -1)[:, :10]
+
+
+def some_nan():
+    """Return a function of which every image has one logit that is no number."""
+    return lambda images: images.reshape(len(images), -1)[:, :10].at[:, 3].set(jnp.nan)
+
+
+def torch_fails():
+    """Return a torch module that takes small batches only."""
+    import torch
+
+    class Fails(torch.nn.Linear):
+        def forward(self, images):
+            if len(images) > 2:
+                raise RuntimeError("in the middle")
+            return super().forward(images.flatten(1))
+
+    return Fails(64, 10)

@@ -144,5 +144,6 @@ def test_attacks_have_the_size_that_is_asked_for():
 def test_functions_are_told_apart_by_what_they_say():
     images = np.random.default_rng(0).random((20, 4)).astype(np.float32)
     networks = [classifiers.Classifier(Partial(lambda x, sign=sign: sign * x)) for sign in (1, 1, -1)]
-    same, equal, other = (attacked._fingerprint(network, images) for network in networks)
+    same, equal, other = (attacked._fingerprint(network, images, 20) for network in networks)
     assert same == equal != other
+    assert {attacked._fingerprint(networks[0], images, batch_size) for batch_size in (3, 16, 100)} == {same}
