@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.report.figures import OTHER_STYLES, STYLE, png
 from experiments.report.labels import in_grey_levels, method_label, norm_label, threat_label
@@ -14,7 +15,7 @@ from experiments.report.tables import Mean, Threat
 _FOCUS_COLOR, _NETWORK_COLOR = "#D55E00", "#0072B2"
 _COLORS = (_NETWORK_COLOR, "#009E73", "#CC79A7", "#6B6B6B", *(color for color, _ in OTHER_STYLES))
 _MOST_NAMES = 9  # more names than that cannot be told apart
-_NAME_WIDTH, _NAME_HEIGHT = 0.24, 0.045  # of the axes
+_NAME_WIDTH, _NAME_HEIGHT = 0.18, 0.045  # of the axes
 
 
 def scatter(
@@ -41,7 +42,7 @@ def scatter(
                 fmt="*" if is_focus else "o",
                 markersize=13 if is_focus else 4,
                 color=_FOCUS_COLOR if is_focus else _NETWORK_COLOR,
-                elinewidth=0.6,
+                elinewidth=0.5,
                 alpha=1.0 if is_focus else 0.75,
                 zorder=3 if is_focus else 2,
             )
@@ -52,17 +53,22 @@ def scatter(
         width, height = (_limits([pair[place] for pair in points.values()]) for place in (0, 1))
         axes.set_xlim(width)
         axes.set_ylim(height)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= 100 else ""))
         named = points if len(points) <= _MOST_NAMES else {name: points[name] for name in _extremes(points, focus)}
         for name, place in _label_places(named, width[1], height[1]).items():
             across, up = points[name]
-            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
             axes.annotate(
                 method_label(name),
                 (100 * across.value, 100 * up.value),
                 place,
                 fontsize=8,
+                ha="center",
                 va="center",
-                arrowprops=line,
+                zorder=1,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3},
             )
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -81,14 +87,26 @@ def _extremes(points: Mapping[str, tuple[Mean, Mean]], focus: str) -> list[str]:
 def _label_places(
     points: Mapping[str, tuple[Mean, Mean]], width: float, height: float
 ) -> dict[str, tuple[float, float]]:
-    """Put each name to the right of its point, above the names that are in its way; in per cent, as the limits."""
+    """Give each name the middle of a place beside its dot, where no other name or dot is; in per cent."""
+    dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
     places: dict[str, tuple[float, float]] = {}
-    for name, (across, up) in sorted(points.items(), key=lambda item: item[1][1].value):
-        x, y = 100 * across.value + 0.02 * width, 100 * up.value + 0.025 * height
-        for other_x, other_y in sorted(places.values(), key=lambda place: place[1]):
-            if abs(x - other_x) < _NAME_WIDTH * width and abs(y - other_y) < _NAME_HEIGHT * height:
-                y = other_y + _NAME_HEIGHT * height
-        places[name] = x, y
+
+    def is_free(x, y):
+        near_names = [
+            abs(x - a) < _NAME_WIDTH * width and abs(y - b) < _NAME_HEIGHT * height for a, b in places.values()
+        ]
+        near_dots = [
+            abs(x - a) < _NAME_WIDTH * width / 2 and abs(y - b) < _NAME_HEIGHT * height / 2 for a, b in dots.values()
+        ]
+        return not any(near_names + near_dots)
+
+    for name, (x, y) in dots.items():
+        beside = [
+            (x + side * (_NAME_WIDTH / 2 + 0.02) * width, y + level * _NAME_HEIGHT * height)
+            for level in (0.5, -0.5, 1.5, -1.5, 2.5, -2.5)
+            for side in (1, -1)
+        ]
+        places[name] = next((place for place in beside if is_free(*place)), beside[0])
     return places
 
 

@@ -238,7 +238,10 @@ def test_as_strong_as_published(shared_dir, name, norm, epsilon, left):
     assert np.sum(~np.asarray(result.success)) <= left + 6
 
 
-@pytest.mark.parametrize(("norm", "epsilon", "least"), [("linf", 32 / 255, 0.5), ("l2", 4.0, 0.3), ("l1", 60.0, 0.3)])
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "least"),
+    [("linf", 32 / 255, 0.5), ("l2", 4.0, 0.3), pytest.param("l1", 60.0, 0.3, marks=pytest.mark.slow)],
+)
 def test_breaks_images_of_a_published_network_within_few_queries(shared_dir, norm, epsilon, least):
     model = reference_models.load(shared_dir / "reference" / "apgd", "c2", every=12)
     result = _jitted(model.logits_fn, model.images, model.labels, Threat(norm, epsilon), num_queries=300)

@@ -7,6 +7,7 @@ from nn_adv import certify, neighbors
 from nn_adv.threat import NORMS
 
 SETTINGS = [(norm, kind) for norm in NORMS for kind in ("box", "free")]
+_SLOW = (("l1", "free"), ("linf", "free"))
 
 
 def _load(shared_dir, name):
@@ -21,7 +22,10 @@ def _assert_agrees(found, expected):
     np.testing.assert_allclose(found.upper, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("norm", "kind"), SETTINGS)
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [pytest.param(*setting, marks=[pytest.mark.slow] * (setting in _SLOW)) for setting in SETTINGS],
+)
 def test_digits(shared_dir, norm, kind):
     oracle = _load(shared_dir, "digits_3v8.npz")
     classes, labels = np.unique(oracle["labels"], return_inverse=True)

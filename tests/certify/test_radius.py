@@ -20,7 +20,7 @@ _GRIDS = {"coarse": (1, 3), "fine": (1, 1000), "coarse uint8": (255, 3), "fine u
 @st.composite
 def _tasks(draw):
     seed = draw(st.integers(0, 2**32 - 1))
-    num_points, size, num_images = draw(st.integers(2, 14)), draw(st.sampled_from([1, 6])), 3
+    num_points, size, num_images = draw(st.integers(3, 14)), draw(st.sampled_from([1, 6])), 3
     grid = draw(st.sampled_from(sorted(_GRIDS)))
     largest, steps = _GRIDS[grid]
     rng = np.random.default_rng(seed)
@@ -28,7 +28,9 @@ def _tasks(draw):
     points, images = (np.zeros((n, 6), np.uint8 if "uint8" in grid else np.float32) for n in (num_points, num_images))
     points[:, :size] = rng.integers(0, steps + 1, (num_points, size)) * largest / steps
     images[:, :size] = rng.integers(0, steps + 1, (num_images, size)) * largest / steps
-    labels = rng.integers(0, 3, num_points)
+    # Of three classes floats have two. A block of points holds one class: other numbers of blocks compile anew.
+    present = np.array([0, 1, 2] if "uint8" in grid else [0, 2])
+    labels = rng.permutation(np.concatenate([present, rng.choice(present, num_points - len(present))]))
     leave_out = np.full(num_images, -1)
     if draw(st.booleans()):  # train images, the first left out
         images[:2] = points[rng.integers(0, num_points, 2)]
@@ -331,7 +333,7 @@ def test_of_copies_the_lowest_index_present_is_the_opponent():
     np.testing.assert_array_equal(np.isinf(found.lower), [True, False])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["l2", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l1", "linf"))])
 def test_radii_are_in_the_unit_of_the_pixels(norm):
     reference, images, labels, points, point_labels = _problem(n=200, dtype=np.float32)
     expected = certify.radius(reference, images, labels, norm=norm)

@@ -90,7 +90,9 @@ def test_prediction_of_an_image_ignores_its_batch(name):
     assert np.all(np.abs(others[1:] - logits[1:]).max(axis=1) > 1e-4)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in models.NAMES]
+)
 def test_normalisation_is_inside(name):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     plain, images, variables = _tiny(name, mean=None, std=None)

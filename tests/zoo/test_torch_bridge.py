@@ -106,7 +106,8 @@ def test_apgd_finds_what_it_finds_through_the_port():
     assert np.any(ours.success)
 
 
-@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_ensemble_finds_what_it_finds_through_the_port(norm):
     bridge, port, images, labels = _both()
     short = [
