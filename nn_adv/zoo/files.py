@@ -99,14 +99,13 @@ def write_state_dict(
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
-            try:
-                safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
-            except safetensors.SafetensorError as error:
-                raise OSError(f"cannot write {path}: {error}") from error
+            safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
         else:
             torch = _import_torch(path)
             torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, temporary)
         temporary.replace(path)
+    except (safetensors.SafetensorError, RuntimeError) as error:  # what the two libraries make of a full disk
+        raise OSError(f"cannot write {path}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

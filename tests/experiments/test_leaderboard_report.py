@@ -2,11 +2,15 @@
 
 import csv
 
+import numpy as np
 import pytest
 
 from configs import leaderboard as config_file
 from experiments import leaderboard
 from experiments.report import leaderboard as report
+from experiments.report import leaderboard_figures as figures
+from experiments.report import leaderboard_tables as tables
+from experiments.report.tables import Mean
 from tests.experiments.report_rows import evaluation, row
 
 RADII = {"linf": 0.1, "l2": 0.8}
@@ -62,3 +66,32 @@ def test_the_csv_has_the_clean_check_and_what_failed(tmp_path):
 def test_the_report_says_what_was_left_out(tmp_path):
     page = report.write(tmp_path, ROWS, absence="2 of 5 networks have no weights in models")
     assert "Not complete: 2 of 5 networks have no weights in models." in page.read_text()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_names_in_the_scatter_lie_on_no_other_name_and_on_no_dot(seed):
+    shares = np.random.default_rng(seed).uniform(0.2, 0.6, (7, 2))
+    points = {
+        f"n{number}": tuple(Mean(value, 0.0, 1, "attacked") for value in pair) for number, pair in enumerate(shares)
+    }
+    places = list(figures._label_places(points, 80.0, 80.0).values())
+    width, height = 80 * figures._NAME_WIDTH, 80 * figures._NAME_HEIGHT
+    for number, (x, y) in enumerate(places):
+        assert all(abs(x - a) >= width or abs(y - b) >= height for a, b in places[:number])
+        assert all(abs(x - 100 * a) >= width / 2 or abs(y - 100 * b) >= height / 2 for a, b in shares)
+
+
+def test_clearly_means_that_intervals_do_not_overlap():
+    """20 of 200 beside 8, 9, 4 and none: `wilson_interval` parts the first from the last two."""
+
+    def made(name, robust, kind):
+        evaluations = [
+            evaluation("test", None, 0.0, "clean", 200, 150),
+            evaluation("test", "linf", 0.1, kind, 200, robust),
+        ]
+        return row("all", name, evaluations, radii={"linf": 0.1}, warnings=[])
+
+    rows = [made("1nn", 20, "exact"), *(made(str(robust), robust, "attacked") for robust in (0, 4, 8, 9, 30))]
+    (found,) = tables.comparisons(rows)
+    assert (found.num_networks, found.num_below, found.num_clearly_below) == (5, 4, 2)
+    assert found.best[0] == "30"

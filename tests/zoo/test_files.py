@@ -2,6 +2,8 @@ import argparse
 import errno
 import os
 import pathlib
+import resource
+import signal
 import weakref
 import zipfile
 
@@ -59,6 +61,22 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         files.write_state_dict(path, {})
     _assert_same(files.read_state_dict(path), STATE)
     assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_a_full_disk_is_an_os_error(tmp_path, name):
+    if name == "x.pt":
+        pytest.importorskip("torch")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the write in place of the end of the process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="x"):
+            files.write_state_dict(tmp_path / name, {"a": np.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert os.listdir(tmp_path) == []
 
 
 def _tensors(torch):
