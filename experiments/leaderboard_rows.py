@@ -6,7 +6,7 @@ import functools
 import io
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,20 @@ def _row(board: Board, contestant, found, **fields) -> dict[str, Any]:
     } | fields
 
 
-def network_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
+def network_row(
+    board: Board, model: contestants.Contestant, workdir: Path, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """Load a network, check what it returns and its clean accuracy, then attack it.
+
+    Args:
+      board: images and settings.
+      model: the network.
+      workdir: what broke each image is kept there, and the progress until the caller has stored the row.
+      show: called with a few words on where it is.
+
+    Raises:
+      ValueError: the network does not return logits, or is not as accurate as was published (`admission`).
+    """
     start = time.perf_counter()
     config, chosen, threats = board.config, board.images, plan.make_threats(board.config)
     classifier = contestants.load(model, config, board.dataset)
@@ -133,7 +146,9 @@ def _save_outcomes(
     write_whole(path, buffer.getvalue())
 
 
-def neighbor_row(board: Board, model, workdir: Path, show) -> dict[str, Any]:
+def neighbor_row(
+    board: Board, model: contestants.Contestant, workdir: Path, show: Callable[[str], None]
+) -> dict[str, Any]:
     """Compute 1NN's radii, those that an earlier run has not, and look its robust accuracy up in them."""
     start = time.perf_counter()
     dataset = board.dataset
@@ -170,4 +185,5 @@ def _radii(board: Board, reference: neighbors.Reference, path: Path, show) -> ra
 
 
 def progress_file(workdir: Path, unit: str) -> Path:
+    """Return where the attacks on a network keep their progress."""
     return workdir / "attacks" / f"{failures.file_name(unit)}.npz"
