@@ -16,7 +16,7 @@ import jax
 from experiments.storage import write_whole
 
 _FOLDER = "failures"
-_LONGEST = 500  # characters of a reason; the whole traceback is recorded beside it
+_LONGEST = 500  # characters of a reason that is not the project's own; the whole traceback is recorded beside it
 
 
 class SomeFailed(ValueError):
@@ -75,10 +75,21 @@ def _one_line(error: Exception) -> str:
     """Say what went wrong; a type that is no message by itself is named."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return "it uses NumPy on the images: use jax.numpy, or torch: for a torch module"
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line] or ["no message"]
-    if "RESOURCE_EXHAUSTED" in lines[0]:
-        return f"out of memory, lower evaluation.batch_size: {lines[0][:_LONGEST]}"
-    if "Traceback (most recent call last)" in str(error):  # of a function that a compiled program called
-        return lines[-1][:_LONGEST]
-    text = " ".join(" ".join(lines).split())[:_LONGEST]
-    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+    if isinstance(error, ValueError | OSError):
+        return _joined(str(error))
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of a function that a compiled program called
+        last_call = text.rpartition('\n  File "')[2].splitlines()
+        start = next((number for number, line in enumerate(last_call) if number and line[:1].strip()), 0)
+        text = "\n".join(last_call[start:])
+    else:
+        text = f"{type(error).__name__}: {text}"
+    text = _joined(text)
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ..."
+    is_memory = isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory", text)
+    return f"out of memory, evaluation.batch_size may be lower: {text}" if is_memory else text
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split()) or "no message"

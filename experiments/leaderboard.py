@@ -25,7 +25,8 @@ from nn_adv import data
 
 _ROW_BYTES = 30_000
 _RADIUS_BYTES = 64  # an image, its radii in all norms
-# What may change between two runs into one workdir: which models are run, where and how fast, not what a row says.
+# What may change between two runs into one workdir: which models are run, where and how fast, not what a row says
+# (`_check_unchanged` sees to what a catalogue says of a network that has a row).
 _NOT_IN_A_ROW = (
     "data_dir",
     "catalogue",

@@ -78,6 +78,7 @@ def network_row(
     start = time.perf_counter()
     config, chosen, threats = board.config, board.images, plan.make_threats(board.config)
     classifier = contestants.load(model, config, board.dataset)
+    facts = contestants.about(model, classifier, config)  # now: the files may have been replaced when it is done
     loaded = time.perf_counter()
     show("clean accuracy")
     admission.check_outputs(model, classifier, chosen.images[: config.evaluation.batch_size])
@@ -107,7 +108,7 @@ def network_row(
         board,
         model,
         accuracies.attacked(config, chosen.split, places, names),
-        model=contestants.about(model, classifier, config),
+        model=facts,
         clean=clean,
         attack={"attacks": names} | {name: config.evaluation[name] for name in counts},
         radii=None,

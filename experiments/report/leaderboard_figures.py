@@ -15,7 +15,7 @@ from experiments.report.tables import Mean, Threat
 _FOCUS_COLOR, _NETWORK_COLOR = "#D55E00", "#0072B2"
 _COLORS = (_NETWORK_COLOR, "#009E73", "#CC79A7", "#6B6B6B", *(color for color, _ in OTHER_STYLES))
 _MOST_NAMES = 9  # more names than that cannot be told apart
-_NAME_WIDTH, _NAME_HEIGHT = 0.18, 0.045  # of the axes
+_LETTER_WIDTH, _LINE_HEIGHT, _GAP = 0.0145, 0.045, 0.02  # of names in a scatter, as shares of the axes
 
 
 def scatter(
@@ -56,12 +56,12 @@ def scatter(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= 100 else ""))
-        named = points if len(points) <= _MOST_NAMES else {name: points[name] for name in _extremes(points, focus)}
-        for name, place in _label_places(named, width[1], height[1]).items():
-            across, up = points[name]
+        dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
+        named = list(dots) if len(dots) <= _MOST_NAMES else _extremes(dots, focus)
+        for name, place in _label_places(dots, named, width[1], height[1]).items():
             axes.annotate(
                 method_label(name),
-                (100 * across.value, 100 * up.value),
+                dots[name],
                 place,
                 fontsize=8,
                 ha="center",
@@ -78,35 +78,43 @@ def scatter(
         return png(figure)
 
 
-def _extremes(points: Mapping[str, tuple[Mean, Mean]], focus: str) -> list[str]:
+def _extremes(dots: Mapping[str, tuple[float, float]], focus: str) -> list[str]:
     """Name 1NN and the most robust in each norm."""
-    best = [max(points, key=lambda name: points[name][place].value) for place in (0, 1)]
-    return [name for name in dict.fromkeys([focus, *best]) if name in points]
+    best = [max(dots, key=lambda name: dots[name][axis]) for axis in (0, 1)]
+    return [name for name in dict.fromkeys([focus, *best]) if name in dots]
 
 
 def _label_places(
-    points: Mapping[str, tuple[Mean, Mean]], width: float, height: float
+    dots: Mapping[str, tuple[float, float]], names: Sequence[str], right: float, top: float
 ) -> dict[str, tuple[float, float]]:
-    """Give each name the middle of a place beside its dot, where no other name or dot is; in per cent."""
-    dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
+    """Give each name the middle of a place beside its dot, in the axes, where no other name or dot is if there is one.
+
+    Args:
+      dots: name -> where its dot is.
+      names: to be written.
+      right: where the axis across ends; it begins near 0.
+      top: where the axis up ends, likewise.
+    """
+    half = {name: _LETTER_WIDTH / 2 * len(method_label(name)) * right for name in names}
+    line = _LINE_HEIGHT * top
     places: dict[str, tuple[float, float]] = {}
 
-    def is_free(x, y):
-        near_names = [
-            abs(x - a) < _NAME_WIDTH * width and abs(y - b) < _NAME_HEIGHT * height for a, b in places.values()
-        ]
-        near_dots = [
-            abs(x - a) < _NAME_WIDTH * width / 2 and abs(y - b) < _NAME_HEIGHT * height / 2 for a, b in dots.values()
-        ]
-        return not any(near_names + near_dots)
+    def is_free(name, x, y):
+        return (
+            half[name] <= x <= right - half[name]
+            and 0 <= y <= top - line / 2
+            and not any(abs(x - a) < half[name] and abs(y - b) < line / 2 for a, b in dots.values())
+            and not any(abs(x - a) < half[name] + half[other] and abs(y - b) < line for other, (a, b) in places.items())
+        )
 
-    for name, (x, y) in dots.items():
+    for name in names:
+        x, y = dots[name]
         beside = [
-            (x + side * (_NAME_WIDTH / 2 + 0.02) * width, y + level * _NAME_HEIGHT * height)
-            for level in (0.5, -0.5, 1.5, -1.5, 2.5, -2.5)
+            (x + side * (half[name] + _GAP * right), y + level * line)
+            for level in (0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 3.5, -3.5)
             for side in (1, -1)
         ]
-        places[name] = next((place for place in beside if is_free(*place)), beside[0])
+        places[name] = next((place for place in beside if is_free(name, *place)), beside[0])
     return places
 
 

@@ -71,11 +71,10 @@ def _general(rows: Sequence[Row]) -> Table:
 
 def _trained_on(rows: Sequence[Row]) -> str:
     """Name the number of training images; those of networks from elsewhere are not known."""
-    known = {row["method"] for row in rows if row.get("num_train")}
-    is_known_of_all = known == {row["method"] for row in rows}
-    return (
-        "training images per task" if is_known_of_all else f"training images of {', '.join(map(method_label, known))}"
-    )
+    known = sorted({row["method"] for row in rows if row.get("num_train")})
+    if len(known) == len({row["method"] for row in rows}):
+        return "training images per task"
+    return f"training images of {', '.join(map(method_label, known))}"
 
 
 def _seconds(rows: Sequence[Row], methods: Sequence[str]) -> Table:

@@ -99,9 +99,18 @@ def _hashable(option: str, value: Any) -> Any:
     if option == "dtype" and value is not None:
         with contextlib.suppress(TypeError):  # no dtype: refused as what it is
             return jnp.dtype(value).name
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if option in ("mean", "std") and isinstance(value, (int, float)):
         return (float(value),)
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _is_integer(value: Any) -> bool:
@@ -134,7 +143,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "dtype": (
         "the name of a floating-point type",
-        lambda value: value is None or (isinstance(value, str) and "float" in value and hasattr(jnp, value)),
+        lambda value: value is None or _is_float(value),
     ),
     "dropout": ("a number", _is_number),
     "tolerance": ("a number", _is_number),

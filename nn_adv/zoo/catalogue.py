@@ -24,7 +24,7 @@ class File:
 
     Attributes:
       name: of the file, in the folder FOLDER/DATASET/THREAT.
-      source: where it is: "gdrive:ID", "zenodo:RECORD/FILE" or a URL; empty where it cannot be downloaded.
+      source: where it is: "gdrive:ID", "zenodo:RECORD/FILE" or an http(s) address; empty where it cannot be downloaded.
       md5: of its content, 32 hexadecimal digits, where that is known.
       outer_key: the entry that holds the weights.
       into: what the keys of the network have in front of those of the file.
@@ -152,7 +152,7 @@ def _entry(record: dict[str, Any]) -> Entry:
             raise ValueError(f"the md5 of a file must be 32 hexadecimal digits, lower case, got {file['md5']!r}")
         if not re.fullmatch(r"(gdrive:\S+|zenodo:\d+/.+|https?://.+)?", file.get("source", "")):
             raise ValueError(
-                f"the source of a file must be gdrive:ID, zenodo:RECORD/FILE or a URL, got {file['source']!r}"
+                f"the source of a file must be gdrive:ID, zenodo:RECORD/FILE or an http address, got {file['source']!r}"
             )
     for name in ("name", "dataset", "threat"):  # they become folders and names of files
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", record[name]):
@@ -235,7 +235,7 @@ _ACCURACY = ("a percentage", lambda value: 0 <= value <= 100)
 _LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_classes": ("at least 2", lambda value: value >= 2),
     "image_shape": ("positive", lambda value: min(value) > 0),
-    "epsilon": ("positive", lambda value: value > 0),
+    "epsilon": ("at least 0", lambda value: value >= 0),
     "clean_accuracy": _ACCURACY,
     "autoattack_accuracy": _ACCURACY,
     "best_known_accuracy": _ACCURACY,

@@ -90,7 +90,7 @@ def write_state_dict(
       metadata: text kept beside the arrays, in safetensors only.
 
     Raises:
-      OSError: it could not be written.
+      OSError: it could not be written, the dtype of an array included.
       ImportError: it is to be a file of PyTorch's, which is not installed.
     """
     path = pathlib.Path(path)
@@ -229,14 +229,22 @@ def _load_torch(path: pathlib.Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)|type \S+ <class '(\S+)'|got <class '(\S+)'", str(error))
+        if not found and not is_zip:
+            raise Damaged(path, f"is damaged, cut off or no file of tensors ({_reason(error)})") from error
         asked = f"code ({next(filter(None, found.groups()))})" if found else "what PyTorch holds for unsafe"
-        raise ValueError(f"{path} asks for {asked}, which is never run here: {remedy}") from error
+        doubt = "" if is_zip else ", or is damaged"  # the older format has no checksums
+        raise ValueError(f"{path} asks for {asked}, which is never run here{doubt}: {remedy}") from error
     except Exception as error:
-        if "allocate memory" in str(error):
-            raise MemoryError(f"{path} does not fit into memory") from error
+        _tell_memory(path, error)
         if is_zip:  # its checksums agree
             raise ValueError(f"{path} cannot be read ({_reason(error)}): {remedy}") from error
         raise Damaged(path, f"is damaged, cut off or no file of tensors ({_reason(error)})") from error
+
+
+def _tell_memory(path: pathlib.Path, error: Exception) -> None:
+    """Raise MemoryError where PyTorch, which has none, means it."""
+    if "allocate memory" in str(error):
+        raise MemoryError(f"{path} does not fit into memory") from error
 
 
 def _harmless_globals() -> list[Any]:
@@ -279,6 +287,7 @@ def _to_numpy(path: pathlib.Path, entries: dict[Any, Any]) -> dict[str, np.ndarr
             try:
                 value = (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy().copy()
             except (TypeError, RuntimeError) as error:  # sparse, quantised, without values
+                _tell_memory(path, error)
                 raise ValueError(f"{path} holds no plain tensor as {key!r}: {_reason(error)}") from error
         if not isinstance(value, np.ndarray | np.generic | int | float):
             raise ValueError(

@@ -24,7 +24,8 @@ from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads
 from nn_adv.zoo.catalogue import Entry, File
 
-_SOURCE = "source"  # in the metadata of a cached file: what it was made from
+# In the metadata of a cached file: what it was made from, told by place and time, and by content.
+_SOURCE, _FINGERPRINTS = "source", "fingerprints"
 _END_BYTES = 1 << 20
 _LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
 
@@ -55,7 +56,7 @@ def load(
     Its weights are read from FOLDER/DATASET/THREAT/NAME.pt (RobustBench's layout) and kept beside it, under the
     published keys, as NAME.safetensors, from which they are read the next time, without PyTorch. Such a file is made
     anew when the size or the time of its source has changed or it cannot be read; without its source it is enough. A
-    NAME.safetensors from elsewhere is used where there is no NAME.pt, and never overwritten.
+    NAME.safetensors from elsewhere is used where there is no NAME.pt, and not overwritten unless it is damaged.
 
     Args:
       name: of the network.
@@ -90,20 +91,28 @@ def has_weights(entry: Entry, folder: str | os.PathLike[str]) -> bool:
 
 
 def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Tell the weights in a folder from others: a number for each file of a network that is there, by its name.
+    """Tell the weights in a folder from others: a number for each file that `load` would read, by its name.
 
-    Read are the ends of a file, where PyTorch's zips keep a checksum of every tensor, and its size.
+    Of a file are taken its size and its ends, where PyTorch's zips keep a checksum of every tensor. Files of other
+    kinds that differ in the middle alone look the same. What is kept of files that are gone has the numbers of those.
     """
-    place, found = _place(entry, folder), {}
-    for file in entry.files:
-        if (place / file.name).is_file():
-            with (place / file.name).open("rb") as stream:
-                digest = hashlib.sha256(stream.read(_END_BYTES))
-                size = stream.seek(0, os.SEEK_END)
-                stream.seek(max(size - _END_BYTES, 0))
-                digest.update(stream.read() + str(size).encode())
-            found[file.name] = digest.hexdigest()[:16]
-    return found
+    if not _missing(entry, folder):
+        return {file.name: _fingerprint(_place(entry, folder) / file.name) for file in entry.files}
+    cache = _cache(entry, folder)
+    try:
+        kept = files.read_metadata(cache).get(_FINGERPRINTS)
+    except (FileNotFoundError, files.Damaged):
+        return {}
+    return json.loads(kept) if kept else {cache.name: _fingerprint(cache)}
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(_END_BYTES))
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - _END_BYTES, 0))
+        digest.update(stream.read() + str(size).encode())
+    return digest.hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=64)
@@ -161,12 +170,15 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
     state: dict[str, np.ndarray] = {}
     for file in entry.files:
         part = files.read_state_dict(place / file.name, outer_key=file.outer_key, prefixes=entry.prefixes)
+        where = f"{entry.name}: {place / file.name}"
         for key, value in part.items():
-            for name, array in _renamed(entry, key, value):
+            try:
+                arrays = _renamed(entry, key, value)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            for name, array in arrays:
                 if file.into + name in state:
-                    raise ValueError(
-                        f"{place / file.name}: key {key} is read as {file.into}{name}, as another key was before it"
-                    )
+                    raise ValueError(f"{where}: key {key} is read as {file.into}{name}, as another key was before it")
                 state[file.into + name] = array
     names = ", ".join(dict.fromkeys(str(place / file.name) for file in entry.files))
     variables = _convert(entry, network, state, names)
@@ -175,7 +187,8 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
         used = {key: value for key, value in state.items() if not _is_unused(entry, key)}
         # A folder that cannot be written to is no reason not to run.
         with contextlib.suppress(OSError):
-            files.write_state_dict(cache, used, metadata={_SOURCE: _stamp(entry, folder)})
+            told = {_SOURCE: _stamp(entry, folder), _FINGERPRINTS: json.dumps(fingerprints(entry, folder))}
+            files.write_state_dict(cache, used, metadata=told)
     return variables
 
 
@@ -189,13 +202,24 @@ def _is_from_elsewhere(cache: pathlib.Path) -> bool:
 
 def _renamed(entry: Entry, key: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Give an array of a file its name in the network, or its parts theirs (`Entry.renames`)."""
+    arrays = [(key, value)]
     for pattern, new in entry.renames:
+        arrays = [renamed for key, value in arrays for renamed in _replaced(pattern, new, key, value)]
+    return arrays
+
+
+def _replaced(pattern: str, new: str | tuple[str, ...], key: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    try:
         if isinstance(new, str):
-            key = re.sub(pattern, new, key)
-        elif re.search(pattern, key) and value.ndim and len(value) % len(new) == 0:
-            parts = np.split(value, len(new))
-            return [(re.sub(pattern, name, key), part) for name, part in zip(new, parts, strict=True)]
-    return [(key, value)]
+            return [(re.sub(pattern, new, key), value)]
+        if not re.search(pattern, key):
+            return [(key, value)]
+        if value.ndim == 0 or len(value) % len(new):
+            raise ValueError(f"{key} of shape {list(value.shape)} cannot be cut into {len(new)} equal parts")
+        parts = np.split(value, len(new))
+        return [(re.sub(pattern, name, key), part) for name, part in zip(new, parts, strict=True)]
+    except re.error as error:
+        raise ValueError(f"renames: {pattern!r} cannot be replaced by {new!r} ({error})") from error
 
 
 def _is_unused(entry: Entry, key: str) -> bool:

@@ -76,13 +76,13 @@ class _Network:
         self.torch = torch = _import_torch()
         if not isinstance(module, torch.nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        if not isinstance(num_classes, int) or num_classes < 2:
+        if not hasattr(num_classes, "__index__") or num_classes < 2:
             raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
         self.module = module.eval()
         for parameter in module.parameters():  # scripted modules have no requires_grad_ of their own
             parameter.requires_grad_(False)
         self.name = type(module).__name__
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         # What images are made like: its device and its dtype.
         tensors = itertools.chain(module.parameters(), module.buffers())
         self.like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))

@@ -1,6 +1,7 @@
 """The leaderboard's terminal table and CSV, from made-up rows."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from experiments import leaderboard
 from experiments.report import leaderboard as report
 from experiments.report import leaderboard_figures as figures
 from experiments.report import leaderboard_tables as tables
-from experiments.report.tables import Mean
 from tests.experiments.report_rows import evaluation, row
 
 RADII = {"linf": 0.1, "l2": 0.8}
@@ -22,8 +22,9 @@ def _network(name, *, linf, l2, published=90.0, correct=905):
         evaluation("test", "linf", 0.1, "attacked", 100, linf),
         evaluation("test", "l2", 0.8, "attacked", 100, l2),
     ]
-    clean = {"count": 1000, "correct": correct, "published": published, "verdict": "agrees"}
+    clean = {"count": 1000, "correct": correct, "published": published, "verdict": "agrees within 0.5"}
     model = {"architecture": "mlp", "clean_accuracy": published, "autoattack_accuracy": None}
+    model |= {"threat": "Linf", "epsilon": 8 / 255, "extra_data": name == "A", "notes": [f"a note on {name}"]}
     return row("all", name, evaluations, radii=RADII, clean=clean, model=model, warnings=[])
 
 
@@ -69,16 +70,32 @@ def test_the_report_says_what_was_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_names_in_the_scatter_lie_on_no_other_name_and_on_no_dot(seed):
-    shares = np.random.default_rng(seed).uniform(0.2, 0.6, (7, 2))
-    points = {
-        f"n{number}": tuple(Mean(value, 0.0, 1, "attacked") for value in pair) for number, pair in enumerate(shares)
-    }
-    places = list(figures._label_places(points, 80.0, 80.0).values())
-    width, height = 80 * figures._NAME_WIDTH, 80 * figures._NAME_HEIGHT
-    for number, (x, y) in enumerate(places):
-        assert all(abs(x - a) >= width or abs(y - b) >= height for a, b in places[:number])
-        assert all(abs(x - 100 * a) >= width / 2 or abs(y - 100 * b) >= height / 2 for a, b in shares)
+def test_names_in_the_scatter_lie_in_the_axes_on_no_other_name_and_on_no_dot(seed):
+    """Short names and long ones, dots in the middle and on the borders, some without a name."""
+    shares = np.random.default_rng(seed).uniform(20, 60, (9, 2))
+    shares[0], shares[1, 0] = 0, 0
+    dots = {"n" * (4 + 3 * number): tuple(pair) for number, pair in enumerate(shares)}
+    names = list(dots)[:7]
+    places = figures._label_places(dots, names, 80.0, 80.0)
+    line = 80 * figures._LINE_HEIGHT
+    half = {name: 80 * figures._LETTER_WIDTH * len(name) / 2 for name in names}
+    for name, other in itertools.combinations(names, 2):
+        (x, y), (a, b) = places[name], places[other]
+        assert abs(x - a) >= half[name] + half[other] or abs(y - b) >= line
+    for name, (x, y) in places.items():
+        assert half[name] <= x <= 80 - half[name] and 0 <= y <= 80
+        assert all(abs(x - a) >= half[name] or abs(y - b) >= line / 2 for a, b in dots.values())
+
+
+def test_the_report_says_what_networks_are_listed_for_and_what_to_know(tmp_path):
+    page = report.write(tmp_path, ROWS).with_suffix(".md").read_text()
+    assert "| A | mlp | L∞ 8/255, extra data | 90.50 of 1000 | 90.00 | agrees within 0.5 |" in page
+    assert "| B | mlp | L∞ 8/255 |" in page and "| a note on B |" in page
+
+
+def test_training_images_are_those_of_1nn_where_no_others_are_known(tmp_path):
+    page = report.write(tmp_path, [ROWS[0] | {"num_train": None}, ROWS[1] | {"method": "1nn", "num_train": 77}])
+    assert "| training images of 1NN | 77 |" in page.with_suffix(".md").read_text()
 
 
 def test_clearly_means_that_intervals_do_not_overlap():

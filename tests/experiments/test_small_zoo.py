@@ -69,6 +69,10 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
     assert list(zoo.read(catalogue)) == [*METHODS, "pgd-l2"]
     monkeypatch.setattr(small_zoo, "_row", lambda *_: pytest.fail("a network was trained twice"))
     small_zoo.run(tiny_config(), workdir)
+    moved = (workdir / "digits" / "L2" / "pgd-l2.pt").rename(workdir / "elsewhere.pt")
+    with pytest.raises(ValueError, match="has no digits/L2/pgd-l2.pt any more: put it back"):
+        small_zoo.run(tiny_config(), workdir)
+    moved.rename(workdir / "digits" / "L2" / "pgd-l2.pt")
     assert "trades-both" in small_zoo.summary(tiny_config(), results.read_rows(workdir)[0])
 
 

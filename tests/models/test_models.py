@@ -162,6 +162,8 @@ def test_equal_options_give_equal_networks():
     assert models.create("mlp", hidden_sizes=[8, 8], mean=0.5) == models.create("mlp", hidden_sizes=(8, 8), mean=(0.5,))
     assert hash(models.create("resnet18", dtype=jnp.bfloat16)) == hash(models.create("resnet18", dtype="bfloat16"))
     assert models.create("mlp") != models.create("mlp", hidden_sizes=(8,))
+    same = {"mean": np.array([0.5, 0.25]), "std": np.float32(0.5), "hidden_sizes": np.array([8])}
+    assert models.create("mlp", **same) == models.create("mlp", mean=(0.5, 0.25), std=0.5, hidden_sizes=[8])
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,7 @@ def test_equal_options_give_equal_networks():
         ("mlp", {"mean": "grey"}, "mean of mlp must be a number or one for each channel, got 'grey'"),
         ("mlp", {"std": (0.2, 0.0)}, r"std of mlp must be a positive number or one for each channel, got \(0.2, 0.0\)"),
         ("mlp", {"dtype": "int8"}, "dtype of mlp must be the name of a floating-point type, got 'int8'"),
+        ("mlp", {"dtype": "floating"}, "dtype of mlp must be the name of a floating-point type, got 'floating'"),
         ("mlp", {"dtype": "float33"}, "dtype of mlp must be the name of a floating-point type, got 'float33'"),
         ("wide_resnet", {"depth": 20}, "depth must be 6 n \\+ 4"),
         ("wide_resnet", {"depth": "28"}, "depth of wide_resnet must be a positive whole number, got '28'"),

@@ -201,8 +201,36 @@ def test_an_array_of_several_layers_is_cut_into_theirs(own, network, state):
     np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
     state["layer1.both.bn1.bias"] = state["layer1.both.bn1.bias"][:-1]
     own.write(state)
-    with pytest.raises(ValueError, match=r"2 missing \(layer1.0.bn1.bias.* 1 left over \(layer1.both.bn1.bias\)"):
+    with pytest.raises(ValueError, match=r"Tiny.pt: layer1.both.bn1.bias of shape \[7\] cannot be cut into 2"):
         own.load()
+
+
+def test_names_that_no_replacement_gives_are_told(own, state):
+    own.describe(renames=[["^conv", r"\2"]])
+    own.write(state)
+    with pytest.raises(ValueError, match=r"Tiny.pt: renames: '\^conv' cannot be replaced by .* \(invalid group"):
+        own.load()
+
+
+def test_fingerprints_are_of_what_is_loaded(own, state):
+    def found():
+        return zoo.fingerprints(zoo.find("Tiny", own.catalogue), own.folder)
+
+    assert found() == {}
+    own.write(state, "Tiny.safetensors")  # from elsewhere
+    elsewhere = found()
+    assert set(elsewhere) == {"Tiny.safetensors"}
+    own.write({**state, "linear.bias": state["linear.bias"] + 1}, "Tiny.safetensors")
+    assert set(found()) == {"Tiny.safetensors"} and found() != elsewhere
+    (own.place / "Tiny.safetensors").unlink()
+    own.write(state)
+    source = found()
+    assert set(source) == {"Tiny.pt"}
+    own.load()
+    (own.place / "Tiny.pt").unlink()
+    assert found() == source  # what is kept was made from it
+    own.write({**state, "linear.bias": state["linear.bias"] + 1})
+    assert set(found()) == {"Tiny.pt"} and found() != source
 
 
 def test_of_probabilities_the_logarithm_is_given(own, network, state):

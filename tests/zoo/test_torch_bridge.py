@@ -327,6 +327,7 @@ def test_nan_is_refused_but_for_images_that_have_it():
 def test_bad_arguments_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="module must be a torch.nn.Module, got function"):
         from_torch(lambda images: images, 4)
+    assert from_torch(_Counting(), np.int64(4))(POINTS).shape == (5, 4)
     for number in (1, 4.0, "4"):
         with pytest.raises(ValueError, match=f"num_classes must be a whole number of at least 2, got {number!r}"):
             from_torch(_Counting(), number)
