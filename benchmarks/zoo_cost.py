@@ -3,7 +3,8 @@
 Each network is traced on abstract images. Counted are the operations of the logits and of the gradient at the images
 (a multiplication and an addition are two), and the bytes of the weights and of what the gradient keeps of each image.
 From them and the passes of the standard ensemble follow the hours of a leaderboard (images that no attack breaks, all
-of them: an upper bound) on a GPU that sustains so many operations a second. That rate is an assumption.
+of them: an upper bound) on a GPU that sustains so many operations a second. That rate is an assumption. The largest
+batch is what fits, beside the weights, into four fifths of a card by this count.
 
   python benchmarks/zoo_cost.py --output=docs/benchmarks/zoo_cost.json
 """
@@ -26,6 +27,8 @@ from nn_adv import models, zoo
 GRADIENTS = 100 + 9 * 100 + 9 * 100
 FORWARDS = 9 * 100 + 5000
 _BATCH = 8  # traced; figures are per image
+_CARDS_GB = (24, 80)
+_USABLE = 0.8
 
 
 def cost(entry: zoo.Entry) -> dict[str, float]:
@@ -74,10 +77,13 @@ def main() -> None:
         row = dict(known[what])
         per_image = GRADIENTS * row["gradient_gflop"] + FORWARDS * row["forward_gflop"]
         row["hours"] = round(per_image * arguments.images * arguments.evaluations / (arguments.tflops * 1e3) / 3600, 1)
+        for card in _CARDS_GB:
+            row[f"largest_batch_{card}_gb"] = int((_USABLE * card - row["weights_gb"]) * 1e3 / row["kept_mb"])
         rows[entry.name] = {"architecture": entry.architecture, "in_paper": entry.in_paper, **row}
         print(f"{entry.name:40}", *(f"{name} {value}" for name, value in row.items()), flush=True)
     hours = sum(row["hours"] for row in rows.values() if row["in_paper"])
-    print(f"the paper's networks together: {hours:.0f} hours at {arguments.tflops} TFLOP/s")
+    weights = sum(row["weights_gb"] for row in rows.values() if row["in_paper"])
+    print(f"the paper's networks together: {hours:.0f} hours at {arguments.tflops} TFLOP/s, weights {weights:.0f} GB")
     if arguments.output:
         settings = {"tflops": arguments.tflops, "images": arguments.images, "evaluations": arguments.evaluations}
         report = {"environment": environment("flax"), **settings, "hours_of_the_paper": round(hours, 1), "models": rows}

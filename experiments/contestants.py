@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,29 +161,19 @@ def about(
         "venue",
         "notes",
     )
-    facts |= {"architecture": contestant.architecture, "read_as": _read_as(entry)}
-    facts["weights"] = zoo.fingerprints(entry, config.weights_dir)
+    facts |= {"architecture": contestant.architecture, "fingerprints": zoo.fingerprints(entry, config.weights_dir)}
     return facts | {name: getattr(entry, name) for name in names}
 
 
-def _read_as(entry: zoo.Entry) -> str:
-    """Write down what of a catalogue's entry decides what its network says."""
-    fields = ("architecture", "arguments", "num_classes", "output", "prefixes", "renames", "unused")
-    files = [[file.name, file.outer_key, file.into] for file in entry.files]
-    return json.dumps({name: getattr(entry, name) for name in fields} | {"files": files}, sort_keys=True)
+def changed_since(contestant: Contestant, facts: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+    """List what of a network differs from what its row says (`about`): files, or its entry in the catalogue.
 
-
-def changed_since(contestant: Contestant, facts: Mapping[str, Any], config: ml_collections.ConfigDict) -> str:
-    """Say what of a network differs from what its row says (`about`): nothing, or its weights, or its entry.
-
-    Weights that are not there are not compared, and of a user's own function nothing is known.
+    Files that are not there are not compared, and of a user's own function nothing is known.
     """
-    if contestant.entry is None or "read_as" not in facts:
-        return ""
-    if facts["read_as"] != _read_as(contestant.entry):
-        return "its entry in the catalogue"
+    if contestant.entry is None or "fingerprints" not in facts:
+        return []
     found = zoo.fingerprints(contestant.entry, config.weights_dir)
-    return ", ".join(name for name, value in found.items() if facts["weights"].get(name) != value)
+    return [name for name, number in found.items() if facts["fingerprints"].get(name) != number]
 
 
 def _own(name: str, num_classes: int) -> Partial:

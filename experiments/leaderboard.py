@@ -115,7 +115,7 @@ def _check_unchanged(board: Board, workdir: Path) -> None:
     """Raise ValueError if a row of the workdir is of another network than the one that has its name now."""
     rows = {row["unit"]: row for row in results.read_rows(workdir)[0]}
     changed = [
-        f"{model.name} ({what})"
+        f"{model.name} ({', '.join(what)})"
         for model in board.models
         if (row := rows.get(unit_name(board.config, model)))
         and (what := contestants.changed_since(model, row["model"], board.config))

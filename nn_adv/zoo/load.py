@@ -91,28 +91,42 @@ def has_weights(entry: Entry, folder: str | os.PathLike[str]) -> bool:
 
 
 def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Tell the weights in a folder from others: a number for each file that `load` would read, by its name.
+    """Tell a network from others of its name: a number for its entry, and for each file that `load` would read.
 
     Of a file are taken its size and its ends, where PyTorch's zips keep a checksum of every tensor. Files of other
     kinds that differ in the middle alone look the same. What is kept of files that are gone has the numbers of those.
+
+    Returns:
+      Numbers by "catalogue" (what of the entry decides what `load` gives) and by the names of the files.
     """
+    decisive = [entry.architecture, dict(entry.arguments), entry.num_classes, entry.output, _read_as(entry)]
+    found = {"catalogue": _digest(json.dumps(decisive, sort_keys=True).encode())}
     if not _missing(entry, folder):
-        return {file.name: _fingerprint(_place(entry, folder) / file.name) for file in entry.files}
+        return found | {file.name: _fingerprint(_place(entry, folder) / file.name) for file in entry.files}
     cache = _cache(entry, folder)
     try:
         kept = files.read_metadata(cache).get(_FINGERPRINTS)
     except (FileNotFoundError, files.Damaged):
-        return {}
-    return json.loads(kept) if kept else {cache.name: _fingerprint(cache)}
+        return found
+    return (json.loads(kept) if kept else {cache.name: _fingerprint(cache)}) | found
+
+
+def _read_as(entry: Entry) -> list[Any]:
+    """List what decides how the files of a network are read."""
+    parts = [[file.name, file.outer_key, file.into] for file in entry.files]
+    return [parts, entry.prefixes, entry.renames, entry.unused]
 
 
 def _fingerprint(path: pathlib.Path) -> str:
     with path.open("rb") as stream:
-        digest = hashlib.sha256(stream.read(_END_BYTES))
+        start = stream.read(_END_BYTES)
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - _END_BYTES, 0))
-        digest.update(stream.read() + str(size).encode())
-    return digest.hexdigest()[:16]
+        return _digest(start + stream.read() + str(size).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=64)
@@ -138,9 +152,7 @@ def _stamp(entry: Entry, folder: str | os.PathLike[str]) -> str:
     """Describe the files of a network, and how they are read, such that another description means other weights."""
     place = _place(entry, folder)
     stats = [(place / file.name).stat() for file in entry.files]
-    read_as = [[file.name, file.outer_key, file.into] for file in entry.files]
-    sizes = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-    return json.dumps([read_as, sizes, entry.prefixes, entry.renames, entry.unused])
+    return json.dumps([_read_as(entry), [[stat.st_size, stat.st_mtime_ns] for stat in stats]])
 
 
 def _from_cache(

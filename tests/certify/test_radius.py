@@ -18,9 +18,9 @@ _GRIDS = {"coarse": (1, 3), "fine": (1, 1000), "coarse uint8": (255, 3), "fine u
 
 
 @st.composite
-def _tasks(draw):
+def _tasks(draw, any_classes=False):
     seed = draw(st.integers(0, 2**32 - 1))
-    num_points, size, num_images = draw(st.integers(3, 14)), draw(st.sampled_from([1, 6])), 3
+    num_points, size, num_images = draw(st.integers(2 if any_classes else 3, 14)), draw(st.sampled_from([1, 6])), 3
     grid = draw(st.sampled_from(sorted(_GRIDS)))
     largest, steps = _GRIDS[grid]
     rng = np.random.default_rng(seed)
@@ -28,9 +28,11 @@ def _tasks(draw):
     points, images = (np.zeros((n, 6), np.uint8 if "uint8" in grid else np.float32) for n in (num_points, num_images))
     points[:, :size] = rng.integers(0, steps + 1, (num_points, size)) * largest / steps
     images[:, :size] = rng.integers(0, steps + 1, (num_images, size)) * largest / steps
-    # Of three classes floats have two. A block of points holds one class: other numbers of blocks compile anew.
-    present = np.array([0, 1, 2] if "uint8" in grid else [0, 2])
-    labels = rng.permutation(np.concatenate([present, rng.choice(present, num_points - len(present))]))
+    if any_classes:
+        labels = rng.integers(0, 3, num_points)
+    else:  # a block of points holds one class, and other numbers of blocks compile anew: of three, floats have two
+        present = np.array([0, 1, 2] if "uint8" in grid else [0, 2])
+        labels = rng.permutation(np.concatenate([present, rng.choice(present, num_points - len(present))]))
     leave_out = np.full(num_images, -1)
     if draw(st.booleans()):  # train images, the first left out
         images[:2] = points[rng.integers(0, num_points, 2)]
@@ -45,6 +47,19 @@ def _tasks(draw):
 @hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
 @hypothesis.given(task=_tasks())
 def test_brackets_the_brute_force_radius(norm, bounds, task):
+    _check_brackets(norm, bounds, task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", NORMS)
+@hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
+@hypothesis.given(task=_tasks(any_classes=True))
+def test_brackets_the_brute_force_radius_whatever_classes_there_are(norm, bounds, task):
+    _check_brackets(norm, bounds, task)
+
+
+def _check_brackets(norm, bounds, task):
     points, labels, images, image_labels, leave_out = task
     reference = neighbors.fit(points, labels, 3, block_size=16)
     found = certify.radius(reference, images, image_labels, norm=norm, bounds=bounds, leave_out=leave_out)

@@ -323,7 +323,7 @@ def test_another_network_under_the_name_of_a_row_is_refused(weights, finished):
         leaderboard.run(tiny_config(other), finished)
     records = json.loads((other / "catalogue.json").read_text())
     (other / "catalogue.json").write_text(json.dumps([record | {"output": "probabilities"} for record in records]))
-    with pytest.raises(ValueError, match=r"One \(its entry in the catalogue\), Two \(its entry in the catalogue\)"):
+    with pytest.raises(ValueError, match=r"One \(catalogue, One.safetensors\), Two \(catalogue\)"):
         leaderboard.run(tiny_config(other), finished)
 
 

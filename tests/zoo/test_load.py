@@ -12,6 +12,7 @@ import pytest
 
 from nn_adv import models, zoo
 from nn_adv.zoo import convert, files
+from nn_adv.zoo.load import _logarithm
 from tests.zoo import fixtures
 
 SHAPE = (8, 8, 3)
@@ -216,21 +217,24 @@ def test_fingerprints_are_of_what_is_loaded(own, state):
     def found():
         return zoo.fingerprints(zoo.find("Tiny", own.catalogue), own.folder)
 
-    assert found() == {}
+    assert set(found()) == {"catalogue"}
     own.write(state, "Tiny.safetensors")  # from elsewhere
     elsewhere = found()
-    assert set(elsewhere) == {"Tiny.safetensors"}
+    assert set(elsewhere) == {"catalogue", "Tiny.safetensors"}
     own.write({**state, "linear.bias": state["linear.bias"] + 1}, "Tiny.safetensors")
-    assert set(found()) == {"Tiny.safetensors"} and found() != elsewhere
+    assert set(found()) == {"catalogue", "Tiny.safetensors"} and found() != elsewhere
     (own.place / "Tiny.safetensors").unlink()
     own.write(state)
     source = found()
-    assert set(source) == {"Tiny.pt"}
+    assert set(source) == {"catalogue", "Tiny.pt"}
     own.load()
     (own.place / "Tiny.pt").unlink()
     assert found() == source  # what is kept was made from it
     own.write({**state, "linear.bias": state["linear.bias"] + 1})
-    assert set(found()) == {"Tiny.pt"} and found() != source
+    assert set(found()) == {"catalogue", "Tiny.pt"} and found() != source
+    before = found()
+    own.describe(files=[{"name": "Tiny.pt", "outer_key": "ema"}])
+    assert {name for name, number in found().items() if number != before[name]} == {"catalogue"}
 
 
 def test_of_probabilities_the_logarithm_is_given(own, network, state):
@@ -238,6 +242,10 @@ def test_of_probabilities_the_logarithm_is_given(own, network, state):
     own.describe(output="probabilities")
     expected = np.log(np.maximum(_expected(network), 1e-30))  # these are none, and some are below 0
     np.testing.assert_allclose(_logits(own.load().logits_fn), expected, rtol=1e-6)
+    # It gives back what the softmax took, up to a constant.
+    logits = lambda images: images.reshape(len(images), -1)[:, :10]  # noqa: E731
+    found = _logarithm(jax.tree_util.Partial(lambda images: jax.nn.softmax(logits(images))), IMAGES)
+    np.testing.assert_allclose(found, jax.nn.log_softmax(logits(IMAGES)), rtol=1e-4, atol=1e-5)
 
 
 def test_networks_of_one_architecture_share_what_is_compiled(own, state):
