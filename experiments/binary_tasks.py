@@ -97,7 +97,7 @@ def _effort(group) -> int:
 
 
 def _needed_bytes(experiment, groups) -> int:
-    """Room for rows, for radii, and for the checkpoints of networks: parameters, momentum, average and best."""
+    """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
     num_units = sum(map(len, groups))
     num_images = sum(
         len(unit.task.train_index) + len(unit.task.test_index)
@@ -110,7 +110,7 @@ def _needed_bytes(experiment, groups) -> int:
         return needed
     num_networks = sum(len(group) for group in groups if group[0].method != "1nn")
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), plan.one_image(experiment.dataset))
-    return needed + num_networks * 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    return needed + num_networks * 8 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _rows(experiment, group, done, workdir, bar) -> Iterator[dict[str, Any]]:

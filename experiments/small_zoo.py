@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
     prepared = prepare(config)
     with results.open_store(workdir, _row_identity(prepared), shard=shard) as store:
         mine = [method for method in config.methods[shard[0] :: shard[1]] if _unit(config, method) not in store.done()]
-        storage.check_space(workdir, len(mine) * (_ROW_BYTES + 5 * _num_bytes(prepared)))
+        storage.check_space(workdir, len(mine) * (_ROW_BYTES + 9 * _num_bytes(prepared)))
         with tqdm.tqdm(mine, unit="network", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
             for method in bar:
                 bar.set_postfix_str(method)

@@ -23,14 +23,15 @@ OPTIONAL = {"gdown": {"zoo/download.py"}, "torch": {"zoo/files.py", "zoo/torch_b
 MAY_IMPORT = {
     "attacks": {"threat"},
     "certify": {"attacks", "neighbors", "pixels", "threat"},
-    "data": set(),
+    "data": {"paths"},
     "evaluation": {"pixels"},
     "models": set(),
     "neighbors": {"pixels", "threat"},
+    "paths": set(),
     "pixels": set(),
     "threat": set(),
-    "training": {"attacks", "pixels", "threat"},
-    "zoo": {"models"},
+    "training": {"attacks", "paths", "pixels", "threat"},
+    "zoo": {"models", "paths"},
 }
 
 
