@@ -22,7 +22,7 @@ def expand(path: str | os.PathLike[str], name: str = "path") -> pathlib.Path:
             raise TypeError
     except TypeError as error:
         raise ValueError(f"{name} must be a path, a text that is not empty or a pathlib.Path, got {path!r}") from error
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{name} {text} begins with a home that is not known: write the whole path") from error
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{name} {text} begins with a home that is not known: write the whole path")
+    return pathlib.Path(expanded)

@@ -26,8 +26,8 @@ _ROUNDING = 1e-3  # as far out of [0, 1] as arithmetic or resampling takes pixel
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
     """Load train_images, train_labels, test_images, test_labels and, if there, class_names from an npz file.
 
-    Images are [N, H, W, C]: uint8, where v means v / 255, or floats, kept as float32 and as such in [0, 1], which admits
-    1.000000001. Labels are whole numbers 0..C-1, [N], where C is the number of class_names or one more than the largest
+    Images are [N, H, W, C]: uint8, where v means v / 255, or floats, kept as float32 and as such in [0, 1]: 1.000000001
+    is 1. Labels are whole numbers 0..C-1, [N], where C is the number of class_names or one more than the largest
     label; each class needs a training image. Names stored as bytes are read as UTF-8.
 
     Args:
