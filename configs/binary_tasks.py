@@ -60,7 +60,7 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.model.resnet18 = ml_collections.ConfigDict({"width": 64})
     config.model.resnet50 = ml_collections.ConfigDict({"width": 64})
     config.model.preact_resnet18 = ml_collections.ConfigDict({"width": 64, "full_preactivation": True})
-    config.model.strided_cnn = ml_collections.ConfigDict({"widths": (16, 16, 32, 32, 64), "strides": (1, 2, 1, 2, 2)})
+    config.model.strided_cnn = ml_collections.ConfigDict({"widths": (16, 16, 32, 32, 64), "strides": (2, 1, 2, 1, 2)})
     config.model.wide_resnet = ml_collections.ConfigDict({"depth": 28, "widen_factor": 10})
 
     config.training = _training()

@@ -26,7 +26,7 @@ class StridedCNN(nn.Module):
 
     num_classes: int
     widths: tuple[int, ...] = (16, 16, 32, 32, 64)
-    strides: tuple[int, ...] = (1, 2, 1, 2, 2)
+    strides: tuple[int, ...] = (2, 1, 2, 1, 2)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     dtype: str | None = None
