@@ -126,7 +126,7 @@ def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -
     return [
         [Unit(config.dataset, task, norm, attack) for attack in make_attacks(config)]
         for task in tasks
-        for norm, epsilons in config.radii.items()
+        for norm, epsilons in config.epsilons.items()
         if epsilons
     ]
 
@@ -140,11 +140,11 @@ def make_attacks(config: ml_collections.ConfigDict) -> list[Attack]:
 
 
 def _check(config) -> None:
-    for norm, epsilons in config.radii.items():
+    for norm, epsilons in config.epsilons.items():
         for epsilon in epsilons:
             Threat(norm, epsilon)
-    if not any(config.radii.values()):
-        raise ValueError(f"radii must give the radii of at least one norm of {', '.join(NORMS)}")
+    if not any(config.epsilons.values()):
+        raise ValueError(f"epsilons must give those of at least one norm of {', '.join(NORMS)}")
     for name, values in (("temperatures", config.temperatures), ("temperature", [config.temperature])):
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
@@ -169,7 +169,7 @@ def _rows(config, dataset, group, workdir) -> Iterator[dict[str, Any]]:
     prepared = _prepare_task(config, dataset, group[0].task, group[0].norm, workdir)
     for unit in group:
         start = time.perf_counter()
-        audited = [_audit(config, unit, prepared, epsilon) for epsilon in config.radii[unit.norm]]
+        audited = [_audit(config, unit, prepared, epsilon) for epsilon in config.epsilons[unit.norm]]
         yield {
             "schema": 1,
             "unit": unit.name,

@@ -148,7 +148,7 @@ def _row(experiment, unit, found, **fields) -> dict[str, Any]:
         "method": unit.method,
         "seed": unit.seed,
         "num_train": len(unit.task.train_index) + len(unit.task.holdout_index),
-        "main_radii": plan.main_radii(config),
+        "main_radii": plan.main_epsilons(config),
         "evaluations": found,
         **plan.circumstances(),
     } | fields
@@ -190,7 +190,7 @@ def _neighbor_row(experiment, unit, workdir) -> dict[str, Any]:
     reference = _neighbors(experiment.dataset, unit.task)
     fitted = time.perf_counter()
     chosen = _images(experiment, unit.task)
-    norms = list(plan.main_radii(experiment.config))
+    norms = list(plan.main_epsilons(experiment.config))
     known = radii.measure(reference, chosen.images, chosen.labels, norms, split=chosen.split, image=chosen.image)
     file = f"radii/{unit.task.name}.npz"
     radii.save(workdir / file, known)

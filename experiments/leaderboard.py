@@ -99,7 +99,7 @@ def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]
 def _check(config) -> None:
     plan.check_evaluation(config)
     plan.check_distinct(config, ("models",))
-    allowed = ("clean", *plan.main_radii(config), "mean")
+    allowed = ("clean", *plan.main_epsilons(config), "mean")
     if config.sort_by not in allowed:
         raise ValueError(f"sort_by must be one of {', '.join(allowed)}, got {config.sort_by!r}")
     for name, value in config.clean.items():

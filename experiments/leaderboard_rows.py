@@ -55,7 +55,7 @@ def _row(board: Board, contestant, found, **fields) -> dict[str, Any]:
         "classes": list(dataset.class_names),
         "method": contestant.name,
         "seed": board.config.seed,
-        "main_radii": plan.main_radii(board.config),
+        "main_radii": plan.main_epsilons(board.config),
         "evaluations": found,
         **plan.circumstances(),
     } | fields
@@ -174,7 +174,7 @@ def neighbor_row(
 
 def _radii(board: Board, reference: neighbors.Reference, path: Path, show) -> radii.Radii:
     """Compute the radii of all images, going on where ``path`` ends; they are kept there."""
-    chosen, norms = board.images, list(plan.main_radii(board.config))
+    chosen, norms = board.images, list(plan.main_epsilons(board.config))
     known = [radii.load(path)] if path.exists() else []
     for begin in range(sum(len(part.correct) for part in known), len(chosen.labels), _RADII_AT_ONCE):
         show(f"radii, {begin} of {len(chosen.labels)}")

@@ -138,6 +138,8 @@ def _run(workdir: Path) -> None:
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
     """Return the module of the experiment that a configuration is for."""
     name = config.get("experiment")
+    if "radii" in config:
+        raise ValueError("the configuration's radii is named epsilons: rename it")
     if name not in _EXPERIMENTS:
         raise ValueError(f"the configuration's experiment must be one of {', '.join(_EXPERIMENTS)}, got {name!r}")
     return _EXPERIMENTS[name]

@@ -22,7 +22,7 @@ TINY = {
     "variants": ((3, 1, "margin"), (3, 2, "cross-entropy")),
     "every_variant_at_every_temperature": False,
     "tasks": {"kind": "pairs", "names": ("3v8",), "train_per_class": 20},
-    "radii": {"linf": (0.1, 0.2), "l2": (), "l1": ()},
+    "epsilons": {"linf": (0.1, 0.2), "l2": (), "l1": ()},
 }
 
 
@@ -160,8 +160,8 @@ def test_every_sweep_item_passes_the_checks():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"radii": {"linf": (), "l2": (), "l1": ()}}, "radii must give"),
-        ({"radii": {"linf": (-0.1,)}}, "epsilon must be a radius"),
+        ({"epsilons": {"linf": (), "l2": (), "l1": ()}}, "epsilons must give"),
+        ({"epsilons": {"linf": (-0.1,)}}, "epsilon must be a radius"),
         ({"temperatures": (0.0,)}, "temperatures must be above 0"),
         ({"temperature": -1.0}, "temperature must be above 0"),
         ({"variants": ()}, "variants must hold"),
@@ -196,7 +196,7 @@ def test_only_what_a_row_says_belongs_to_its_identity():
 def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished):
     flags = [f"--config.{key}={TINY[key]!r}" for key in ("num_images", "num_inside", "temperatures", "variants")]
     flags += ["--config.tasks.kind=pairs", "--config.tasks.names=('3v8',)", "--config.tasks.train_per_class=20"]
-    flags += [f"--config.radii.{key}={value!r}" for key, value in TINY["radii"].items()]
+    flags += [f"--config.epsilons.{key}={value!r}" for key, value in TINY["epsilons"].items()]
     flags += ["--config.temperature=0.3", "--config.every_variant_at_every_temperature=False"]
     command = [sys.executable, "-m", "experiments.main", "--config=configs/audit.py:digits", *flags]
     command.append(f"--workdir={finished[0]}")

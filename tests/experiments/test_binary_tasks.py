@@ -136,7 +136,7 @@ def test_what_is_only_bounded_is_counted_from_both_sides():
         image=np.arange(4),
     )
     config = tiny_config(curve=(0.5,), fine_curve=())
-    config.radii.linf, config.radii.l2 = 0.4, 1.0
+    config.epsilons.linf, config.epsilons.l2 = 0.4, 1.0
     found = {
         (item["split"], item["norm"], item["epsilon"], item["kind"]): item["robust"]
         for item in accuracies.exact(config, known)
@@ -210,7 +210,7 @@ def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
     config.tasks.names = ("3v8", "1v7", "0v1")
     binary_tasks.run(config, tmp_path)
     assert len(counted(tmp_path)) == 3
-    config.radii.linf = 0.2
+    config.epsilons.linf = 0.2
     with pytest.raises(results.ResultsError, match=r"radii\.linf: 0\.1 -> 0\.2.*--workdir"):
         binary_tasks.run(config, tmp_path)
 
@@ -303,7 +303,7 @@ def test_own_float_arrays_run_end_to_end(tmp_path):
         arrays |= {f"{split}_images": images[kept] / np.float32(255), f"{split}_labels": labels[kept]}
     np.savez(tmp_path / "mine.npz", **arrays)
     config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("1nn", "trades-l2"))
-    config.radii.linf = 0.0
+    config.epsilons.linf = 0.0
     config.tasks.names = ()
     config.evaluation.attacks = ()  # the standard ensemble
     binary_tasks.run(config, tmp_path / "run")

@@ -392,7 +392,7 @@ def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
         ({"sort_by": "l1"}, "sort_by must be one of clean, l2, linf, mean"),
         ({"clean": {"tolerance": -1.0}}, "clean.tolerance must be at least 0"),
         ({"evaluation": {"attacks": ("magic",)}}, "evaluation.attacks"),
-        ({"radii": {"linf": 0.0, "l2": 0.0}}, "radii must give"),
+        ({"epsilons": {"linf": 0.0, "l2": 0.0}}, "epsilons must give"),
     ],
 )
 def test_mistakes_are_refused_before_anything_starts(weights, changes, message):

@@ -82,7 +82,7 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
         ({"methods": ("1nn",)}, "methods must be some of standard, .* got 1nn"),
         ({"methods": ()}, "methods must be some of .* got none"),
         ({"methods": ("standard", "standard")}, "methods must not hold anything twice"),
-        ({"radii": {"l2": 0.0}}, "method trades-both needs radii.l2"),
+        ({"epsilons": {"l2": 0.0}}, "method trades-both needs epsilons.l2"),
         ({"model": {"name": "small_cnn"}}, "model.name must be one of preact_resnet18, resnet18, wide_resnet"),
     ],
 )
