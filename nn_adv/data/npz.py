@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
+from nn_adv.border import as_path
 from nn_adv.data.dataset import Dataset
-from nn_adv.paths import expand
 
 _SPLITS = ("train", "test")
 # What NumPy and zipfile raise for files that are damaged, or none of theirs.
@@ -40,7 +40,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         ValueError: If the file cannot be read or an array is unfit: one line naming the array, the first bad index
             and what is wanted.
     """
-    path = expand(path, "npz path")
+    path = as_path(path, "npz path")
     arrays = _read(path)
     images = {split: _checked_images(f"{split}_images", arrays[f"{split}_images"]) for split in _SPLITS}
     if images["test"].shape[1:] != images["train"].shape[1:] or images["test"].dtype != images["train"].dtype:

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from nn_adv.paths import expand
+from nn_adv.border import as_path
 
 _VERSIONS = {"cifar10": "3.0.2", "fashion_mnist": "3.0.1", "mnist": "3.0.1"}
 _TIMEOUT_SECONDS = 30
@@ -36,7 +36,7 @@ def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> path
     if name not in _VERSIONS:
         raise ValueError(f"name must be one of {', '.join(_VERSIONS)}, got {name!r}")
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return expand(root, "data_dir").absolute() / name / _VERSIONS[name]
+    return as_path(root, "data_dir").absolute() / name / _VERSIONS[name]
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from nn_adv.paths import expand
+from nn_adv.border import as_path
 
 _IDENTITY_FILE = "training.json"
 # In the folder of each step, by the name of each other file there: its SHA-256. The arrays have no checksum of theirs.
@@ -40,7 +40,7 @@ class Checkpoints:
           ValueError: the folder is a file, or holds another training, or one that cannot be told.
           OSError: it cannot be made.
         """
-        self._folder = expand(folder, "checkpoint_dir").absolute()
+        self._folder = as_path(folder, "checkpoint_dir").absolute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:

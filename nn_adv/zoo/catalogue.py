@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nn_adv.paths import expand
+from nn_adv.border import as_path
 
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
 _PUBLISHED = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json")
@@ -109,7 +109,7 @@ def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
       ValueError: it is not of that form; one line that names the record and the field.
     """
     where = _where(path)
-    file = _PUBLISHED if path is None else expand(path, "catalogue")
+    file = _PUBLISHED if path is None else as_path(path, "catalogue")
     try:
         records = json.loads(file.read_text("utf-8"))
     except ValueError as error:

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nn_adv.paths import expand
+from nn_adv.border import as_path
 
 # Entries under which training scripts keep the weights, beside the epoch, the optimizer and so on.
 _USUAL_KEYS = ("state_dict", "model")
@@ -75,7 +75,7 @@ def read_state_dict(
       MemoryError: it does not fit into memory.
       ImportError: it is a file of PyTorch's, which is not installed.
     """
-    path = expand(path)
+    path = as_path(path)
     _check_head(path, path.suffix)
     if path.suffix == ".safetensors":
         read_metadata(path)  # its header and its length agree: what fails from here on is not damage
@@ -105,7 +105,7 @@ def write_state_dict(
       OSError: it could not be written, the dtype of an array included.
       ImportError: it is to be a file of PyTorch's, which is not installed.
     """
-    path = expand(path)
+    path = as_path(path)
     arrays = {key: np.require(value, requirements="C") for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -130,7 +130,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
       Damaged: it is cut off, or no such file.
       ValueError: it is a file of another kind.
     """
-    path = expand(path)
+    path = as_path(path)
     _check_head(path, ".safetensors")
     with _damage_told(path, "safetensors file"), safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from nn_adv import models
-from nn_adv.paths import expand
+from nn_adv.border import as_path
 from nn_adv.zoo import catalogue as catalogues
 from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads
@@ -137,7 +137,7 @@ def _network(architecture: str, num_classes: int, arguments: str) -> nn.Module:
 
 
 def _place(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
-    return expand(folder, "folder") / entry.dataset / entry.threat
+    return as_path(folder, "folder") / entry.dataset / entry.threat
 
 
 def _cache(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
