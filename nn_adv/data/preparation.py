@@ -35,7 +35,7 @@ def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> path
     """Return where the prepared data set is looked for, whether or not it is there."""
     if name not in _VERSIONS:
         raise ValueError(f"name must be one of {', '.join(_VERSIONS)}, got {name!r}")
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets" if data_dir is None else data_dir
     return as_path(root, "data_dir").absolute() / name / _VERSIONS[name]
 
 

@@ -5,6 +5,9 @@ Images are of a handful of pixels that are multiples of 1/8, so that every float
 
 from __future__ import annotations
 
+import gzip
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,11 +29,13 @@ class Case(NamedTuple):
       make: the right value to this one.
       message: of a wrong value, a regular expression that the error's one line must match; "{name}" in it stands for
         what the entry calls the argument. None where the value is right.
+    error: what is raised for a wrong value.
     """
 
     name: str
     make: Callable[[Any], Any]
     message: str | None = None
+    error: type[Exception] | tuple[type[Exception], ...] = ValueError
 
 
 class Kind(NamedTuple):
@@ -171,6 +176,44 @@ _THREATS = (
     Case("no threat", lambda t: 0.125, "{name} must be a Threat, got 0.125"),
 )
 
+
+def _path(name: str, path: Callable[[pathlib.Path], Any], message: str | None = None) -> Case:
+    """Make a case out of the path of what is there, in the home: another one, or what lies elsewhere in its place."""
+    return Case(name, lambda _: path, message, (OSError, ValueError))
+
+
+def _beside(name: str, make: Callable[[pathlib.Path, bytes], Any]) -> Case:
+    """Make a case of another file in place of the right one, which the error must name."""
+
+    def path(good):
+        other = good.with_name(name.replace(" ", "-") + good.suffix)
+        make(other, good.read_bytes())
+        return other
+
+    return _path(name, path, name.replace(" ", "-"))
+
+
+_NO_PATH = "{name} must be a path, a text that is not empty or a pathlib.Path, got "
+_PATHS = (
+    _path("text", str),
+    _path("home", lambda good: f"~/{good.name}"),
+    _path("home, as a path", lambda good: pathlib.Path("~") / good.name),
+    _path("number", lambda good: 5, _NO_PATH + "5"),
+    _path("bytes", lambda good: os.fsencode(good), _NO_PATH + "b'"),
+    _path("empty", lambda good: "", _NO_PATH + "''"),
+    _path("null byte", lambda good: f"{good}\0", _NO_PATH),
+    _path("home of nobody", lambda good: "~no-such-user/a", "{name} ~no-such-user/a begins with a home that is not"),
+)
+_FILES = (
+    _beside("missing", lambda path, content: None),
+    _beside("folder", lambda path, content: path.mkdir()),
+    _beside("emptied", lambda path, content: path.touch()),
+    _beside("cut in half", lambda path, content: path.write_bytes(content[: len(content) // 2])),
+    _beside("begun wrongly", lambda path, content: path.write_bytes(b"?!" + content[2:])),
+    _beside("of another kind", lambda path, content: path.write_bytes(gzip.compress(content))),
+    _beside("loop of links", lambda path, content: path.symlink_to(path)),
+)
+
 KINDS: dict[str, Kind] = {
     "labels": _LABELS,
     "indices": _INDICES,
@@ -184,4 +227,7 @@ KINDS: dict[str, Kind] = {
     "queries": Kind(_images(2), (*_floats(), *_no_pixels())),
     "key": Kind(jax.random.key(3), _KEYS),
     "threat": Kind(Threat("linf", 0.125), _THREATS),
+    # A function from the path of what is right to the path that is tried: of a file, or of anything.
+    "path": Kind(lambda good: good, _PATHS),
+    "file": Kind(lambda good: good, (*_PATHS, *_FILES)),
 }

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import nn_adv
-from tests.border import of_attacks, of_certify, of_neighbors, of_others, of_training
+from tests.border import of_attacks, of_certify, of_neighbors, of_others, of_paths, of_training
 from tests.border.inputs import KINDS
 from tests.border.table import leaves
 
-_PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_training)
+_PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_paths, of_training)
 ENTRIES = [entry for part in _PARTS for entry in part.ENTRIES]
 EXEMPT = {name: reason for part in _PARTS for name, reason in part.EXEMPT.items()}
 PAIRS = [(entry, keyword) for entry in ENTRIES for keyword in entry.takes]
@@ -60,7 +60,7 @@ def _fails(entry, keyword, case) -> str:
     """Returns what is wrong with a case, or nothing."""
     try:
         found = leaves(entry.try_case(keyword, case))
-    except ValueError as error:
+    except case.error as error:
         message = str(error)
         if entry.is_right(keyword, case):
             return f"refused: {message}"
