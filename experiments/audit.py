@@ -20,6 +20,7 @@ import tqdm
 from experiments import accuracies, classifiers, plan, radii, results, storage
 from experiments.report import audit as report
 from nn_adv import attacks, data, evaluation, neighbors
+from nn_adv.border import as_path
 from nn_adv.pixels import as_float
 from nn_adv.threat import NORMS, Threat
 
@@ -92,11 +93,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       ValueError: anything wrong with the configuration, the data or the workdir; or an attack that broke an image
         inside its proven radius.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "workdir")
     dataset, tasks = prepare(config)
     groups = make_groups(config, tasks)
     mine = groups[shard[0] :: shard[1]]
     with results.open_store(workdir, _row_identity(config, dataset), shard=shard) as store:
+        dataset = plan.titled(dataset, store.title)
         mine = [[unit for unit in group if unit.name not in store.done()] for group in mine]
         storage.check_space(workdir, _ROW_BYTES * sum(map(len, mine)))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
@@ -124,7 +126,7 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[data.Dataset, list[data.
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one task and one norm, which share their radii."""
     return [
-        [Unit(config.dataset, task, norm, attack) for attack in make_attacks(config)]
+        [Unit(plan.dataset_name(config), task, norm, attack) for attack in make_attacks(config)]
         for task in tasks
         for norm, epsilons in config.epsilons.items()
         if epsilons
@@ -162,7 +164,7 @@ def _check(config) -> None:
 
 
 def _row_identity(config, dataset) -> dict[str, Any]:
-    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(dataset)
+    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, dataset)
 
 
 def _rows(config, dataset, group, workdir) -> Iterator[dict[str, Any]]:

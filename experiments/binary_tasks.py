@@ -18,8 +18,9 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from experiments import accuracies, attacked, classifiers, plan, radii, report, results, storage
+from experiments import accuracies, attacked, classifiers, console, plan, radii, report, results, storage
 from nn_adv import neighbors, training
+from nn_adv.border import as_path
 from nn_adv.pixels import as_float
 
 _ROW_BYTES = 30_000
@@ -42,14 +43,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or, when
         all is done and reported, bounds that contradict each other.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "workdir")
     experiment = prepare(config)
     groups = plan.make_groups(config, experiment.tasks)
     mine = groups[shard[0] :: shard[1]]
 
     with results.open_store(workdir, plan.row_identity(config, experiment.dataset), shard=shard) as store:
+        experiment = experiment._replace(dataset=plan.titled(experiment.dataset, store.title))
         for problem in store.problems:
-            tqdm.tqdm.write(problem)
+            console.say(problem, file=sys.stderr)
         mine = [group for group in mine if {unit.name for unit in group} - store.done()]
         storage.check_space(workdir, _needed_bytes(experiment, mine))
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file

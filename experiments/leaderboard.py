@@ -18,10 +18,11 @@ import jax
 import ml_collections
 import tqdm
 
-from experiments import accuracies, admission, contestants, failures, plan, results, storage
+from experiments import accuracies, admission, console, contestants, failures, plan, results, storage
 from experiments.leaderboard_rows import Board, neighbor_row, network_row, progress_file, unit_name
 from experiments.report import leaderboard as report
 from nn_adv import data
+from nn_adv.border import as_path
 
 _ROW_BYTES = 30_000
 _RADIUS_BYTES = 64  # an image, its radii in all norms
@@ -56,15 +57,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
         that contradict each other.
       SomeFailed: all is done and reported but for the models that it names.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "workdir")
     board = prepare(config)
     share = board.models[shard[0] :: shard[1]]
     with results.open_store(workdir, _row_identity(board), shard=shard) as store:
+        board = board._replace(dataset=plan.titled(board.dataset, store.title))
         _check_unchanged(board, workdir)
         mine = [model for model in share if model not in board.absent and unit_name(config, model) not in store.done()]
         storage.check_space(workdir, _ROW_BYTES * len(mine) + _RADIUS_BYTES * len(board.images.labels))
         for line in filter(None, (_absence(board, share, store.done()), _lacking(board, mine))):
-            print(line, file=sys.stderr)
+            console.say(line, file=sys.stderr)
         failed = []
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
         with tqdm.tqdm(
@@ -108,7 +110,7 @@ def _check(config) -> None:
 
 
 def _row_identity(board: Board) -> dict[str, Any]:
-    return plan.without(board.config.to_dict(), _NOT_IN_A_ROW) | plan.identity(board.dataset)
+    return plan.without(board.config.to_dict(), _NOT_IN_A_ROW) | plan.identity(board.config, board.dataset)
 
 
 def _check_unchanged(board: Board, workdir: Path) -> None:

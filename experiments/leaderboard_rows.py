@@ -41,7 +41,7 @@ class Board(NamedTuple):
 
 def unit_name(config: ml_collections.ConfigDict, model: contestants.Contestant) -> str:
     """Return the name of a model's row, the same in every run."""
-    return f"{config.dataset}/{model.name}"
+    return f"{plan.dataset_name(config)}/{model.name}"
 
 
 def _row(board: Board, contestant, found, **fields) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, failures, leaderboard, results, small_zoo
+from experiments import audit, binary_tasks, console, failures, leaderboard, results, small_zoo
+from nn_adv.border import as_path
 
 _EXPERIMENTS = {
     "audit": audit,
@@ -80,8 +82,9 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    warnings.formatwarning = _one_line_warning
     try:
-        _run(Path(_WORKDIR.value))
+        _run(as_path(_WORKDIR.value, "--workdir"))
     except failures.SomeFailed as error:
         _stop(error, status=1)
     except (ValueError, OSError) as error:
@@ -90,8 +93,12 @@ def main(argv: list[str]) -> None:
         _stop(error)
 
 
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
 def _stop(error: Exception, *, status: int = 2) -> NoReturn:
-    print("error:", *str(error).split(), file=sys.stderr)
+    console.say(" ".join(["error:", *str(error).split()]), file=sys.stderr)
     sys.exit(status)
 
 
@@ -108,7 +115,7 @@ def _run(workdir: Path) -> None:
         shard = (jax.process_index(), jax.process_count())
     if _MERGE.value:
         added, problems = results.merge(workdir, _MERGE.value)
-        print(f"{added} rows added to {workdir}", *problems, sep="\n")
+        console.say(f"{added} rows added to {workdir}", *problems)
     runs = [(workdir, _CONFIG.value)]
     if _SWEEP.value:
         flag = flags.FLAGS["config"]
@@ -127,10 +134,10 @@ def _run(workdir: Path) -> None:
         if page is None and failed:
             continue
         if page is None:
-            print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
+            console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
             continue
         rows, _ = results.read_rows(folder)
-        print(f"{experiment.summary(config, rows)}\nReport: {page}")
+        console.say(experiment.summary(config, rows), f"Report: {page}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), page)
 

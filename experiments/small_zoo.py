@@ -24,6 +24,7 @@ import tqdm
 
 from experiments import classifiers, plan, results, storage
 from nn_adv import data, evaluation, training, zoo
+from nn_adv.border import as_path
 
 CATALOGUE = "catalogue.json"
 # Folders of RobustBench's layout. Networks trained for no norm or for several lie in that of the first, as there.
@@ -58,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[
       ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or a
         training that diverged, or an exported file that is gone.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "workdir")
     prepared = prepare(config)
     with results.open_store(workdir, _row_identity(prepared), shard=shard) as store:
         mine = [method for method in config.methods[shard[0] :: shard[1]] if _unit(config, method) not in store.done()]
@@ -103,7 +104,7 @@ def _unit(config, method) -> str:
 def _row_identity(prepared: Zoo) -> dict[str, Any]:
     config = prepared.config
     settings = plan.without(config.to_dict(), _NOT_IN_A_ROW)
-    return settings | {"model": plan.model_settings(config)} | plan.identity(prepared.dataset)
+    return settings | {"model": plan.model_settings(config)} | plan.identity(config, prepared.dataset)
 
 
 def _num_bytes(prepared: Zoo) -> int:
