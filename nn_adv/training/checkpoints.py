@@ -45,6 +45,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"checkpoint_dir must be a folder, {self._folder} is or goes through a file") from error
+        self._check_identity(identity)
         process = jax.process_index()
         # In a cluster each process trains its own networks: it must not wait for the others when it saves.
         alone = ocp.options.MultiprocessingOptions(
@@ -61,7 +62,6 @@ class Checkpoints:
                 multiprocessing_options=alone,
             ),
         )
-        self._check_identity(identity)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -74,7 +74,7 @@ class Checkpoints:
         try:
             saved = dict(json.loads(path.read_bytes()))
         except FileNotFoundError as error:
-            if self._manager.all_steps():
+            if any(step.name.isdigit() for step in self._folder.iterdir()):
                 raise ValueError(
                     f"checkpoint_dir {self._folder} has checkpoints but no {_IDENTITY_FILE}, which says of what: put it"
                     " back, give a new folder or delete this one"

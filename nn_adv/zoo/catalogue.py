@@ -138,7 +138,7 @@ def find(name: str, path: str | os.PathLike[str] | None = None) -> Entry:
     entries = read(path)
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=3) or list(entries)[:3]
+    near = difflib.get_close_matches(str(name), entries, n=3) or list(entries)[:3]
     raise ValueError(f"no network {name!r} in {_where(path)}; it has {', '.join(near)}, {len(entries)} in all")
 
 
