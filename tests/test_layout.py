@@ -76,6 +76,17 @@ def test_the_library_is_imported_without_optional_packages():
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
 
 
+def test_the_package_alone_imports_nothing_and_offers_its_parts():
+    command = (
+        "import sys, nn_adv; imported = {'jax', 'numpy'} & sys.modules.keys()\n"
+        "missing = [name for name in nn_adv.__all__ if getattr(nn_adv, name) is None or name not in dir(nn_adv)]\n"
+        "sys.exit(f'{imported} {missing}' if imported or missing or hasattr(nn_adv, 'nonsense') else 0)"
+    )
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
+    modules = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(nn_adv.__all__) - {"Threat", "as_float"} <= modules
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_library_neither_asserts_nor_prints(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -348,6 +348,8 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
         (["--config.evaluation.splits=('dev',)"], "evaluation.splits must be one or both of train, test"),
         (["--shard=2/2"], "--shard must be i/n"),
         (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
+        (["--workers=2", "--distributed"], "--distributed and --workers do not go together"),
+        (["--workers=0"], "--workers must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path):
