@@ -1,4 +1,4 @@
-"""How robust the 1-nearest-neighbour classifier is to small perturbations, exactly, beside adversarially trained networks.
+"""Exact robustness of the 1-nearest-neighbour classifier to small perturbations, beside adversarially trained networks.
 
 ``nn_adv.Threat``, ``nn_adv.as_float`` and the submodules are imported when they are first used.
 """
