@@ -16,6 +16,8 @@ METHODS = ("1nn", "standard", "trades-linf", "trades-l2", "trades-both")
 def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     """Build the configuration for ``arg``: a dataset, then optionally ",cpu"."""
     dataset, _, scale = arg.partition(",")
+    if arg.startswith("npz:"):  # whose path may hold commas
+        dataset, scale = arg.removesuffix(",cpu"), "cpu" if arg.endswith(",cpu") else ""
     if dataset not in DATASETS and not dataset.startswith("npz:"):
         raise ValueError(f"config argument must start with {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
     if scale not in ("", "cpu"):

@@ -21,6 +21,8 @@ _GRID = tuple(step / 16 for step in range(1, 17))
 def get_config(arg: str = "cifar10") -> ml_collections.ConfigDict:
     """Build the configuration for ``arg``: a dataset, then optionally options and the path of a catalogue."""
     dataset, *options = arg.split(",")
+    while dataset.startswith("npz:") and not set(options) <= set(OPTIONS):  # commas of its path
+        dataset += f",{options.pop(0)}"
     catalogues = [option for option in options if option.endswith(".json")]
     if dataset not in DATASETS and not dataset.startswith("npz:"):
         raise ValueError(f"config argument must start with {', '.join(DATASETS)} or npz:PATH, got {arg!r}")

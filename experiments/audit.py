@@ -99,7 +99,7 @@ def _report(workdir, rows, problems, failed, missing, _) -> Path:
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one task and one norm, which share their radii."""
     return [
-        [Unit(config.dataset, task, norm, attack) for attack in make_attacks(config)]
+        [Unit(plan.dataset_name(config), task, norm, attack) for attack in make_attacks(config)]
         for task in tasks
         for norm, epsilons in config.epsilons.items()
         if epsilons
@@ -137,7 +137,7 @@ def _check(config) -> None:
 
 
 def _row_identity(config, dataset) -> dict[str, Any]:
-    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(dataset)
+    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, dataset)
 
 
 def _rows(config, dataset, group, done, workdir, progress) -> Iterator[dict[str, Any]]:

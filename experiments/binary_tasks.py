@@ -45,13 +45,13 @@ def _report(shared, workdir, rows, problems, failed, missing, _) -> Path:
         workdir,
         rows,
         [*problems, *told],
-        title=f"1NN and adversarially trained networks on {shared.dataset.title}",
+        title=f"1NN and adversarially trained networks on {rows[0]['dataset']}",
         num_missing=len(missing) + len(failed),
     ).html
 
 
 def _needed_bytes(shared, groups) -> int:
-    """Room for rows, for radii, and for the checkpoints of networks: parameters, momentum, average and best."""
+    """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
     num_units = sum(map(len, groups))
     num_images = sum(
         len(unit.task.train_index) + len(unit.task.test_index)
@@ -64,7 +64,7 @@ def _needed_bytes(shared, groups) -> int:
         return needed
     num_networks = sum(len(group) for group in groups if group[0].method != "1nn")
     variables = jax.eval_shape(shared.model.init, jax.random.key(0), plan.one_image(shared.dataset))
-    return needed + num_networks * 4 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    return needed + num_networks * 8 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _rows(shared, group, done, workdir, progress) -> Iterator[dict[str, Any]]:

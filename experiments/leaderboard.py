@@ -45,7 +45,7 @@ def load(config: ml_collections.ConfigDict) -> Board:
     plan.make_attacks(config, dataset.num_classes)
     settings = config.evaluation
     images = accuracies.first_images(dataset, settings.splits, settings.images_per_split)
-    return Board(config, dataset, images, [Unit(config.dataset, model) for model in models])
+    return Board(config, dataset, images, [Unit(plan.dataset_name(config), model) for model in models])
 
 
 def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
@@ -55,7 +55,7 @@ def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
         unit.name for unit in board.units if unit.model.is_optional and contestants.lacks_weights(unit.model, config)
     ]
     return runner.Experiment(
-        identity=plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(board.dataset),
+        identity=plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, board.dataset),
         groups=[[unit] for unit in board.units],
         rows=functools.partial(_rows, board),
         needed_bytes=lambda groups: _ROW_BYTES * len(groups) + _RADIUS_BYTES * len(board.images.labels),

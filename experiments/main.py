@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, failures, leaderboard, results, runner, small_zoo, workers
+from experiments import audit, binary_tasks, console, failures, leaderboard, results, runner, small_zoo, workers
+from nn_adv.paths import as_path
 
 _EXPERIMENTS = {
     "audit": audit,
@@ -83,8 +85,9 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    warnings.formatwarning = _one_line_warning
     try:
-        _run(Path(_WORKDIR.value))
+        _run(as_path(_WORKDIR.value, "--workdir"))
     except failures.SomeFailed as error:
         _stop(error, status=1)
     except (ValueError, OSError) as error:
@@ -93,8 +96,12 @@ def main(argv: list[str]) -> None:
         _stop(error)
 
 
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
 def _stop(error: Exception, *, status: int = 2) -> NoReturn:
-    print("error:", *str(error).split(), file=sys.stderr)
+    console.say(" ".join(["error:", *str(error).split()]), file=sys.stderr)
     sys.exit(status)
 
 
@@ -117,7 +124,7 @@ def _run(workdir: Path) -> None:
     num_workers = _num_workers()
     if _MERGE.value:
         added, problems = results.merge(workdir, _MERGE.value)
-        print(f"{added} rows added to {workdir}", *problems, sep="\n")
+        console.say(f"{added} rows added to {workdir}", *problems)
     runs = [(workdir, _CONFIG.value)]
     if _SWEEP.value:
         flag = flags.FLAGS["config"]
@@ -134,9 +141,9 @@ def _run(workdir: Path) -> None:
             failed.append(str(error))
             report = error.report
         if report is not None:
-            print(f"{report.summary}\nReport: {report.page}")
+            console.say(report.summary, f"Report: {report.page}")
         elif not failed:
-            print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
+            console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)
 

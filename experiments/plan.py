@@ -92,21 +92,21 @@ def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -
     Task after task, every method, so that what is there of an unfinished run can be compared. 1NN and its radii hold no
     random numbers, so 1NN has the seed 0 only.
     """
-    groups = []
+    name, groups = dataset_name(config), []
     for start in range(0, len(tasks), config.training.group_size):
         together = tasks[start : start + config.training.group_size]
         for method in config.methods:
             if method == "1nn":
-                groups += [[Unit(config.dataset, task, method, 0)] for task in together]
+                groups += [[Unit(name, task, method, 0)] for task in together]
             else:
-                groups += [[Unit(config.dataset, task, method, seed) for task in together] for seed in config.seeds]
+                groups += [[Unit(name, task, method, seed) for task in together] for seed in config.seeds]
     return groups
 
 
 def row_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what decides what a row says, the pixels included; rows of one workdir share it."""
     settings = without(config.to_dict(), _NOT_IN_A_ROW)
-    return settings | {"model": model_settings(config)} | identity(dataset)
+    return settings | {"model": model_settings(config)} | identity(config, dataset)
 
 
 def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -118,12 +118,22 @@ def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def identity(dataset: data.Dataset) -> dict[str, Any]:
+def dataset_name(config: ml_collections.ConfigDict) -> str:
+    """Return the dataset's name in results, which belong to its pixels (`identity`), wherever an npz file lies."""
+    return "npz" if config.dataset.startswith("npz:") else config.dataset
+
+
+def titled(dataset: data.Dataset, title: str | None) -> data.Dataset:
+    """Return the dataset under the title that rows of it have, if any: an npz file may have been renamed since."""
+    return dataset if title is None else dataclasses.replace(dataset, title=title)
+
+
+def identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what tells a dataset from others: the same name can stand for other pixels."""
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(array.tobytes())
-    return {"data": digest.hexdigest()[:12], "note": dataset.note}
+    return {"dataset": dataset_name(config), "data": digest.hexdigest()[:12], "note": dataset.note}
 
 
 def circumstances() -> dict[str, Any]:

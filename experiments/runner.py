@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import ml_collections
 import tqdm
 
-from experiments import failures, results, storage, workers
+from experiments import console, failures, results, storage, workers
 from experiments.checks import order_violations
+from nn_adv.paths import as_path
 
 Row = Mapping[str, Any]
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
@@ -102,14 +103,15 @@ def run(
         all is done and reported, bounds that contradict each other.
       SomeFailed: all is done and reported but for the units that it names.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = as_path(workdir, "workdir")
     experiment = module.prepare(config)
     share = experiment.groups[shard[0] :: shard[1]]
     with results.open_store(workdir, experiment.identity, shard=shard) as store:
         lines = experiment.before(workdir, results.read_rows(workdir)[0], share)
         mine = [group for group in share if _names([group]) - store.done() - experiment.skipped]
         storage.check_space(workdir, experiment.needed_bytes(mine))
-        print(*store.problems, *lines, sep="\n", end="\n" * bool(store.problems or lines), file=sys.stderr)
+        for line in (*store.problems, *lines):
+            console.say(line, file=sys.stderr)
         with _Bar(len(_names(mine))) as bar:
             failed = _run_groups(module, config, experiment, mine, workdir, store, bar, num_workers)
     return _report(experiment, workdir, share, store.problems, failed)
@@ -120,7 +122,9 @@ def _run_groups(module, config, experiment, groups, workdir, store, bar, num_wor
     failed: list[str] = []
 
     def append(row: Row) -> None:
-        store.append({**row, "config_hash": store.config_hash})
+        # One title in all rows: an npz file may have been renamed since the first.
+        title = {} if store.title is None else {"dataset": store.title}
+        store.append({**row, **title, "config_hash": store.config_hash})
         failures.forget(workdir, row["unit"])
 
     def fail(group: Sequence[Unit], error: Exception) -> None:
@@ -128,7 +132,7 @@ def _run_groups(module, config, experiment, groups, workdir, store, bar, num_wor
             raise error
         for name in sorted(_names([group]) - store.done() - experiment.skipped):
             failure = failures.record(workdir, name, error, **getattr(error, "details", {}))
-            bar.write(f"{name} failed: {failure['reason']}")
+            bar.tell(f"{name} failed: {failure['reason']}")
             failed.append(name)
 
     if num_workers > 1 and len(groups) > 1:
@@ -216,6 +220,7 @@ class _Bar:
         """See `Progress`."""
         self._bar.update(min(units, self._bar.total - self._bar.n))
 
-    def write(self, line: str) -> None:
+    def tell(self, line: str) -> None:
         """Print a line that stays."""
-        self._bar.write(line, file=sys.stderr)
+        with self._bar.external_write_mode(file=sys.stderr):
+            console.say(line, file=sys.stderr)

@@ -76,7 +76,7 @@ def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
         identity=_row_identity(prepared),
         groups=[[Unit(config.dataset, method)] for method in config.methods],
         rows=functools.partial(_rows, prepared),
-        needed_bytes=lambda groups: len(groups) * (_ROW_BYTES + 5 * _num_bytes(prepared)),
+        needed_bytes=lambda groups: len(groups) * (_ROW_BYTES + 9 * _num_bytes(prepared)),
         report=_write_catalogue,
         summary=summary,
     )
@@ -92,7 +92,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 def _row_identity(prepared: Zoo) -> dict[str, Any]:
     config = prepared.config
     settings = plan.without(config.to_dict(), _NOT_IN_A_ROW)
-    return settings | {"model": plan.model_settings(config)} | plan.identity(prepared.dataset)
+    return settings | {"model": plan.model_settings(config)} | plan.identity(config, prepared.dataset)
 
 
 def _num_bytes(prepared: Zoo) -> int:

@@ -64,9 +64,9 @@ def write_report(
         folder / "pairs.csv",
         tuple(figures / image.name for image in images),
     )
-    write_whole(paths.html, to_html(blocks, title=title).encode())
-    write_whole(paths.markdown, to_markdown(blocks, folder="figures").encode())
-    write_whole(paths.pairs_csv, _csv(rows).encode())
+    write_whole(paths.html, to_html(blocks, title=title))
+    write_whole(paths.markdown, to_markdown(blocks, folder="figures"))
+    write_whole(paths.pairs_csv, _csv(rows))
     return paths
 
 

@@ -85,11 +85,11 @@ def write(
         for image in block.images if isinstance(block, Images) else ():
             write_whole(folder / "figures" / image.name, image.png)
     page = folder / "report.html"
-    write_whole(page, to_html(blocks, title=title).encode())
-    write_whole(folder / "report.md", to_markdown(blocks, folder="figures").encode())
+    write_whole(page, to_html(blocks, title=title))
+    write_whole(folder / "report.md", to_markdown(blocks, folder="figures"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([CSV_COLUMNS, *csv_lines(rows, failed)])
-    write_whole(folder / _CSV_FILE, text.getvalue().encode())
+    write_whole(folder / _CSV_FILE, text.getvalue())
     return page
 
 

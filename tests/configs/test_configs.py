@@ -52,6 +52,13 @@ def test_epsilons_under_their_former_name_are_told():
         main._experiment(config)
 
 
+@pytest.mark.parametrize("path", ["/my/da,ta.npz", "a,b,cpu,c.npz", "no suffix, but a comma"])
+def test_paths_may_hold_commas(path):
+    plain, small = (config_file.get_config(f"npz:{path}{options}") for options in ("", ",cpu"))
+    assert plain.dataset == small.dataset == f"npz:{path}"
+    assert (plain.model.name, small.model.name) == ("mlp", "strided_cnn")
+
+
 @pytest.mark.parametrize("argument", ["imagenet", "", "mnist,gpu", "digits,cpu"])
 def test_unknown_arguments_are_refused(argument):
     with pytest.raises(ValueError, match="config argument"):

@@ -254,8 +254,9 @@ def _command(workdir, *flags):
     return [sys.executable, "-m", "experiments.main", "--config=configs/binary_tasks.py:digits", *small, *flags]
 
 
-def _run(command):
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def _run(command, **environment):
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, env=environment, encoding="utf-8")
 
 
 def _kill_when(command, happened):
@@ -291,7 +292,7 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
     assert counted(tmp_path) == counted(finished[0])
 
 
-def test_own_float_arrays_run_end_to_end(tmp_path):
+def _save_own_arrays(path):
     digits = data.load("digits")
     arrays = {}
     for split, images, labels in (
@@ -300,15 +301,25 @@ def test_own_float_arrays_run_end_to_end(tmp_path):
     ):
         kept = labels < 2
         arrays |= {f"{split}_images": images[kept] / np.float32(255), f"{split}_labels": labels[kept]}
-    np.savez(tmp_path / "mine.npz", **arrays)
-    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("1nn", "trades-l2"))
+    np.savez(path, **arrays)
+
+
+def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monkeypatch):
+    _save_own_arrays(tmp_path / "mine.npz")
+    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("trades-l2",))
     config.epsilons.linf = 0.0
     config.tasks.names = ()
     config.evaluation.attacks = ()  # the standard ensemble
     runner.run(binary_tasks, config, tmp_path / "run")
+    (before,) = results.read_rows(tmp_path / "run")[0]
+    (tmp_path / "mine.npz").rename(tmp_path / "a, b.npz")
+    monkeypatch.chdir(tmp_path)
+    config.dataset, config.methods = "npz:a, b.npz", ("1nn", "trades-l2")
+    runner.run(binary_tasks, config, tmp_path / "run")
+    rows, _ = results.read_rows(tmp_path / "run")
+    assert before in rows and len(rows) == 2 and {row["dataset"] for row in rows} == {"mine"}
     found = counted(tmp_path / "run")
-    assert len(found) == 2
-    clean = [e["robust"] for e in found[f"{config.dataset}/0v1/1nn/0"] if e["norm"] is None]
+    clean = [e["robust"] for e in found["npz/0v1/1nn/0"] if e["norm"] is None]
     assert clean == [20, 20]
 
 
@@ -358,6 +369,31 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+_POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "signs"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, ("<", "~", "Linf")),
+        pytest.param(_POSIX, ("<", "~", "Linf"), marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, ("≤", "±", "L∞"), marks=pytest.mark.slow),  # Python takes UTF-8 for it
+    ],
+)
+def test_no_terminal_and_no_name_of_a_folder_ends_a_run(finished, tmp_path, environment, signs):
+    """A folder in the home, whose name is no text: file systems know bytes, here a letter in Latin 1."""
+    shutil.copytree(finished[0], tmp_path / "one")
+    workdir = os.fsdecode(b"~/caf\xe9")
+    done = _run(_command(workdir, "--merge=~/one"), HOME=str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"4 rows added to {tmp_path}/caf\\udce9" in done.stdout
+    assert f"Report: {tmp_path}/caf\\udce9/report/report.html" in done.stdout
+    assert all(sign in done.stdout for sign in signs)
+    assert counted(tmp_path / "caf\udce9") == counted(finished[0])
+    assert "≤" in (tmp_path / "caf\udce9/report/report.md").read_text("utf-8")
+    assert not (ROOT / "~").exists()
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from nn_adv.zoo import convert
 from tests.experiments.test_binary_tasks import ROOT, _kill_when
 
 OWN = "tests.experiments.leaderboard_models"
+LABELLED = ("images", "labels")
 EVALUATION = {
     "attacks": ("apgd-ce",),
     "num_steps": 3,
@@ -499,3 +500,20 @@ def test_the_command_goes_on_after_a_kill_and_tells_failures_by_its_exit_status(
         _command(weights, tmp_path, ("1nn", "One")), cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(weights))
+    config = config_file.get_config("digits,~/catalogue.json")
+    assert config.weights_dir == "~"
+    config.models = ("1nn", "One")
+    assert [model.name for model in leaderboard.prepare(config).models] == ["1nn", "One"]
+    digits = data.load("digits")
+    arrays = {f"{split}_{what}": getattr(digits, f"{split}_{what}") for split in ("train", "test") for what in LABELLED}
+    config = tiny_config(weights, models=("1nn",))
+    for name in ("mine", "moved"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        config.dataset = f"npz:{tmp_path}/{name}.npz"
+        leaderboard.run(config, tmp_path / "run")
+    (row,) = results.read_rows(tmp_path / "run")[0]
+    assert row["unit"] == "npz/1nn" and row["dataset"] == "mine"
