@@ -20,8 +20,6 @@ GROUP_SIZE = 8
 NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
 PADDING_SQ_NORM = 2**30
-# Above this size squared distances of uint8 images (up to d 255^2) could reach the padding's: floats are used instead.
-_MAX_INTEGER_PIXELS = PADDING_SQ_NORM // 255**2 - 1
 _MAX_BLOCK_SIZE = 1024
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
 _BLOCK_OVERHEAD = 32
@@ -38,7 +36,8 @@ class Reference:
       index: original index of every row ``[N, b]``; `NO_POINT` in the padding. Ascending within a class.
       labels: class of every point by its original index ``[N * b]``; the tail is unused.
       class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
-      sq_norms: ``[N, b]``; uint8: int32 squared norms of ``point - 128``; float32: of ``point - center``.
+      sq_norms: ``[N, b]``; uint8: squared norms of ``point - 128``, int32 where `sums_fit_int32`, else float32;
+        float32: of ``point - center``.
       center: mean of the points ``[d]`` in [0, 1] units; expanded distances around it lose fewer digits.
       centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
       num_classes: C.
@@ -63,6 +62,11 @@ class Reference:
         return int(np.sum(np.asarray(self.index) != NO_POINT))
 
 
+def sums_fit_int32(norm: str, size: int) -> bool:
+    """Return whether distances between uint8 images of ``size`` pixels, squared in l2, stay below the padding's."""
+    return size * (255**2 if norm == "l2" else 255) < PADDING_SQ_NORM
+
+
 def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size: int | None = None) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
@@ -85,9 +89,7 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     _check(points, labels, num_classes, block_size)
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
-    if points.dtype == np.uint8 and points.shape[1] > _MAX_INTEGER_PIXELS:
-        points = points.astype(np.float32) / np.float32(255)
-    elif points.dtype != np.uint8:
+    if points.dtype != np.uint8:
         points = points.astype(np.float32, copy=False)
     counts = np.bincount(labels, minlength=num_classes)
     size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
@@ -110,7 +112,9 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
         centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
     sq_norms: np.ndarray = centered
     if points.dtype == np.uint8:
-        sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
+        fits = sums_fit_int32("l2", points.shape[1])
+        padding, dtype = (PADDING_SQ_NORM, np.int32) if fits else (np.inf, np.float32)
+        sq_norms = np.where(is_point, _integer_sq_norms(stored), padding).astype(dtype)
 
     per_block = (int(class_start[-1]), size)
     return Reference(
