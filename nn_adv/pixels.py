@@ -21,7 +21,9 @@ def as_float(images: chex.Array) -> chex.Array:
 
 
 def float64_pixels(images: chex.Array) -> jax.Array:
-    """Return `as_float` of uint8 or float32 images as float64 numbers; call under ``jax.enable_x64(True)``."""
+    """Return `as_float` of images as float64 numbers; call under ``jax.enable_x64(True)``."""
+    if images.dtype == jnp.float64:
+        return images
     if images.dtype == jnp.uint8:
         exact = images.astype(jnp.float64) * (1 / 255)
         # XLA may drop a cast to float32 and back.
