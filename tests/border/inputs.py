@@ -1,0 +1,187 @@
+"""What each kind of argument is tried with: a right value, others that mean the same, and wrong ones.
+
+Images are of a handful of pixels that are multiples of 1/8, so that every floating-point dtype holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from nn_adv.threat import Threat
+
+COUNT, SHAPE, NUM_CLASSES = 6, (4, 4, 1), 3
+
+
+class Case(NamedTuple):
+    """One value for an argument, made from the right one.
+
+    Attributes:
+      name: of the case.
+      make: the right value to this one.
+      message: of a wrong value, a regular expression that the error's one line must match; "{name}" in it stands for
+        what the entry calls the argument. None where the value is right.
+    """
+
+    name: str
+    make: Callable[[Any], Any]
+    message: str | None = None
+
+
+class Kind(NamedTuple):
+    """A kind of argument: a right value, and the cases."""
+
+    standard: Any
+    cases: tuple[Case, ...]
+
+
+def _with(value, index=2):
+    """Put a value into an array, in the dtype that both share."""
+
+    def make(array):
+        changed = np.array(array, np.result_type(array, np.asarray(value)))
+        changed[index] = value
+        return changed
+
+    return make
+
+
+def _images(seed: int, count: int = COUNT) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 8, (count, *SHAPE)).astype(np.float32) / 8
+
+
+def _integers(wrong: tuple[Case, ...], unsigned: bool = True) -> tuple[Case, ...]:
+    """Cases of integers, one per image."""
+    dtypes = ("i1", "i2", "i8", ">i2", ">i4", ">i8", *(("u1", "u2", "u4", "u8", ">u8") if unsigned else ()))
+    return (
+        *(Case(dtype, lambda x, dtype=dtype: x.astype(dtype)) for dtype in dtypes),
+        Case("list", lambda x: x.tolist()),
+        Case("tuple of NumPy scalars", lambda x: tuple(x)),
+        Case("JAX array", jnp.asarray),
+        Case("not contiguous", lambda x: np.repeat(x, 2)[::2]),
+        Case("halves", lambda x: x + 0.5, "{name} must be integers .*got 0.5 at index 0"),
+        Case("floats", lambda x: x.astype(np.float32), "{name} must be integers .*got 0.0 at index 0"),
+        Case("text", lambda x: x.astype(str), "{name} must be integers .*got '0' at index 0"),
+        Case("bool", lambda x: x > 0, "{name} must be integers .*got False at index 0"),
+        Case("none of them", lambda x: None, "{name} must be integers .*got object of shape"),
+        Case("column", lambda x: x[:, None], r"{name} must be integers .*got int32 of shape \(\d+, 1\)"),
+        Case("one-hot", lambda x: np.eye(NUM_CLASSES)[x % NUM_CLASSES], r"{name} must be integers .*shape \(\d+, 3\)"),
+        Case("one scalar", lambda x: np.int32(1), r"{name} must be integers .*got int32 of shape \(\)"),
+        Case("one too few", lambda x: x[:-1], r"{name} must be integers .*got int32 of shape \(\d+,\)"),
+        Case("ragged", lambda x: [[0], *x[1:].tolist()], "{name} must be one array"),
+        *wrong,
+    )
+
+
+_OUTSIDE = "{name} must be in 0.*, got "
+_LABELS = Kind(
+    np.arange(COUNT, dtype=np.int32) % NUM_CLASSES,
+    _integers(
+        (
+            Case("1..C", lambda x: x + 1, _OUTSIDE + "3 at index 2"),
+            Case("one beyond", _with(10), _OUTSIDE + "10 at index 2"),
+            Case("-1", _with(-1), _OUTSIDE + "-1 at index 2"),
+            Case("beyond an int32", lambda x: x.astype(np.uint64) + 2**32, _OUTSIDE + "4294967296 at index 0"),
+        )
+    ),
+)
+# The index of a point that an image may not use, -1 for none.
+_LEAVE_OUT = Kind(
+    np.array([0, 1, -1, 3, -1, 5], np.int32),
+    _integers(
+        (
+            Case("-2", _with(-2), "{name} must be in -1.*, got -2 at index 2"),
+            Case("one beyond", _with(COUNT), "{name} must be in -1.*, got 6 at index 2"),
+            Case("10^6", _with(10**6), "{name} must be in -1.*, got 1000000 at index 2"),
+        ),
+        unsigned=False,
+    ),
+)
+_INDICES = Kind(np.arange(COUNT, dtype=np.int32), _integers((Case("-1", _with(-1), _OUTSIDE + "-1 at index 2"),)))
+
+
+def _floats() -> tuple[Case, ...]:
+    """Other arrays that hold the same pixels."""
+    dtypes = ("f8", ">f4", ">f8", "f2", "g", ml_dtypes.bfloat16)
+    return (
+        *(Case(np.dtype(dtype).str, lambda x, dtype=dtype: x.astype(dtype)) for dtype in dtypes),
+        Case("lists", lambda x: x.tolist()),
+        Case("list of arrays", list),
+        Case("JAX array", jnp.asarray),
+        Case("JAX array of bfloat16", lambda x: jnp.asarray(x, jnp.bfloat16)),
+        Case("not contiguous", lambda x: np.repeat(x, 2, axis=2)[:, :, ::2]),
+        Case("column-major", np.asfortranarray),
+    )
+
+
+def _no_pixels() -> tuple[Case, ...]:
+    """Values that are pixels of nothing."""
+    return (
+        Case("objects", lambda x: x.astype(object), "{name} must be .*got dtype object"),
+        Case("text", lambda x: x.astype(str), "{name} must be .*got dtype <U"),
+        Case("bool", lambda x: x > 0.5, "{name} must be .*got dtype bool"),
+        Case("complex", lambda x: x.astype(complex), "{name} must be .*got dtype complex"),
+        Case("integers", lambda x: (x * 8).astype(np.int64), "{name} must be .*got dtype int64.* 255"),
+        Case("none of them", lambda x: None, "{name} must be "),
+        Case("one number", lambda x: np.float32(0.5), r"{name} must be .*got shape \(\)"),
+        Case("one row", lambda x: x.ravel(), r"{name} must be .*got shape \(\d+,\)"),
+        Case("no pixels", lambda x: x[..., :0], "{name} must be .*got shape"),
+        Case("ragged", lambda x: [x[0], *x[1:, :2]], "{name} must be one array"),
+        Case("NaN", _with(np.nan, (2, 1, 1, 0)), "{name} must be finite.*got nan at index 2"),
+        Case("infinity", _with(-np.inf, (2, 1, 1, 0)), "{name} must be finite.*got -inf at index 2"),
+        Case("NaN, in half precision", lambda x: _with(np.nan)(x).astype(np.float16), "{name} .*got nan at index 2"),
+        Case("too large for a float32", lambda x: _with(1e300)(x.astype(float)), "{name} .*got inf at index 2"),
+    )
+
+
+def _outside_the_unit_interval() -> tuple[Case, ...]:
+    inside = r"{name} must be .*inside \(0.0, 1.0\), got "
+    return (
+        Case("0..255", lambda x: x * 255, inside + ".* at index 0.*255"),
+        Case("[-1, 1]", lambda x: x * 2 - 1, inside + "-.* at index .*normalisation"),
+        Case("normalised", lambda x: (x - 0.5) / 0.25, inside + ".*at index .*normalisation"),
+        Case("a little above", _with(np.float32(1.001)), inside + "1.001 at index 2"),
+    )
+
+
+# A uint8 image has its own pixels; that it equals its floats is for the tests of each function.
+_UINT8 = Case("uint8", lambda x: (x * 255).astype(np.uint8), "{name} must be floating point.*got dtype uint8")
+_KEY_MESSAGE = "{name} must be (a key|one key)"
+_KEYS = (
+    Case("rbg", lambda key: jax.random.key(3, impl="rbg")),
+    Case("old-style", lambda key: jax.random.PRNGKey(3)),
+    Case("old-style, NumPy", lambda key: np.asarray(jax.random.PRNGKey(3))),
+    Case("seed", lambda key: 3, _KEY_MESSAGE + ".* got 3"),
+    Case("None", lambda key: None, _KEY_MESSAGE + ".* got None"),
+    Case("floats", lambda key: jnp.zeros(2), _KEY_MESSAGE + ".* got float32"),
+    Case("too many", lambda key: jax.random.split(key, COUNT + 1), _KEY_MESSAGE + r".* shape \(7,\)"),
+    Case("a table", lambda key: jax.random.split(key, (COUNT, 2)), _KEY_MESSAGE + r".* shape \(6, 2\)"),
+)
+_THREATS = (
+    Case("bounds as an array", lambda t: Threat(t.norm, t.epsilon, np.array([0, 1]))),
+    Case("bounds as a list", lambda t: Threat(t.norm, t.epsilon, [0, 1])),
+    Case("epsilon of NumPy", lambda t: t.replace(epsilon=np.float64(t.epsilon))),
+    Case("epsilon of JAX", lambda t: t.replace(epsilon=jnp.float32(t.epsilon))),
+    Case("epsilon of bfloat16", lambda t: t.replace(epsilon=jnp.bfloat16(t.epsilon))),
+    Case("no threat", lambda t: 0.125, "{name} must be a Threat, got 0.125"),
+)
+
+KINDS: dict[str, Kind] = {
+    "labels": _LABELS,
+    "indices": _INDICES,
+    "leave_out": _LEAVE_OUT,
+    # Floats inside the bounds of a threat.
+    "images": Kind(_images(0), (*_floats(), *_no_pixels(), *_outside_the_unit_interval(), _UINT8)),
+    # Pixels as data sets have them: uint8, or floats in [0, 1].
+    "pixels": Kind(_images(0), (*_floats(), *_no_pixels(), *_outside_the_unit_interval())),
+    # Any finite pixels.
+    "points": Kind(_images(1), (*_floats(), *_no_pixels())),
+    "queries": Kind(_images(2), (*_floats(), *_no_pixels())),
+    "key": Kind(jax.random.key(3), _KEYS),
+    "threat": Kind(Threat("linf", 0.125), _THREATS),
+}

@@ -1,0 +1,124 @@
+"""Entries of nn_adv.attacks."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from nn_adv import attacks
+from tests.border.inputs import KINDS, NUM_CLASSES, SHAPE
+from tests.border.table import Entry
+
+_WEIGHTS = np.random.default_rng(5).standard_normal((int(np.prod(SHAPE)), 4)).astype(np.float32)
+_LOGITS = np.random.default_rng(6).standard_normal((len(KINDS["labels"].standard), 4)).astype(np.float32)
+
+
+def _linear(weights, images):
+    return jnp.dot(images.reshape(images.shape[0], -1), weights)
+
+
+def _tempered(weights, images, temperature):
+    return _linear(weights, images) / temperature
+
+
+def _classify(weights, images):
+    return jnp.argmax(_linear(weights, images), axis=1)
+
+
+# Bound arguments, not closures: what is compiled for them serves all cases.
+logits_fn = Partial(_linear, _WEIGHTS[:, :NUM_CLASSES])
+_tempered_fn = Partial(_tempered, _WEIGHTS[:, :NUM_CLASSES])
+_predict_fn = Partial(_classify, _WEIGHTS[:, :NUM_CLASSES])
+_STANDARD = {"images": "images", "labels": "labels", "key": "key", "threat": "threat"}
+
+
+def _attack(fn, **options):
+    return lambda images, labels, key, threat: fn(logits_fn, images, labels, key=key, threat=threat, **options)
+
+
+def _minimum_norm(images, labels, key):
+    return attacks.minimum_norm(logits_fn, images, labels, key=key, norm="linf", num_steps=2, num_restarts=2)
+
+
+def _tempered_apgd(images, labels, key, threat):
+    return attacks.tempered_apgd(
+        _tempered_fn, images, labels, key=key, threat=threat, predict_fn=_predict_fn, temperatures=(0.1,), num_steps=2
+    )
+
+
+def _segment_attack(points, point_labels, images, labels):
+    return attacks.segment_attack(
+        points, point_labels, images, labels, norm="l2", predict_fn=_predict_fn, num_candidates=2
+    )
+
+
+@functools.cache
+def _short():
+    return (attacks.named_attack("pgd", NUM_CLASSES, num_steps=1),)
+
+
+def _ensemble(images, labels, key, threat, indices):
+    found = attacks.ensemble(
+        logits_fn, images, labels, key=key, threat=threat, attacks=_short(), batch_size=8, indices=indices
+    )
+    return found._replace(names=())
+
+
+def _perturb(x, y, indices):
+    x = x if x is None else np.moveaxis(x, -1, 1) if np.ndim(x) == 4 else x
+    return attacks.perturb(
+        logits_fn, x, y, eps=0.125, norm=np.inf, attack="pgd", n_iter=1, batch_size=8, indices=indices
+    )
+
+
+def _art():
+    return attacks.art_classifier(logits_fn, input_shape=SHAPE, num_classes=NUM_CLASSES)
+
+
+def _of_logits(fn):
+    return lambda labels: fn(jnp.asarray(_LOGITS), labels)
+
+
+def _of_targets(fn):
+    return lambda labels, targets: fn(jnp.asarray(_LOGITS), labels, targets)
+
+
+ENTRIES = (
+    Entry("attacks.apgd", _attack(attacks.apgd, num_steps=2), _STANDARD),
+    Entry("attacks.fab", _attack(attacks.fab, num_steps=1, num_restarts=2), _STANDARD),
+    Entry("attacks.pgd", _attack(attacks.pgd, num_steps=1, step_size=0.125), _STANDARD),
+    Entry("attacks.square", _attack(attacks.square, num_queries=2), _STANDARD),
+    Entry("attacks.minimum_norm", _minimum_norm, {"images": "images", "labels": "labels", "key": "key"}),
+    Entry("attacks.tempered_apgd", _tempered_apgd, _STANDARD),
+    Entry("attacks.ensemble", _ensemble, _STANDARD | {"indices": "indices"}),
+    Entry("attacks.perturb", _perturb, {"x": "images", "y": "labels", "indices": "indices"}),
+    Entry("attacks.art_classifier.predict", lambda x: _art().predict(x), {"x": "images"}),
+    Entry("attacks.art_classifier.loss_gradient", lambda x, y: _art().loss_gradient(x, y),
+          {"x": "images", "y": "labels"}),
+    Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "images"}),
+    Entry("attacks.segment_attack", _segment_attack,
+          {"points": "points", "point_labels": "labels", "images": "points", "labels": "labels"}),
+    Entry("attacks.example_keys", lambda key, indices: jax.random.key_data(attacks.example_keys(key, indices)),
+          {"key": "key", "indices": "indices"}),
+    *(Entry(f"attacks.{fn.__name__}", _of_logits(fn), {"labels": "labels"})
+      for fn in (attacks.cross_entropy, attacks.cross_entropy_plain, attacks.dlr, attacks.margin)),
+    *(Entry(f"attacks.{fn.__name__}", _of_targets(fn), {"labels": "labels", "targets": "labels"})
+      for fn in (attacks.targeted_dlr, attacks.targeted_margin)),
+)  # fmt: skip
+
+_RESULT = "a result, or a part of one"
+EXEMPT = {
+    "attacks.Attack": _RESULT,
+    "attacks.AttackResult": _RESULT,
+    "attacks.EnsembleResult": _RESULT,
+    "attacks.EnsembleState": _RESULT,
+    "attacks.MinimumNorm": _RESULT,
+    "attacks.are_probabilities": "tells of any array what it is",
+    "attacks.count_unbroken": "counts what the ensemble made",
+    "attacks.named_attack": "takes a name and whole numbers: tests/attacks/test_ensemble.py",
+    "attacks.standard_attacks": "takes a whole number: tests/attacks/test_ensemble.py",
+}

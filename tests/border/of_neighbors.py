@@ -1,0 +1,35 @@
+"""Entries of nn_adv.neighbors."""
+
+from __future__ import annotations
+
+import functools
+
+from nn_adv import neighbors
+from tests.border.inputs import KINDS, NUM_CLASSES
+from tests.border.table import Entry
+
+
+@functools.cache
+def reference() -> neighbors.Reference:
+    """The points that other entries search, of the kinds "points" and "labels"."""
+    return neighbors.fit(KINDS["points"].standard, KINDS["labels"].standard, NUM_CLASSES)
+
+
+def _search(fn, *arguments, **options):
+    return lambda queries: fn(reference(), queries, *arguments, **options)
+
+
+ENTRIES = (
+    Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
+          {"points": "points", "labels": "labels"}),
+    Entry("neighbors.nearest", _search(neighbors.nearest, 2), {"queries": "queries"}),
+    Entry("neighbors.class_distances", _search(neighbors.class_distances, norm="l1"), {"queries": "queries"}),
+    Entry("neighbors.predict", _search(neighbors.predict, norm="linf"), {"queries": "queries"}),
+    Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1, 2), {"queries": "queries"}),
+    Entry("neighbors.soft_logits", _search(neighbors.soft_logits, 0.1), {"queries": "queries"}),
+)  # fmt: skip
+
+EXEMPT = {
+    "neighbors.Neighbors": "a result",
+    "neighbors.Reference": "made by fit",
+}

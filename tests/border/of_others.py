@@ -1,0 +1,74 @@
+"""Entries of the top modules of nn_adv, and of data, models and zoo."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from nn_adv import border, evaluation
+from tests.border.inputs import COUNT, NUM_CLASSES
+from tests.border.table import Entry
+
+
+def _predict(images):
+    return jnp.argmax(images.reshape(len(images), -1)[:, :NUM_CLASSES], axis=1)
+
+
+ENTRIES = (
+    Entry("border.as_images", lambda images: border.as_images(images, bounds=(0, 1)), {"images": "pixels"}),
+    Entry("border.as_labels", lambda labels: border.as_labels(labels, NUM_CLASSES, count=COUNT), {"labels": "labels"}),
+    Entry("border.as_integers", lambda indices: border.as_integers(indices, "indices", count=COUNT),
+          {"indices": "indices"}),
+    Entry("border.as_key", lambda key: border.as_key(key, count=COUNT).shape, {"key": "key"}),
+    Entry("evaluation.correct", lambda images, labels: evaluation.correct(_predict, images, labels, batch_size=4),
+          {"images": "pixels", "labels": "labels"}),
+)  # fmt: skip
+
+_OP = "an op on arrays inside attacks, which have checked them"
+_PLAIN = "takes names and plain numbers"
+EXEMPT = {
+    "data.Dataset": "made by load",
+    "data.Task": "made by tasks",
+    "data.load": "paths: tests/data",
+    "data.load_npz": "paths: tests/data",
+    "data.prepare": "paths: tests/data",
+    "data.tasks": "takes a Dataset: tests/data/test_tasks.py",
+    "evaluation.map_batches": "rows of any arrays",
+    "evaluation.robust_curve": "radii: tests/test_evaluation.py",
+    "evaluation.wilson_interval": _PLAIN,
+    "models.Form": _PLAIN,
+    "models.MLP": _PLAIN,
+    "models.PreActEnsemble": _PLAIN,
+    "models.PreActResNet": _PLAIN,
+    "models.ResNet": _PLAIN,
+    "models.SmallCNN": _PLAIN,
+    "models.create": _PLAIN,
+    "models.wide_resnet": _PLAIN,
+    "pixels.as_float": "the unit of pixels, for arrays of any shape: tests/test_pixels.py",
+    "pixels.float64_pixels": _OP,
+    "threat.Threat": "tried in the functions that take it; tests/test_threat.py",
+    "threat.check_norm": _PLAIN,
+    "threat.covering_threshold": _OP,
+    "threat.drop_outward": _OP,
+    "threat.dual_norm": _PLAIN,
+    "threat.float64_sizes": _OP,
+    "threat.per_image": _OP,
+    "threat.perturbation_size": _OP,
+    "threat.project": _OP,
+    "threat.random_start": _OP,
+    "threat.sparse_step": _OP,
+    "threat.steepest_step": _OP,
+    "threat.sum_per_image": _OP,
+    "zoo.Entry": "made by read",
+    "zoo.File": "made by read",
+    "zoo.Model": "made by load",
+    "zoo.find": "paths: tests/zoo",
+    "zoo.fingerprints": "paths: tests/zoo",
+    "zoo.from_state_dict": "arrays by key: tests/zoo/test_convert.py",
+    "zoo.from_torch": "takes a module: tests/zoo/test_torch_bridge.py",
+    "zoo.has_weights": "paths: tests/zoo",
+    "zoo.load": "paths: tests/zoo",
+    "zoo.read": "paths: tests/zoo",
+    "zoo.read_state_dict": "paths: tests/zoo",
+    "zoo.to_state_dict": "arrays by key: tests/zoo/test_convert.py",
+    "zoo.write_state_dict": "paths: tests/zoo",
+}

@@ -1,0 +1,89 @@
+"""Entries of nn_adv.training."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv import models, training
+from nn_adv.threat import Threat
+from tests.border.inputs import COUNT, KINDS, NUM_CLASSES, SHAPE
+from tests.border.table import Entry
+
+_MODEL = models.create("mlp", NUM_CLASSES, hidden_sizes=())
+_RECIPE = training.Recipe(objective="standard", num_epochs=1, batch_size=COUNT, select_every=1, select_steps=0)
+_THREAT = Threat("linf", 0.125)
+
+
+@functools.cache
+def _variables():
+    return _MODEL.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+
+
+def _train(images, train_index, train_labels, holdout_index, holdout_labels):
+    member = training.Member(train_index, train_labels, holdout_index, holdout_labels)
+    found = training.train(_MODEL, images, [member], _RECIPE, seeds=[0])
+    return found.variables, found.history._replace(seconds=()), found.selected_epoch
+
+
+def _objective(fn, **options):
+    def call(images, labels, key):
+        return fn(_MODEL.apply, _variables(), training.Batch(images, labels), key=key, **options)
+
+    return call
+
+
+def _trades_loss(images, labels, key, adversarial_images):
+    # One threat: the axis in front is not what is tried.
+    several = adversarial_images
+    if isinstance(several, np.ndarray | jax.Array) and several.ndim == 4:
+        several = several[None]
+    batch = training.Batch(images, labels)
+    return training.trades_loss(_MODEL.apply, _variables(), batch, several, key=key, beta=1.0)
+
+
+def _craft(images, threat):
+    noise = training.draw_noise(jax.random.key(1), jnp.asarray(KINDS["images"].standard))
+    log_target = jnp.log(jnp.full((COUNT, NUM_CLASSES), 1 / NUM_CLASSES))
+
+    def logits_fn(x):
+        return _MODEL.apply(_variables(), x)
+
+    return training.craft(logits_fn, images, log_target=log_target, noise=noise, threat=threat, num_steps=1)
+
+
+_BATCH = {"images": "images", "labels": "labels", "key": "key"}
+_SHOWN = {"images": r"batch\.images", "labels": r"batch\.labels"}
+_OTHER_DRAWS = {"key": {"rbg": "another generator draws other numbers"}}
+
+ENTRIES = (
+    Entry("training.train", _train,
+          {"images": "pixels", "train_index": "indices", "train_labels": "labels", "holdout_index": "indices",
+           "holdout_labels": "labels"},
+          shown={name: rf"members\[0\]\.{name}" for name in
+                 ("train_index", "train_labels", "holdout_index", "holdout_labels")}),
+    Entry("training.standard", _objective(training.standard), _BATCH, shown=_SHOWN),
+    Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH,
+          shown=_SHOWN),
+    Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH,
+          shown=_SHOWN),
+    Entry("training.trades_loss", _trades_loss, _BATCH, shown=_SHOWN),
+    Entry("training.craft", _craft, {"images": "images", "threat": "threat"}),
+    Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
+          {"key": "key", "images": "images"}),
+)  # fmt: skip
+
+_RESULT = "a result, or what is tried in the functions that take it"
+EXEMPT = {
+    "training.Aux": _RESULT,
+    "training.Batch": _RESULT,
+    "training.Crafted": _RESULT,
+    "training.History": _RESULT,
+    "training.Member": _RESULT,
+    "training.Noise": _RESULT,
+    "training.Recipe": "takes plain numbers: tests/training/test_recipe.py",
+    "training.Trained": _RESULT,
+}

@@ -1,0 +1,82 @@
+"""Every public function with every bad or unusual input: right, or refused in one line that says what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import numpy as np
+import pytest
+
+import nn_adv
+from tests.border import of_attacks, of_certify, of_neighbors, of_others, of_training
+from tests.border.inputs import KINDS
+from tests.border.table import leaves
+
+_PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_training)
+ENTRIES = [entry for part in _PARTS for entry in part.ENTRIES]
+EXEMPT = {name: reason for part in _PARTS for name, reason in part.EXEMPT.items()}
+PAIRS = [(entry, keyword) for entry in ENTRIES for keyword in entry.takes]
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def _public_names() -> set[str]:
+    """Names "package.function" of everything that can be called."""
+    names = set()
+    for info in pkgutil.iter_modules(nn_adv.__path__):
+        module = importlib.import_module(f"nn_adv.{info.name}")
+        listed = getattr(module, "__all__", None)
+        if listed is None:
+            listed = [
+                name
+                for name, value in vars(module).items()
+                if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+            ]
+        names |= {f"{info.name}.{name}" for name in listed if callable(getattr(module, name))}
+    return names
+
+
+def test_every_public_function_is_in_the_table():
+    listed = {".".join(entry.name.split(".")[:2]) for entry in ENTRIES}
+    assert not listed & EXEMPT.keys()
+    assert listed | EXEMPT.keys() == _public_names()
+
+
+def test_an_entry_tries_what_its_function_takes():
+    """A new argument of a kind that is tried must be tried: its name says what it is."""
+    known = {"images", "labels", "queries", "points", "key", "threat", "indices", "leave_out", "x", "y"}
+    for entry in ENTRIES:
+        package, name, *rest = entry.name.split(".")
+        function = getattr(importlib.import_module(f"nn_adv.{package}"), name)
+        if rest or inspect.isclass(function):
+            continue
+        assert known & inspect.signature(function).parameters.keys() <= entry.takes.keys(), entry.name
+
+
+def _fails(entry, keyword, case) -> str:
+    """Returns what is wrong with a case, or nothing."""
+    try:
+        found = leaves(entry.try_case(keyword, case))
+    except ValueError as error:
+        message = str(error)
+        if entry.is_right(keyword, case):
+            return f"refused: {message}"
+        return "" if "\n" not in message and re.search(entry.message(keyword, case), message) else f"says: {message}"
+    except Exception as error:
+        return f"raises {type(error).__name__}: {error}"
+    if not entry.is_right(keyword, case):
+        return "taken"
+    is_same = [np.array_equal(one, other, equal_nan=True) for one, other in zip(found, entry.standard, strict=True)]
+    return "" if all(is_same) else "another result"
+
+
+@pytest.mark.parametrize("entry, keyword", PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
+    """Right ones give the result of the standard value to the bit, wrong ones a ValueError that says what is wrong."""
+    cases = KINDS[entry.takes[keyword]].cases
+    assert set(entry.narrows.get(keyword, {})) <= {case.name for case in cases}
+    failures = {case.name: failure for case in cases if (failure := _fails(entry, keyword, case))}
+    assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
