@@ -21,6 +21,8 @@ NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
 PADDING_SQ_NORM = 2**30
 _MAX_BLOCK_SIZE = 1024
+# Points whose largest pixel exceeds the median one by more than this factor do not move the center.
+_FAR = 2**10
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
 _BLOCK_OVERHEAD = 32
 
@@ -38,7 +40,8 @@ class Reference:
       class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
       sq_norms: ``[N, b]``; uint8: squared norms of ``point - 128``, int32 where `sums_fit_int32`, else float32;
         float32: of ``point - center``.
-      center: mean of the points ``[d]`` in [0, 1] units; expanded distances around it lose fewer digits.
+      center: mean of the points, those far out left aside ``[d]``, in [0, 1] units; expanded distances around it lose
+        fewer digits.
       centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
       num_classes: C.
       image_shape: shape of one point as it was given.
@@ -106,7 +109,7 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     labels_by_index = np.zeros(rows, np.int32)
     labels_by_index[: len(points)] = labels
     unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
-    center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
+    center = (_without_far(points).mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
     is_point = index != NO_POINT
     with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
         centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
@@ -172,6 +175,15 @@ def _rows(labels: np.ndarray, counts: np.ndarray, first_row: np.ndarray) -> np.n
     rows = np.empty(len(labels), np.int64)
     rows[order] = np.repeat(first_row[:-1], counts) + rank_in_class
     return rows
+
+
+def _without_far(points: np.ndarray) -> np.ndarray:
+    """Return the points that are not far larger than most: one alone would take the center away from all others."""
+    if points.dtype == np.uint8:
+        return points
+    largest = np.maximum(points.max(axis=1), -points.min(axis=1))
+    is_far = largest > _FAR * np.median(largest)
+    return points[~is_far] if is_far.any() else points
 
 
 def _integer_sq_norms(rows: np.ndarray) -> np.ndarray:
