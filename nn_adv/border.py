@@ -1,4 +1,4 @@
-"""The border of the library: labels, images and keys as users have them, made into what the library works with.
+"""The border of the library: labels, images, bounds and keys as users have them, made into what the library works with.
 
 Lists, arrays of NumPy and of JAX, any byte order and any width are right where the numbers are; what is wrong is a
 ValueError of one line that names the argument, the first bad value and its index. Inside jit only shapes and dtypes
@@ -99,7 +99,7 @@ def as_images(
 
 
 def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRNGKey:
-    """Return a key, or one per image ``[count]``, as a typed one; old-style keys of integers become such.
+    """Return one key, or with ``count`` also one per image ``[count]``, as typed ones; old-style ones become such.
 
     Raises:
       ValueError: no key of `jax.random`, or another number of them.
@@ -111,10 +111,25 @@ def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRN
         if key.dtype != np.uint32 or impl is None:
             raise ValueError(f"{name} must be a key from jax.random.key, got {key.dtype} of shape {key.shape}")
         key = jax.random.wrap_key_data(jnp.asarray(key), impl=impl)
-    if key.ndim > 1 or (key.ndim == 1 and count is not None and len(key) != count):
+    if key.shape not in ((), (count,)):
         allowed = "one key" if count is None else f"one key, or one per image [{count}]"
         raise ValueError(f"{name} must be {allowed}, got keys of shape {key.shape}")
     return key
+
+
+def as_bounds(bounds: Any) -> tuple[float, float] | None:
+    """Return pixel bounds as two plain numbers, so that equal ones share a compilation; None for no bounds.
+
+    Raises:
+      ValueError: bounds that are not two numbers in order.
+    """
+    if bounds is None:
+        return None
+    ends = np.asarray(bounds).tolist()
+    is_pair = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
+    if not is_pair or not ends[0] < ends[1]:
+        raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds!r}")
+    return float(ends[0]), float(ends[1])
 
 
 def _as_array(values: Any, name: str) -> chex.Array:

@@ -56,7 +56,6 @@ def _craft(images, threat):
 
 
 _BATCH = {"images": "images", "labels": "labels", "key": "key"}
-_SHOWN = {"images": r"batch\.images", "labels": r"batch\.labels"}
 _OTHER_DRAWS = {"key": {"rbg": "another generator draws other numbers"}}
 
 ENTRIES = (
@@ -65,12 +64,10 @@ ENTRIES = (
            "holdout_labels": "labels"},
           shown={name: rf"members\[0\]\.{name}" for name in
                  ("train_index", "train_labels", "holdout_index", "holdout_labels")}),
-    Entry("training.standard", _objective(training.standard), _BATCH, shown=_SHOWN),
-    Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH,
-          shown=_SHOWN),
-    Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH,
-          shown=_SHOWN),
-    Entry("training.trades_loss", _trades_loss, _BATCH, shown=_SHOWN),
+    Entry("training.standard", _objective(training.standard), _BATCH),
+    Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH),
+    Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH),
+    Entry("training.trades_loss", _trades_loss, _BATCH),
     Entry("training.craft", _craft, {"images": "images", "threat": "threat"}),
     Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
           {"key": "key", "images": "images"}),
