@@ -18,6 +18,21 @@ _CHECKED_AT_A_TIME = 2**20  # pixels: few enough for the cache
 _LARGEST = np.iinfo(np.int32).max
 
 
+def as_array(values: Any, name: str) -> chex.Array:
+    """Return an array of the machine's byte order: of JAX as it came, any other of NumPy.
+
+    Raises:
+      ValueError: values that are no array, as rows of different lengths.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name} must be one array, got rows of different shapes or no numbers") from None
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, count: int | None = None) -> chex.Array:
     """Return integers ``[N]`` as int32: on the host, or traced as they came.
 
@@ -31,7 +46,7 @@ def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, c
     Raises:
       ValueError: another shape, another kind of numbers, or one that is not allowed.
     """
-    array = _as_array(values, name)
+    array = as_array(values, name)
     array = array if isinstance(array, jax.core.Tracer) else np.asarray(array)
     wanted = f"integers [{'N' if count is None else count}]"
     if array.ndim != 1 or count not in (None, array.shape[0]):
@@ -86,7 +101,7 @@ def as_images(
     Raises:
       ValueError: another shape, another kind of numbers, or pixels that are not finite or outside the bounds.
     """
-    array = _as_array(images, name)
+    array = as_array(images, name)
     _check_kind(array, name, takes_uint8)
     _check_shape(array, name, rank, num_pixels)
     if array.dtype != np.uint8:
@@ -130,17 +145,6 @@ def as_bounds(bounds: Any) -> tuple[float, float] | None:
     if not is_pair or not ends[0] < ends[1]:
         raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds!r}")
     return float(ends[0]), float(ends[1])
-
-
-def _as_array(values: Any, name: str) -> chex.Array:
-    """Return an array of the machine's byte order: of JAX as it came, any other of NumPy."""
-    if isinstance(values, jax.Array):
-        return values
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError):
-        raise ValueError(f"{name} must be one array, got rows of different shapes or no numbers") from None
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _computed_in(dtype) -> np.dtype:

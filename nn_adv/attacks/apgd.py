@@ -90,7 +90,7 @@ def apgd(
         shape, and outside jit images not inside the bounds, labels out of range or NaN for a clean image. Probabilities
         are warned of there.
     """
-    images, labels, keys = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     _check_options(num_steps, num_restarts, num_samples)
     if starts is not None:
         starts = as_images(starts, name="starts", takes_uint8=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,11 +53,12 @@ class Highest(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Images ``[B, ...]``, float32 or float64, class indices ``[B]`` and one threefry key per image ``[B]``."""
+    """Images ``[B, ...]`` of float32 or wider, classes and threefry keys ``[B]``, and a threat in the images' dtype."""
 
     images: chex.Array
     labels: chex.Array
     keys: chex.PRNGKey
+    threat: Threat
 
 
 def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
@@ -166,9 +168,11 @@ def check_inputs(images: chex.Array, labels: chex.Array, key: chex.PRNGKey, thre
     check_threat(threat)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     count = images.shape[0]
-    if np.shape(threat.epsilon) not in ((), (count,)):
-        raise ValueError(f"threat must have one epsilon, or one per image [{count}], got {np.shape(threat.epsilon)}")
-    return Inputs(images, as_labels(labels, count=count), image_keys(key, count))
+    epsilon = jnp.asarray(threat.epsilon, images.dtype)
+    if epsilon.shape not in ((), (count,)):
+        raise ValueError(f"threat must have one epsilon, or one per image [{count}], got shape {epsilon.shape}")
+    threat = dataclasses.replace(threat, epsilon=epsilon)
+    return Inputs(images, as_labels(labels, count=count), image_keys(key, count), threat)
 
 
 def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:

@@ -94,7 +94,7 @@ def fab(
         key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside
         the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
-    images, labels, keys = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)

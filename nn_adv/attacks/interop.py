@@ -14,7 +14,7 @@ import numpy as np
 from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.ensemble import ensemble, named_attack
 from nn_adv.attacks.losses import cross_entropy
-from nn_adv.border import as_images, as_labels
+from nn_adv.border import as_array, as_images, as_labels
 from nn_adv.threat import NORMS, Threat
 
 _NORMS = {"1": "l1", "2": "l2", "inf": "linf"} | {norm: norm for norm in NORMS}
@@ -140,7 +140,8 @@ def art_classifier(
 
         def loss_gradient(self, x, y, **_):
             x = _checked(x)
-            y = np.argmax(y, axis=1) if np.shape(y) == (len(x), num_classes) else y  # one-hot, as ART has them
+            y = as_array(y, "y")
+            y = np.argmax(y, axis=1) if y.shape == (len(x), num_classes) else y  # one-hot, as ART has them
             return np.array(loss_gradient(x, as_labels(y, num_classes, count=len(x), name="y")))
 
         def class_gradient(self, x, label=None, **_):

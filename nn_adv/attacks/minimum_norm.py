@@ -104,13 +104,18 @@ def minimum_norm(
         images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     # A threat refuses an unknown norm and bounds that are none.
-    images, labels, keys = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
+    images, labels, keys, threat = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma)
-    static: dict[str, Any] = {"norm": norm, "bounds": bounds, "num_steps": num_steps, "num_restarts": num_restarts}
+    static: dict[str, Any] = {
+        "norm": norm,
+        "bounds": threat.bounds,
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+    }
     return run(_search, logits_fn, predict_fn, *arrays, **static)
 
 

@@ -168,7 +168,7 @@ def tempered_apgd(
     Raises:
       ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `apgd`.
     """
-    images, labels, keys = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)
     check_clean_logits(run(logits_of, logits_fn, images, temperatures[0]), labels)
     arrays = (images, labels, keys, threat, temperatures)

@@ -1,13 +1,12 @@
 """What is compiled for an attack that is called outside jit, and how long it is kept.
 
 A loop or a gradient outside jit is compiled anew each time, and JAX keeps what it compiled: calls by the hundred would
-use up the memory maps of a process. Here each call is one program of its own, which is forgotten when the call is over
-or, where functions are the same next time, is one of a bounded number.
+use up the memory maps of a process. Here each call is one program, which is forgotten when the call is over or, where
+functions are the same next time, is one of a bounded number.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -15,7 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-_KEPT = 32  # programs; each takes some hundred memory maps, of 65,530 that a process may have
+_MOST_KEPT = 32  # programs; each takes some hundred memory maps, of 65,530 that a process may have
+
+
+# Any: that a jitted function can count and drop its programs is not in its type.
+_kept: Any = jax.jit(lambda fn, static, *args: fn(*args, **dict(static)), static_argnums=(0, 1))
 
 
 def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashable) -> Any:
@@ -34,7 +37,9 @@ def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashab
     is_kept = keep or all(_depends_on_arguments(arg) for arg in args if callable(arg))
     args = tuple(traceable(arg) if callable(arg) else arg for arg in args)
     if is_kept:
-        return _program(fn, tuple(static.items()), str(jax.tree.structure(args)))(*args)
+        if _kept._cache_size() >= _MOST_KEPT:
+            _kept.clear_cache()
+        return _kept(fn, tuple(static.items()), *args)
     leaves, structure = jax.tree.flatten(args)
     return jax.jit(lambda leaves: fn(*jax.tree.unflatten(structure, leaves), **static))(leaves)
 
@@ -46,13 +51,3 @@ def traceable(fn: Callable[..., Any]) -> Partial:
 
 def _depends_on_arguments(fn: Callable[..., Any]) -> bool:
     return isinstance(fn, Partial) or str(getattr(fn, "__module__", "")).startswith("nn_adv.")
-
-
-@functools.lru_cache(_KEPT)
-def _program(fn, static, label):
-    """Return a place for the program of these functions; with the place, it is forgotten.
-
-    The label only parts the places: what is compiled for is for jit to tell, from the functions themselves.
-    """
-    del label
-    return jax.jit(lambda *args: fn(*args, **dict(static)))

@@ -76,7 +76,7 @@ def square(
         old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
         images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
-    images, labels, keys = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
     check_at_least("num_queries", num_queries, 1)

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from nn_adv import attacks
 from nn_adv.border import as_images, as_key, as_labels
@@ -241,8 +242,11 @@ def _per_threat(threats, step_sizes):
 
 def _prediction_fn(apply_fn, variables):
     """Logits of the network as it predicts; crafting never differentiates the weights."""
-    frozen = jax.lax.stop_gradient(variables)
-    return lambda images: apply_fn(frozen, images, train=False)
+    return Partial(_predict, Partial(apply_fn), jax.lax.stop_gradient(variables))
+
+
+def _predict(apply_fn, variables, images):
+    return apply_fn(variables, images, train=False)
 
 
 def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):

@@ -20,12 +20,14 @@ ENTRIES = (
           {"indices": "indices"}),
     Entry("border.as_key", lambda key: border.as_key(key, count=COUNT).shape, {"key": "key"}),
     Entry("evaluation.correct", lambda images, labels: evaluation.correct(_predict, images, labels, batch_size=4),
-          {"images": "pixels", "labels": "labels"}),
+          {"images": "pixels", "labels": "labels"},
+          narrows={"labels": dict.fromkeys(("1..C", "one beyond"), "how many classes there are is not known")}),
 )  # fmt: skip
 
 _OP = "an op on arrays inside attacks, which have checked them"
 _PLAIN = "takes names and plain numbers"
 EXEMPT = {
+    "border.as_array": "what the others begin with",
     "border.as_bounds": "two numbers: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
