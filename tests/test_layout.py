@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "models": set(),
     "neighbors": {"border", "pixels", "threat"},
     "pixels": set(),
-    "threat": set(),
+    "threat": {"border"},
     "paths": set(),
     "training": {"attacks", "border", "paths", "pixels", "threat"},
     "zoo": {"models", "paths"},
