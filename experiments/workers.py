@@ -93,19 +93,26 @@ class Pool:
           jobs: numbers of groups in the experiment.
           done: names of the units that have rows; asked before each group.
         """
-        waiting, at_work, texts = list(jobs), {}, {}
+        waiting = list(jobs)
+        at_work: dict[int, int] = {}
+        texts: dict[int, str] = {}
 
         def give(place: int) -> None:
-            if waiting:
-                at_work[place] = waiting.pop(0)
+            if not waiting:
+                return
+            at_work[place] = waiting.pop(0)
+            try:
+                self._workers[place][1].send((at_work[place], done()))
+            except OSError:  # it died without a job
+                self._workers[place] = self._start(place)
                 self._workers[place][1].send((at_work[place], done()))
 
         for place in self._workers:
             give(place)
         while at_work:
-            pipes = {self._workers[place][1]: place for place in at_work}
-            for pipe in connection.wait(list(pipes)):
-                place = pipes[pipe]
+            ready = connection.wait([self._workers[place][1] for place in at_work])
+            for place in [place for place in at_work if self._workers[place][1] in ready]:
+                pipe = self._workers[place][1]
                 try:
                     said = pipe.recv()
                 except (EOFError, OSError):
