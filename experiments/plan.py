@@ -66,7 +66,7 @@ class Unit(NamedTuple):
         return f"{self.dataset}/{self.task.name}/{self.method}/{self.seed}"
 
 
-class Experiment(NamedTuple):
+class Shared(NamedTuple):
     """What all units of a run share.
 
     Attributes:
@@ -258,7 +258,7 @@ def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> N
             raise ValueError(f"{name} must not hold anything twice, got {values}")
 
 
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def prepare_tasks(config: ml_collections.ConfigDict) -> Shared:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
     check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
@@ -271,7 +271,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     if set(config.methods) & set(NETWORKS):
         make_attacks(config, everything[0].num_classes)
     most_images = max(len(task.train_index) for task in everything)
-    return Experiment(
+    return Shared(
         config,
         dataset,
         jnp.asarray(dataset.train_images),

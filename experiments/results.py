@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from experiments import stored_config
 from experiments.storage import ResultsError, one_line_errors, sync_folder, write_whole
 from experiments.stored_config import CONFIG_FILE, config_hash, dumps
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 
 ROWS_PATTERN = "rows-*.jsonl"
 _MERGED_FILE = "rows-merged.jsonl"

@@ -1,4 +1,4 @@
-"""The border of the library: labels, images, keys and paths as users have them, made into what it works with.
+"""The border of the library: labels, images, bounds and keys as users have them, made into what the library works with.
 
 Lists, arrays of NumPy and of JAX, any byte order and any width are right where the numbers are; what is wrong is a
 ValueError of one line that names the argument, the first bad value and its index. Inside jit only shapes and dtypes
@@ -7,8 +7,6 @@ can be seen, so values of traced arrays are taken as they are.
 
 from __future__ import annotations
 
-import os
-import pathlib
 from typing import Any
 
 import chex
@@ -18,6 +16,21 @@ import numpy as np
 
 _CHECKED_AT_A_TIME = 2**20  # pixels: few enough for the cache
 _LARGEST = np.iinfo(np.int32).max
+
+
+def as_array(values: Any, name: str) -> chex.Array:
+    """Return an array of the machine's byte order: of JAX as it came, any other of NumPy.
+
+    Raises:
+      ValueError: values that are no array, as rows of different lengths.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name} must be one array, got rows of different shapes or no numbers") from None
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, count: int | None = None) -> chex.Array:
@@ -33,7 +46,7 @@ def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, c
     Raises:
       ValueError: another shape, another kind of numbers, or one that is not allowed.
     """
-    array = _as_array(values, name)
+    array = as_array(values, name)
     array = array if isinstance(array, jax.core.Tracer) else np.asarray(array)
     wanted = f"integers [{'N' if count is None else count}]"
     if array.ndim != 1 or count not in (None, array.shape[0]):
@@ -88,7 +101,7 @@ def as_images(
     Raises:
       ValueError: another shape, another kind of numbers, or pixels that are not finite or outside the bounds.
     """
-    array = _as_array(images, name)
+    array = as_array(images, name)
     _check_kind(array, name, takes_uint8)
     _check_shape(array, name, rank, num_pixels)
     if array.dtype != np.uint8:
@@ -101,7 +114,7 @@ def as_images(
 
 
 def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRNGKey:
-    """Return a key, or one per image ``[count]``, as a typed one; old-style keys of integers become such.
+    """Return one key, or with ``count`` also one per image ``[count]``, as typed ones; old-style ones become such.
 
     Raises:
       ValueError: no key of `jax.random`, or another number of them.
@@ -113,35 +126,25 @@ def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRN
         if key.dtype != np.uint32 or impl is None:
             raise ValueError(f"{name} must be a key from jax.random.key, got {key.dtype} of shape {key.shape}")
         key = jax.random.wrap_key_data(jnp.asarray(key), impl=impl)
-    if key.ndim > 1 or (key.ndim == 1 and count is not None and len(key) != count):
+    if key.shape not in ((), (count,)):
         allowed = "one key" if count is None else f"one key, or one per image [{count}]"
         raise ValueError(f"{name} must be {allowed}, got keys of shape {key.shape}")
     return key
 
 
-def as_path(path: str | os.PathLike[str], name: str = "path") -> pathlib.Path:
-    """Return a path, there or not, with a leading ``~`` or ``~USER`` replaced by that home.
+def as_bounds(bounds: Any) -> tuple[float, float] | None:
+    """Return pixel bounds as two plain numbers, so that equal ones share a compilation; None for no bounds.
 
     Raises:
-      ValueError: no path, an empty one, or one in the home of somebody unknown.
+      ValueError: bounds that are not two numbers in order.
     """
-    if not isinstance(path, str | os.PathLike) or os.fspath(path) in ("", b"") or "\0" in os.fsdecode(path):
-        raise ValueError(f"{name} must be a path, a text that is not empty or a pathlib.Path, got {path!r}")
-    expanded = os.path.expanduser(os.fsdecode(path))
-    if expanded.startswith("~"):
-        raise ValueError(f"{name} {path} begins with a home that is not known: write the whole path")
-    return pathlib.Path(expanded)
-
-
-def _as_array(values: Any, name: str) -> chex.Array:
-    """Return an array of the machine's byte order: of JAX as it came, any other of NumPy."""
-    if isinstance(values, jax.Array):
-        return values
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError):
-        raise ValueError(f"{name} must be one array, got rows of different shapes or no numbers") from None
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    if bounds is None:
+        return None
+    ends = np.asarray(bounds).tolist()
+    is_pair = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
+    if not is_pair or not ends[0] < ends[1]:
+        raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds!r}")
+    return float(ends[0]), float(ends[1])
 
 
 def _computed_in(dtype) -> np.dtype:

@@ -12,6 +12,7 @@ import chex
 import numpy as np
 from scipy import stats
 
+from nn_adv.border import as_images, as_labels
 from nn_adv.pixels import as_float
 
 
@@ -24,16 +25,16 @@ def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: 
       batch_size: rows per call, at least 1.
 
     Returns:
-      Results for all rows, in order.
+      Results for all rows, in order; where there are none, the first 0 of those for rows of zeros.
 
     Raises:
-      ValueError: no rows, or ``batch_size`` below 1.
+      ValueError: ``batch_size`` below 1.
     """
-    num_rows = arrays[0].shape[0]
-    if num_rows == 0:
-        raise ValueError("there must be at least one image, got none")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    num_rows = arrays[0].shape[0]
+    if num_rows == 0:
+        return np.asarray(fn(*(np.zeros((batch_size, *array.shape[1:]), array.dtype) for array in arrays)))[:0]
     results = []
     for start in range(0, num_rows, batch_size):
         rows = np.arange(start, start + batch_size)
@@ -51,13 +52,25 @@ def correct(
     Args:
       predict_fn: float images ``[B, ...]`` to labels ``[B]``.
       images: ``[N, ...]``, uint8 or floats in [0, 1].
-      labels: ``[N]``.
-      batch_size: images per call.
+      labels: ``[N]``, 0 or more.
+      batch_size: images per call, at least 1.
 
     Returns:
       Booleans ``[N]``.
+
+    Raises:
+      ValueError: images or labels that are none, ``batch_size`` below 1, or predictions of another shape.
     """
-    return map_batches(lambda x, y: predict_fn(as_float(x)) == y, images, labels, batch_size=batch_size)
+    images = as_images(images, bounds=(0, 1))
+    labels = as_labels(labels, count=images.shape[0])
+
+    def is_right(images, labels):
+        predicted = np.asarray(predict_fn(as_float(images)))
+        if predicted.shape != labels.shape:
+            raise ValueError(f"predict_fn must return a class per image, {labels.shape}, got shape {predicted.shape}")
+        return predicted == labels
+
+    return map_batches(is_right, images, labels, batch_size=batch_size)
 
 
 def robust_curve(radii: np.ndarray, correct: np.ndarray, epsilons: Sequence[float]) -> np.ndarray:

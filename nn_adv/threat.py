@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from nn_adv.border import as_bounds
+
 NORMS = ("l1", "l2", "linf")
 
 # A steepest ascent step in l1 moves one pixel; moving the top 5 % at once needs far fewer steps
@@ -44,10 +46,17 @@ class Threat:
     def __post_init__(self) -> None:
         check_norm(self.norm)
         # Inside jit and tree transformations epsilon is a tracer or a placeholder: only real numbers are checked.
-        if isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(np.asarray(self.epsilon) >= 0):
-            raise ValueError(f"epsilon must be a radius >= 0, got {self.epsilon}")
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be (lowest, highest) or None, got {self.bounds}")
+        if isinstance(self.epsilon, (str, bytes)) or (
+            isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(np.asarray(self.epsilon) >= 0)
+        ):
+            raise ValueError(f"epsilon must be a radius >= 0, got {self.epsilon!r}")
+        object.__setattr__(self, "bounds", as_bounds(self.bounds))
+
+
+def check_threat(threat: Threat) -> None:
+    """Raise ValueError for anything but a `Threat`."""
+    if not isinstance(threat, Threat):
+        raise ValueError(f"threat must be a Threat, got {threat!r}")
 
 
 def check_norm(norm: str) -> None:

@@ -13,10 +13,10 @@ from experiments.report.content import report_blocks
 from experiments.report.page import Images, to_html, to_markdown
 from experiments.report.tables import Row
 from experiments.report.terminal import terminal_table
-from experiments.report.units import PAIR_COLUMNS, order_violations, pair_lines
+from experiments.report.units import PAIR_COLUMNS, pair_lines
 from experiments.storage import write_whole
 
-__all__ = ["ReportPaths", "order_violations", "terminal_table", "write_report"]
+__all__ = ["ReportPaths", "terminal_table", "write_report"]
 
 
 class ReportPaths(NamedTuple):

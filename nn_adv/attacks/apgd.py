@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,18 +18,19 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_clean_logits,
-    check_images_and_key,
-    check_logits,
+    check_inputs,
     finite_or_zero,
     fold_in_each,
     higher,
     highest_others,
-    image_keys,
     is_judged_wrong,
     is_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
+from nn_adv.attacks.programs import run
+from nn_adv.border import as_images
 from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start
 
 _GAIN = 0.75  # rho of the paper: a step size must gain in more than this share of a window's iterations
@@ -89,18 +90,33 @@ def apgd(
         shape, and outside jit images not inside the bounds, labels out of range or NaN for a clean image. Probabilities
         are warned of there.
     """
-    check_images_and_key(images, labels, key, threat.bounds)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     _check_options(num_steps, num_restarts, num_samples)
-    if starts is not None and starts.shape != images.shape:
-        raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
-    usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
-    problem = _Problem(logits_fn, loss_fn or usual_loss, labels, num_samples)
-    rank_fn = problem.loss_fn if num_targets is None else margin
+    if starts is not None:
+        starts = as_images(starts, name="starts", takes_uint8=False)
+        if starts.shape != images.shape:
+            raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
     # Number 0 is the clean image's, the runs count from 1.
-    keys = image_keys(key, images.shape[0])
-    clean_logits = problem.logits(images, fold_in_each(keys, 0))
-    check_clean_logits(clean_logits, labels)
+    clean_logits = run(_mean_logits, logits_fn, images, fold_in_each(keys, 0), num_samples=num_samples)
+    clean_logits = check_clean_logits(clean_logits, labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+    usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
+    functions = (logits_fn, loss_fn or usual_loss, predict_fn)
+    arrays = (images, labels, clean_logits, targets, starts, keys, threat)
+    static: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts, "num_samples": num_samples}
+    return run(_search, *functions, *arrays, **static)
+
+
+def _mean_logits(logits_fn, points, keys, *, num_samples):
+    return _Problem(logits_fn, cross_entropy, None, num_samples).logits(points, keys)
+
+
+def _search(
+    logits_fn, loss_fn, predict_fn, images, labels, clean_logits, targets, starts, keys, threat,
+    *, num_steps, num_restarts, num_samples,
+) -> AttackResult:  # fmt: skip
+    problem = _Problem(logits_fn, loss_fn, labels, num_samples)
+    rank_fn = loss_fn if targets is None else margin
 
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
         return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
@@ -113,7 +129,7 @@ def apgd(
         new_keys = fold_in_each(fold_in_each(keys, number), 2)  # 0 and 1 are those of `run`
         return visited._replace(success=is_wrong(problem.logits(visited.images, new_keys), labels))
 
-    def run(number: chex.Numeric) -> Visited:
+    def ascend(number: chex.Numeric) -> Visited:
         run_keys = fold_in_each(keys, 1 + number)
         start_keys, noise_keys = fold_in_each(run_keys, 0), fold_in_each(run_keys, 1)
         start = _random_start(threat, start_keys, images)
@@ -132,9 +148,9 @@ def apgd(
 
     def attack_survivors(state):
         number, best = state
-        return number + 1, where_each(best.success, best, better(best, run(number)))
+        return number + 1, where_each(best.success, best, better(best, ascend(number)))
 
-    num_runs = num_restarts * (num_targets or 1)
+    num_runs = num_restarts * (1 if targets is None else targets.shape[1])
     clean = judge(visit(images, clean_logits), 0)
     _, best = jax.lax.while_loop(
         lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
@@ -149,7 +165,7 @@ class _Problem(NamedTuple):
 
     logits_fn: Callable[..., chex.Array]
     loss_fn: Callable[..., chex.Array]
-    labels: chex.Array
+    labels: chex.Array | None
     num_samples: int | None
 
     def logits(self, points, keys):
@@ -170,8 +186,7 @@ class _Problem(NamedTuple):
         return loss, finite_or_zero(gradient), logits
 
     def _logits(self, points, keys):
-        logits = self.logits_fn(points) if self.num_samples is None else self.logits_fn(points, keys)
-        return check_logits(logits, points.shape[0])
+        return logits_of(self.logits_fn, points, *(() if self.num_samples is None else (keys,)))
 
     def _mean(self, sample, keys):
         if self.num_samples is None:

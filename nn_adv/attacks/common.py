@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.border import as_images, as_integers, as_key, as_labels
+from nn_adv.threat import Threat, check_threat
+
 _PROBABILITY_TOLERANCE = 1e-2  # a softmax in bfloat16 is off by up to a few thousandths
+GENERATOR = "threefry2x32"
 
 
 class AttackResult(NamedTuple):
@@ -47,24 +52,48 @@ class Highest(NamedTuple):
     loss: chex.Array
 
 
+class Inputs(NamedTuple):
+    """Images ``[B, ...]`` of float32 or wider, classes and threefry keys ``[B]``, and a threat in the images' dtype."""
+
+    images: chex.Array
+    labels: chex.Array
+    keys: chex.PRNGKey
+    threat: Threat
+
+
 def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
     """Derive one key per example from its index in the dataset.
 
     Given such keys an attack's result for an example depends neither on the batch it is in nor on its place there.
 
     Args:
-      key: a typed key (``jax.random.key``).
-      indices: integers ``[B]``.
+      key: one key of `jax.random`.
+      indices: integers ``[B]``, 0 or more.
 
     Returns:
-      Keys ``[B]``.
+      Typed keys ``[B]``.
+
+    Raises:
+      ValueError: no key, several, or indices that are no such integers.
     """
+    key, indices = _as_threefry(as_key(key)), as_integers(indices, "indices")
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
 
 
 def image_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
     """Return one key per image ``[count]``: those given, or those of the places 0 to count - 1."""
-    return key if key.ndim else example_keys(key, jnp.arange(count))
+    key = as_key(key, count=count)
+    return _as_threefry(key) if key.ndim else example_keys(key, np.arange(count))
+
+
+def _as_threefry(key: chex.PRNGKey) -> chex.PRNGKey:
+    """Turn keys of other generators, which under vmap draw numbers that depend on the batch, into keys of threefry.
+
+    The first half of an rbg key is the threefry key of the same seed.
+    """
+    if jax.random.key_impl(key) == GENERATOR:
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl=GENERATOR)
 
 
 def fold_in_each(keys: chex.PRNGKey, index: chex.Numeric) -> chex.PRNGKey:
@@ -87,8 +116,10 @@ def is_judged_wrong(predict_fn: Callable, points: chex.Array, labels: chex.Array
     """Tell ``[B]`` which points ``[B, ...]`` another classifier gives another class than the label; NaN counts not."""
     has_nan = jnp.any(jnp.isnan(points.reshape(points.shape[0], -1)), axis=1)
     predicted = predict_fn(points)
-    if predicted.shape != labels.shape:
-        raise ValueError(f"predict_fn must return a class per image, [{len(labels)}], got shape {predicted.shape}")
+    if not isinstance(predicted, jax.Array | np.ndarray) or predicted.shape != labels.shape:
+        got = getattr(predicted, "shape", None)
+        got = f"a {type(predicted).__name__}" if got is None else f"shape {got}"
+        raise ValueError(f"predict_fn must return a class per image, [{len(labels)}], got {got}")
     return (predicted != labels) & ~has_nan
 
 
@@ -128,26 +159,20 @@ def finite_or_zero(gradient: chex.Array) -> chex.Array:
     return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
-def check_images_and_key(
-    images: chex.Array, labels: chex.Array, key: chex.PRNGKey, bounds: tuple[float, float] | None
-) -> None:
-    """Raise ValueError for images that `check_images` refuses or an old-style integer key."""
-    check_images(images, bounds)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed key from jax.random.key, got an array of {key.dtype}")
-    chex.assert_equal_shape_prefix([images, labels], 1)
+def check_inputs(images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat) -> Inputs:
+    """Return what an attack is given in the form in which it computes.
 
-
-def check_images(images: chex.Array, bounds: tuple[float, float] | None) -> None:
-    """Raise ValueError for images that are integers or, seen only outside jit, not finite or outside the bounds."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; divide uint8 images by 255")
-    if isinstance(images, jax.core.Tracer):
-        return
-    values = np.asarray(images)
-    is_valid = (np.isfinite(values) & is_inside(values, bounds)).reshape(len(values), -1).all(axis=1)
-    if not is_valid.all():
-        raise ValueError(f"images must be finite and inside {bounds}, which image {np.argmin(is_valid)} is not")
+    Raises:
+      ValueError: as `nn_adv.border` does; images must be floats, and inside the bounds as far as their values are seen.
+    """
+    check_threat(threat)
+    images = as_images(images, bounds=threat.bounds, takes_uint8=False)
+    count = images.shape[0]
+    epsilon = jnp.asarray(threat.epsilon, images.dtype)
+    if epsilon.shape not in ((), (count,)):
+        raise ValueError(f"threat must have one epsilon, or one per image [{count}], got shape {epsilon.shape}")
+    threat = dataclasses.replace(threat, epsilon=epsilon)
+    return Inputs(images, as_labels(labels, count=count), image_keys(key, count), threat)
 
 
 def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:
@@ -157,11 +182,11 @@ def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndar
 
 
 def check_clean_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Return the logits ``[B, C]`` of clean images; raise ValueError for another shape or what `check_labels` refuses.
+    """Return the logits ``[B, C]`` of clean images; raise ValueError for labels that are none of their classes.
 
     Values are seen only outside jit: those that `check_logit_values` refuses or warns of.
     """
-    check_labels(labels, check_logits(logits, len(labels)).shape[1])
+    as_labels(labels, logits.shape[1])
     if not isinstance(logits, jax.core.Tracer):
         check_logit_values(np.asarray(logits))
     return logits
@@ -174,7 +199,7 @@ def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None, *, st
         place = int(np.argmax(is_nan))
         image = place if rows is None else rows[place]
         raise ValueError(f"logits_fn must return numbers, for image {image} it returned NaN")
-    if are_probabilities(logits):
+    if len(logits) and are_probabilities(logits):
         warnings.warn("logits_fn seems to return probabilities; attacks need logits", stacklevel=stacklevel)
 
 
@@ -184,22 +209,22 @@ def are_probabilities(outputs: np.ndarray) -> bool:
     return bool(np.all(outputs >= 0) and np.all(np.abs(sums - 1) <= _PROBABILITY_TOLERANCE))
 
 
-def check_logits(logits: chex.Array, num_images: int) -> chex.Array:
-    """Return logits ``[B, C]``, C >= 2; raise ValueError for another shape."""
-    if logits.ndim != 2 or logits.shape[0] != num_images or logits.shape[1] < 2:
-        raise ValueError(f"logits_fn must return [{num_images}, C] with C >= 2, got shape {logits.shape}")
-    return logits
+def logits_of(logits_fn: Callable[..., chex.Array], points: chex.Array, *args: chex.Array) -> chex.Array:
+    """Return the logits ``[B, C]`` of points ``[B, ...]``, C >= 2; ``args`` are for ``logits_fn`` as well.
 
+    They take the dtype of the points, float32 or wider: losses in half precision would not tell points apart.
 
-def check_labels(labels: chex.Array, num_classes: int) -> None:
-    """Raise ValueError for labels that are no integers or, seen only outside jit, out of range."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)
-    if not np.all((values >= 0) & (values < num_classes)):
-        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {values.min()} to {values.max()}")
+    Raises:
+      ValueError: ``logits_fn`` returns anything else.
+    """
+    logits, wanted = logits_fn(points, *args), f"logits_fn must return [{points.shape[0]}, C] with C >= 2, got "
+    if not isinstance(logits, jax.Array | np.ndarray):
+        raise ValueError(f"{wanted}a {type(logits).__name__}: let it return the array of logits alone")
+    if logits.ndim != 2 or logits.shape[0] != points.shape[0] or logits.shape[1] < 2:
+        raise ValueError(f"{wanted}shape {logits.shape}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"{wanted}dtype {logits.dtype}: let it return floating-point logits")
+    return logits.astype(points.dtype)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

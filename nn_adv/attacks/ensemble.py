@@ -18,22 +18,23 @@ import numpy as np
 
 from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import (
+    GENERATOR,
     AttackResult,
     check_at_least,
-    check_images,
-    check_labels,
     check_logit_values,
-    check_logits,
     example_keys,
     is_inside,
     is_judged_wrong,
     is_wrong,
+    logits_of,
 )
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
+from nn_adv.attacks.programs import run, traceable
 from nn_adv.attacks.square import square
-from nn_adv.threat import Threat, float64_sizes
+from nn_adv.border import as_images, as_integers, as_key, as_labels
+from nn_adv.threat import Threat, check_threat, float64_sizes
 
 UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
 _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
@@ -67,7 +68,7 @@ _COUNTS = {"num_steps", "num_restarts", "num_queries"}
 class Attack(NamedTuple):
     """An attack with its options: ``fn(logits_fn, images, labels, *, key, threat, predict_fn) -> AttackResult``.
 
-    ``fn`` is compiled once for each object: make it once, not once a call.
+    ``fn`` is compiled for each object: make it once, not once a call.
     """
 
     name: str
@@ -189,15 +190,12 @@ def ensemble(
         or the bounds with what it claims to break; ``on_batch`` was given what had been found before.
     """
     check_at_least("batch_size", batch_size, 1)
-    images, labels = np.asarray(images), np.asarray(labels)
-    indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
-    _check_inputs(images, labels, indices, threat)
-    logits_fn, predict_fn = _traceable(logits_fn), predict_fn and _traceable(predict_fn)
-    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
+    images, labels, indices, key = _check_inputs(images, labels, indices, key, threat)
+    logits_fn, predict_fn = traceable(logits_fn), predict_fn and traceable(predict_fn)
     num_filled = max(batch_size, _LEAST_ROWS)
     shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
-    num_classes = _classify.eval_shape(logits_fn, predict_fn, *shapes)[0].shape[1]
-    check_labels(labels, num_classes)
+    num_classes = jax.eval_shape(_classify, logits_fn, predict_fn, *shapes)[0].shape[1]
+    as_labels(labels, num_classes)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
     if len({attack.name for attack in attacks}) < len(attacks):
         raise ValueError(f"attacks must have different names, got {', '.join(attack.name for attack in attacks)}")
@@ -208,9 +206,9 @@ def ensemble(
             f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
             f"got one of {state.adversarial.shape} at attack {state.attack}"
         )
-    if state.attack != CLEAN:  # the clean pass warned an earlier run only
+    if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        logits = np.asarray(_classify(logits_fn, predict_fn, images[first], labels[first])[0])
+        logits = np.asarray(_compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])
         check_logit_values(logits, first, stacklevel=3)
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
     state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
@@ -227,14 +225,15 @@ def ensemble(
             filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
                 found = images[filled]
-                logits, success = map(np.asarray, _classify(logits_fn, predict_fn, found, labels[filled]))
+                logits, success = map(np.asarray, _compiled(_classify, logits_fn, predict_fn, found, labels[filled]))
                 check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
-                claimed, found = map(np.asarray, _attack(attacks[place].fn, logits_fn, predict_fn, *inputs))
+                attack = functools.partial(_compiled, _attack, attack=attacks[place].fn)
+                claimed, found = map(np.asarray, attack(logits_fn, predict_fn, *inputs))
                 _check_allowed(attacks[place].name, claimed, found, images[filled], threat)
                 # Judged again, as the clean images were: a claim may be wrong, or owe itself to rounding.
-                success = claimed & np.asarray(_classify(logits_fn, predict_fn, found, inputs[1])[1])
+                success = claimed & np.asarray(_compiled(_classify, logits_fn, predict_fn, found, inputs[1])[1])
             is_broken = success[: len(batch)]
             state.broken_by[batch[is_broken]] = place
             state.adversarial[batch[is_broken]] = found[: len(batch)][is_broken]
@@ -247,15 +246,14 @@ def ensemble(
     return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, left)
 
 
-def _check_inputs(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, threat: Threat) -> None:
-    if images.ndim == 0 or len(images) == 0:
-        raise ValueError(f"images must be at least one, got shape {images.shape}")
-    check_images(images, threat.bounds)
-    for name, values in (("labels", labels), ("indices", indices)):
-        if values.shape != images.shape[:1]:
-            raise ValueError(f"{name} must be one per image, [{len(images)}], got shape {values.shape}")
+def _check_inputs(images, labels, indices, key, threat) -> tuple[np.ndarray, np.ndarray, np.ndarray, chex.PRNGKey]:
+    check_threat(threat)
     if np.ndim(threat.epsilon):
         raise ValueError(f"threat must have one epsilon for all images, got {np.shape(threat.epsilon)} of them")
+    images = np.asarray(as_images(images, bounds=threat.bounds, takes_uint8=False))
+    labels = as_labels(labels, count=len(images))
+    indices = np.arange(len(images)) if indices is None else as_integers(indices, "indices", count=len(images))
+    return images, labels, indices, as_key(key)
 
 
 def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:
@@ -264,16 +262,13 @@ def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:
     return tuple(int(np.sum((broken_by == UNBROKEN) | (broken_by > place))) for place in places)
 
 
-def _traceable(fn: Callable) -> Callable:
-    """Make a pytree of a function, so that jit traces the arrays bound to it and compiles for the function itself."""
-    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+_compiled = functools.partial(run, keep=True)  # for each batch, and for the next call with the same functions
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _attack(fn, logits_fn, predict_fn, images, labels, key_data, threat):
+def _attack(logits_fn, predict_fn, images, labels, key_data, threat, *, attack):
     """Return which images an attack claims to break, and its points."""
-    keys = jax.random.wrap_key_data(key_data)
-    result = fn(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
+    keys = jax.random.wrap_key_data(key_data, impl=GENERATOR)
+    result = attack(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
     return result.success, result.adversarial
 
 
@@ -294,10 +289,9 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
         )
 
 
-@jax.jit
 def _classify(logits_fn, predict_fn, images, labels):
     """Return logits, and which images are misclassified."""
-    logits = check_logits(logits_fn(images), len(images))
+    logits = logits_of(logits_fn, images)
     if predict_fn is not None:
         return logits, is_judged_wrong(predict_fn, images, labels)
     return logits, is_wrong(logits, labels)

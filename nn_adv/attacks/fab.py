@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,16 +14,17 @@ from nn_adv.attacks.common import (
     AttackResult,
     check_at_least,
     check_clean_logits,
-    check_images_and_key,
+    check_inputs,
     finite_or_zero,
     fold_in_each,
     highest_others,
-    image_keys,
     is_judged_wrong,
     is_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
+from nn_adv.attacks.programs import run
 from nn_adv.threat import (
     Threat,
     check_norm,
@@ -92,13 +94,20 @@ def fab(
         key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside
         the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
-    check_images_and_key(images, labels, key, threat.bounds)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
-    keys = image_keys(key, images.shape[0])
-    clean_logits = check_clean_logits(logits_fn(images), labels)
+    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    num_runs = num_targets or 1
+    arrays = (images, labels, targets, keys, threat, alpha_max, eta, beta)
+    return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
+
+
+def _search(
+    logits_fn, predict_fn, images, labels, targets, keys, threat, alpha_max, eta, beta, *, num_steps, num_restarts
+) -> AttackResult:
+    num_runs = 1 if targets is None else targets.shape[1]
+    logits_fn = functools.partial(logits_of, logits_fn)
 
     def judge(points):
         if predict_fn is None:

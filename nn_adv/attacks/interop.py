@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.ensemble import ensemble, named_attack
 from nn_adv.attacks.losses import cross_entropy
+from nn_adv.border import as_array, as_images, as_labels
 from nn_adv.threat import NORMS, Threat
 
 _NORMS = {"1": "l1", "2": "l2", "inf": "linf"} | {norm: norm for norm in NORMS}
@@ -56,13 +59,15 @@ def perturb(
       ValueError: unknown norm or attack, images that are not ``[N, C, H, W]``, ``n_iter`` for "standard" or negative;
         and as in `ensemble`.
     """
-    x, y = np.asarray(x), np.asarray(y)
+    threat = Threat(_norm(norm), float(eps), bounds)
+    x = np.asarray(as_images(x, name="x", bounds=threat.bounds, takes_uint8=False))
     if x.ndim != 4:
         raise ValueError(f"x must be [N, C, H, W], got shape {x.shape}; for other layouts call attacks.ensemble")
-    threat = Threat(_norm(norm), float(eps), bounds)
     images, chosen = np.moveaxis(x, 1, -1), None
+    like = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    num_classes = jax.eval_shape(functools.partial(logits_of, logits_fn), like).shape[1]
+    y = as_labels(y, num_classes, count=len(x), name="y")
     if attack != "standard":
-        num_classes = jax.eval_shape(logits_fn, images[:1]).shape[-1]
         count = "num_queries" if attack == "square" else "num_steps"
         options = {} if n_iter is None else {count: n_iter}
         chosen = [named_attack(attack, num_classes, **options)]
@@ -109,15 +114,15 @@ def art_classifier(
     from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
     from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
-    predict = jax.jit(logits_fn)
+    predict = jax.jit(functools.partial(logits_of, logits_fn))
 
     @jax.jit
     def pull_back(x, weights):
-        return jax.vjp(logits_fn, x)[1](weights)[0]
+        return jax.vjp(predict, x)[1](weights)[0]
 
     @jax.jit
     def loss_gradient(x, labels):
-        return jax.grad(lambda x: jnp.sum(cross_entropy(logits_fn(x), labels)))(x)
+        return jax.grad(lambda x: jnp.sum(cross_entropy(predict(x), labels)))(x)
 
     class _Classifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, BaseEstimator):
         def __init__(self):
@@ -129,17 +134,24 @@ def art_classifier(
             return input_shape
 
         def predict(self, x, batch_size=128, **_):
-            parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
-            return np.concatenate([np.asarray(predict(_float32(part))) for part in parts])
+            x = _checked(x)
+            parts = [predict(x[i : i + batch_size]) for i in range(0, max(len(x), 1), batch_size)]
+            return np.concatenate([np.asarray(part) for part in parts])
 
         def loss_gradient(self, x, y, **_):
-            labels = np.argmax(y, axis=1) if np.ndim(y) == 2 else np.asarray(y)
-            return np.array(loss_gradient(_float32(x), labels))
+            x = _checked(x)
+            y = as_array(y, "y")
+            y = np.argmax(y, axis=1) if y.shape == (len(x), num_classes) else y  # one-hot, as ART has them
+            return np.array(loss_gradient(x, as_labels(y, num_classes, count=len(x), name="y")))
 
         def class_gradient(self, x, label=None, **_):
-            labels = range(num_classes) if label is None else [np.asarray(label)]
-            weights = [np.broadcast_to(np.eye(num_classes)[label], (len(x), num_classes)) for label in labels]
-            return np.stack([pull_back(_float32(x), _float32(rows)) for rows in weights], axis=1)
+            x = _checked(x)
+            labels = range(num_classes) if label is None else [label]
+            labels = [as_labels(label, num_classes, count=len(x), name="label") if np.ndim(label) else label
+                      for label in labels]  # fmt: skip
+            weights = [np.broadcast_to(np.eye(num_classes, dtype=x.dtype)[label], (len(x), num_classes))
+                       for label in labels]  # fmt: skip
+            return np.stack([pull_back(x, rows) for rows in weights], axis=1)
 
         def fit(self, x, y, **_):
             raise NotImplementedError("this classifier is trained already")
@@ -147,8 +159,8 @@ def art_classifier(
     return _Classifier()
 
 
-def _float32(values) -> np.ndarray:
-    return np.asarray(values, np.float32)
+def _checked(x: Any) -> np.ndarray:
+    return np.asarray(as_images(x, name="x", takes_uint8=False))
 
 
 def _norm(norm: float | str) -> str:

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from nn_adv.border import as_labels
+
 # Keeps the quotient finite where the largest logits are equal; the value of the published code.
 _DLR_FLOOR = 1e-12
 
@@ -40,7 +42,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Returns:
       Losses ``[B]``, at least 0.
     """
-    _check(logits, labels, 2)
+    labels = _check(logits, labels, 2)
     return -_pick(jax.nn.log_softmax(logits, axis=1), labels)
 
 
@@ -68,7 +70,7 @@ def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array)
     Returns:
       Losses ``[B]``.
     """
-    _check(logits, labels, 2)
+    labels, targets = _check(logits, labels, 2), _check(logits, targets, 2, name="targets")
     return _pick(logits, targets) - _pick(logits, labels)
 
 
@@ -88,7 +90,7 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Raises:
       ValueError: fewer than 3 classes.
     """
-    _check(logits, labels, 3, "; with 2 classes take the loss margin")
+    labels = _check(logits, labels, 3, "; with 2 classes take the loss margin")
     largest = jnp.sort(logits, axis=1)
     return margin(logits, labels) / (largest[:, -1] - largest[:, -3] + _DLR_FLOOR)
 
@@ -107,7 +109,7 @@ def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) ->
     Raises:
       ValueError: fewer than 4 classes.
     """
-    _check(logits, labels, 4, "; with 2 or 3 classes take the loss targeted_margin")
+    labels = _check(logits, labels, 4, "; with 2 or 3 classes take the loss targeted_margin")
     largest = jnp.sort(logits, axis=1)
     spread = largest[:, -1] - (largest[:, -3] + largest[:, -4]) / 2
     return targeted_margin(logits, labels, targets) / (spread + _DLR_FLOOR)
@@ -115,7 +117,7 @@ def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) ->
 
 def _others_minus_label(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """``z_j - z_y`` for every other class j, and -inf in the label's own place."""
-    _check(logits, labels, 2)
+    labels = _check(logits, labels, 2)
     own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     return jnp.where(own, -jnp.inf, logits - _pick(logits, labels)[:, None])
 
@@ -124,7 +126,9 @@ def _pick(values: chex.Array, classes: chex.Array) -> chex.Array:
     return jnp.take_along_axis(values, classes[:, None], axis=1)[:, 0]
 
 
-def _check(logits: chex.Array, labels: chex.Array, least: int, remedy: str = "") -> None:
-    chex.assert_rank([logits, labels], [2, 1])
+def _check(logits: chex.Array, labels: chex.Array, least: int, remedy: str = "", *, name: str = "labels") -> chex.Array:
+    """Return the labels ``[B]``; raise ValueError for other ones, and for fewer than ``least`` classes."""
+    chex.assert_rank(logits, 2)
     if logits.shape[1] < least:
         raise ValueError(f"logits must have at least {least} classes, got shape {logits.shape}{remedy}")
+    return as_labels(labels, logits.shape[1], count=logits.shape[0], name=name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -16,16 +16,17 @@ import jax.numpy as jnp
 from nn_adv.attacks.common import (
     check_at_least,
     check_clean_logits,
-    check_images_and_key,
+    check_inputs,
     finite_or_zero,
     fold_in_each,
     highest_others,
-    image_keys,
     is_judged_wrong,
     is_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
+from nn_adv.attacks.programs import run
 from nn_adv.threat import (
     Threat,
     dual_norm,
@@ -102,21 +103,33 @@ def minimum_norm(
         old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
         images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
-    Threat(norm, 0.0, bounds)  # refuses an unknown norm and bounds that are none
-    check_images_and_key(images, labels, key, bounds)
+    # A threat refuses an unknown norm and bounds that are none.
+    images, labels, keys, threat = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
-    keys = image_keys(key, images.shape[0])
-
-    clean_logits = check_clean_logits(logits_fn(images), labels)
+    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    num_runs = num_targets or 1
+    arrays = (images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma)
+    static: dict[str, Any] = {
+        "norm": norm,
+        "bounds": threat.bounds,
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+    }
+    return run(_search, logits_fn, predict_fn, *arrays, **static)
+
+
+def _search(
+    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma,
+    *, norm, bounds, num_steps, num_restarts,
+) -> MinimumNorm:  # fmt: skip
+    num_runs = 1 if targets is None else targets.shape[1]
 
     def judge(logits, points):
         return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
 
     def score(points, target):
-        logits = logits_fn(points)
+        logits = logits_of(logits_fn, points)
         loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
         return jnp.sum(loss), (loss, judge(logits, points))
 

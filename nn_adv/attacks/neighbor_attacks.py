@@ -17,13 +17,17 @@ from nn_adv.attacks.common import (
     AttackResult,
     Visited,
     better,
-    check_images_and_key,
+    check_clean_logits,
+    check_inputs,
     fold_in_each,
-    image_keys,
+    is_judged_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.minimum_norm import MinimumNorm
+from nn_adv.attacks.programs import run
+from nn_adv.border import as_images, as_labels
 from nn_adv.threat import Threat, check_norm, perturbation_size
 
 # Shares of the rest of a segment by which to step beyond the border, tried in turn: the first is about what float32
@@ -71,9 +75,17 @@ def segment_attack(
         ``num_candidates`` outside 1 to n.
     """
     check_norm(norm)
-    _check_points(points, images, num_candidates)
-    chex.assert_equal_shape_prefix([points, point_labels], 1)
-    chex.assert_equal_shape_prefix([images, labels], 1)
+    points = as_images(points, name="points", takes_uint8=False)
+    images = as_images(images, takes_uint8=False, num_pixels=int(np.prod(points.shape[1:])))
+    if not 1 <= num_candidates <= points.shape[0]:
+        raise ValueError(f"num_candidates must be 1 to the number of points, {points.shape[0]}, got {num_candidates}")
+    point_labels = as_labels(point_labels, count=points.shape[0], name="point_labels")
+    labels = as_labels(labels, count=images.shape[0])
+    arrays = (points, point_labels, images, labels)
+    return run(_walk, predict_fn, *arrays, norm=norm, num_candidates=num_candidates)
+
+
+def _walk(predict_fn, points, point_labels, images, labels, *, norm, num_candidates) -> MinimumNorm:
     x, z = images.reshape(images.shape[0], -1), points.reshape(points.shape[0], -1)
     # Expanded squares lose fewer digits around the mean.
     center = jnp.mean(z, axis=0)
@@ -108,7 +120,8 @@ def segment_attack(
         beyond = share + jnp.asarray(_BEYOND, x.dtype)[number % len(_BEYOND)] * (1 - share)
         moved = x + jnp.where(number < 0, 0, beyond)[:, None] * (target - x)
         moved = jnp.clip(moved, jnp.minimum(x, target), jnp.maximum(x, target)).reshape(images.shape)
-        found = MinimumNorm(moved, perturbation_size(norm, moved - images), predict_fn(moved) != labels)
+        is_found = is_judged_wrong(predict_fn, moved, labels)
+        found = MinimumNorm(moved, perturbation_size(norm, moved - images), is_found)
         return number + 1, where_each(found.success & ~best.success, found, best)
 
     nothing = MinimumNorm(images, jnp.full(labels.shape, jnp.inf, x.dtype), jnp.zeros(labels.shape, bool))
@@ -155,11 +168,15 @@ def tempered_apgd(
     Raises:
       ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `apgd`.
     """
-    check_images_and_key(images, labels, key, threat.bounds)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)
-    keys = image_keys(key, images.shape[0])
+    check_clean_logits(run(logits_of, logits_fn, images, temperatures[0]), labels)
+    arrays = (images, labels, keys, threat, temperatures)
+    return run(_attack_in_turn, logits_fn, predict_fn, *arrays, num_steps=num_steps)
 
-    def run(number):
+
+def _attack_in_turn(logits_fn, predict_fn, images, labels, keys, threat, temperatures, *, num_steps) -> AttackResult:
+    def attack(number):
         temperature = temperatures[number]
         result = apgd(
             lambda points: temperature * logits_fn(points, temperature),
@@ -171,27 +188,17 @@ def tempered_apgd(
             loss_fn=margin,
             predict_fn=predict_fn,
         )
-        return Visited(result.adversarial, result.success, result.loss)
+        return Visited(result.adversarial, result.success, result.loss.astype(images.dtype))
 
     def attack_survivors(state):
         number, best = state
-        return number + 1, where_each(best.success, best, better(best, run(number)))
+        return number + 1, where_each(best.success, best, better(best, attack(number)))
 
     nothing = Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
     _, best = jax.lax.while_loop(
         lambda state: (state[0] < len(temperatures)) & ~jnp.all(state[1].success), attack_survivors, (0, nothing)
     )
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
-
-
-def _check_points(points: chex.Array, images: chex.Array, num_candidates: int) -> None:
-    for name, values in (("points", points), ("images", images)):
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating point in [0, 1], got {values.dtype}; divide uint8 pixels by 255")
-    if np.prod(points.shape[1:]) != np.prod(images.shape[1:]):
-        raise ValueError(f"points must have as many pixels as images, got shapes {points.shape} and {images.shape}")
-    if not 1 <= num_candidates <= points.shape[0]:
-        raise ValueError(f"num_candidates must be 1 to the number of points, {points.shape[0]}, got {num_candidates}")
 
 
 def _check_temperatures(temperatures: Sequence[float] | chex.Array) -> jax.Array:

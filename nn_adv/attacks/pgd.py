@@ -14,15 +14,16 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_clean_logits,
-    check_images_and_key,
+    check_inputs,
     finite_or_zero,
     fold_in_each,
-    image_keys,
     is_judged_wrong,
     is_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy
+from nn_adv.attacks.programs import run
 from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start, steepest_step
 
 
@@ -66,14 +67,20 @@ def pgd(
         wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of
         range or NaN for a clean image. Probabilities are warned of there.
     """
-    check_images_and_key(images, labels, key, threat.bounds)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
-    clean_logits = check_clean_logits(logits_fn(images), labels)
-    keys = image_keys(key, images.shape[0])
+    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
+    functions = (logits_fn, loss_fn, predict_fn)
+    arrays = (images, labels, clean_logits, keys, threat, step_size)
+    return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
+
+def _search(
+    logits_fn, loss_fn, predict_fn, images, labels, clean_logits, keys, threat, step_size, *, num_steps, num_restarts
+) -> AttackResult:
     def score(points):
-        logits = logits_fn(points)
+        logits = logits_of(logits_fn, points)
         loss = loss_fn(logits, labels)
         return jnp.sum(loss), (loss, is_wrong(logits, labels))
 
@@ -86,6 +93,8 @@ def pgd(
         _, (loss, success) = score(points)
         return better(best, Visited(points, success, loss))
 
+    clean = judge(Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels)))
+
     def ascend(points):
         def step(_, carry):
             points, best = carry
@@ -94,7 +103,7 @@ def pgd(
             moved = points + per_image(step_size, images) * steepest_step(threat, finite_or_zero(gradient), points)
             return project(threat, moved, images), best
 
-        nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
+        nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full_like(clean.loss, -jnp.inf))
         points, best = jax.lax.fori_loop(0, num_steps, step, (points, nothing))
         return judge(visit(best, points))
 
@@ -102,7 +111,6 @@ def pgd(
         start = random_start(threat, fold_in_each(keys, index), images)
         return better(best, ascend(start))
 
-    clean = judge(Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels)))
     best = jax.lax.fori_loop(0, num_restarts, restart, clean)
     best = where_each(clean.success, clean, best)
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))

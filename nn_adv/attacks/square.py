@@ -20,14 +20,15 @@ from nn_adv.attacks.common import (
     better,
     check_at_least,
     check_clean_logits,
-    check_images_and_key,
+    check_inputs,
     fold_in_each,
-    image_keys,
     is_judged_wrong,
     is_wrong,
+    logits_of,
     where_each,
 )
 from nn_adv.attacks.losses import margin
+from nn_adv.attacks.programs import run
 from nn_adv.threat import Threat, perturbation_size, project
 
 # The share of pixels in a square is halved at these queries of 10,000 (section 5 of the paper).
@@ -75,14 +76,21 @@ def square(
         old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
         images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
-    check_images_and_key(images, labels, key, threat.bounds)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
     check_at_least("num_queries", num_queries, 1)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
-    clean_logits = check_clean_logits(logits_fn(images), labels)
-    keys = image_keys(key, images.shape[0])
+    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
+    functions = (logits_fn, loss_fn, predict_fn)
+    arrays = (images, labels, clean_logits, keys, threat)
+    return run(_search, *functions, *arrays, num_queries=num_queries, initial_share=initial_share)
+
+
+def _search(
+    logits_fn, loss_fn, predict_fn, images, labels, clean_logits, keys, threat, *, num_queries, initial_share
+) -> AttackResult:
     if threat.norm == "linf":
         start, propose, least = _stripes, _recolour, 1
     else:
@@ -96,7 +104,7 @@ def square(
 
     def ask(offset) -> Visited:
         points = project(threat, images + offset, images)
-        return visit(points, logits_fn(points))
+        return visit(points, logits_of(logits_fn, points))
 
     def query(number, best):
         draw = jax.vmap(lambda key, offset, radius: propose(key, offset, radius, sides[number]))

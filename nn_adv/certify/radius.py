@@ -23,7 +23,7 @@ from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
 from nn_adv.certify.queries import Queries, check_bounds, check_counts, check_queries
 from nn_adv.certify.recheck import Screened, recheck
-from nn_adv.certify.rows import earlier_copies, host_rows, pixel_scale, pixel_values
+from nn_adv.certify.rows import earlier_copies, host_rows, pixel_values
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
 from nn_adv.neighbors.search import flatten_queries
@@ -116,7 +116,8 @@ def radius(
         are computed again; without it, their bound is the search's. Witnesses and solved opponents are always checked.
       batch_size: images at a time; memory grows with it times the number of points.
       tolerance: relative gap below which a radius is exact, 0 or more and below 1. A gap of 1e-7, about the spacing of
-        float32 pixels, is allowed besides, times the least power of two that no pixel of image or points exceeds.
+        float32 pixels, is allowed besides, times the least power of two that no pixel of image or points exceeds (of
+        the image moved by its distance to an opponent, where that is less).
 
     Raises:
       ValueError: unknown norm, shapes or dtypes that do not fit, labels out of range, images or points that are not
@@ -181,12 +182,11 @@ def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batc
     left_out = np.where(leave_out >= 0, rows.row_of[leave_out], -1)
     queries = np.asarray(flatten_queries(reference, images))
     values = pixel_values(queries, np.float32)
-    scale = pixel_scale(rows, values)
 
     parts = [
         search(
             reference, rows, copies, jnp.asarray(queries[part]), labels[part], left_out[part], cutoff[part],
-            scale[part], norm=norm, bounds=bounds, tolerance=tolerance,
+            norm=norm, bounds=bounds, tolerance=tolerance,
         )
         for part in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
     ]  # fmt: skip
@@ -196,7 +196,7 @@ def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batc
         norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
-    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * scale <= checked.lower
+    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
     is_exact = is_close & (np.isfinite(checked.upper) | np.isinf(checked.lower))
     has_witness = checked.correct & np.isfinite(checked.upper)
 

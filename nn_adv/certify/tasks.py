@@ -23,6 +23,7 @@ from nn_adv.certify.problems import Problems, lower_bound
 from nn_adv.certify.rows import Rows, pixel_values
 from nn_adv.neighbors import Reference, nearest_in_class
 from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.pixels import float64_pixels
 from nn_adv.threat import float64_sizes
 
 _NEW_ROWS = 4  # own points asked for around a candidate witness
@@ -201,9 +202,9 @@ def _solve_together(
 ):
     """Build the problems of S tasks, solve them, and return also the candidate witnesses, moved off the border."""
     points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
-    x = cheap.values64(queries[image])
-    z = cheap.values64(points[opponent])
-    own = cheap.values64(points[rows])
+    x = float64_pixels(queries[image])
+    z = float64_pixels(points[opponent])
+    own = float64_pixels(points[rows])
     is_row = rows >= 0
     gaps = jnp.where(is_row[:, :, None], z[:, None] - own, 0)
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.

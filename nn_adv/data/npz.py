@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from nn_adv.border import as_path
 from nn_adv.data.dataset import Dataset
+from nn_adv.paths import as_path
 
 _SPLITS = ("train", "test")
 # What NumPy and zipfile raise for files that are damaged, or none of theirs.

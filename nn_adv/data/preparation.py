@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 
 _VERSIONS = {"cifar10": "3.0.2", "fashion_mnist": "3.0.1", "mnist": "3.0.1"}
 _TIMEOUT_SECONDS = 30

@@ -20,9 +20,9 @@ GROUP_SIZE = 8
 NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
 PADDING_SQ_NORM = 2**30
-# Above this size squared distances of uint8 images (up to d 255^2) could reach the padding's: floats are used instead.
-_MAX_INTEGER_PIXELS = PADDING_SQ_NORM // 255**2 - 1
 _MAX_BLOCK_SIZE = 1024
+# Points whose largest pixel exceeds the median one by more than this factor do not move the center.
+_FAR = 2**10
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
 _BLOCK_OVERHEAD = 32
 
@@ -38,8 +38,10 @@ class Reference:
       index: original index of every row ``[N, b]``; `NO_POINT` in the padding. Ascending within a class.
       labels: class of every point by its original index ``[N * b]``; the tail is unused.
       class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
-      sq_norms: ``[N, b]``; uint8: int32 squared norms of ``point - 128``; float32: of ``point - center``.
-      center: mean of the points ``[d]`` in [0, 1] units; expanded distances around it lose fewer digits.
+      sq_norms: ``[N, b]``; uint8: squared norms of ``point - 128``, int32 where `sums_fit_int32`, else float32;
+        float32: of ``point - center``.
+      center: mean of the points, those far out left aside ``[d]``, in [0, 1] units; expanded distances around it lose
+        fewer digits.
       centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
       num_classes: C.
       image_shape: shape of one point as it was given.
@@ -61,6 +63,11 @@ class Reference:
         if isinstance(self.index, jax.core.Tracer):
             return None
         return int(np.sum(np.asarray(self.index) != NO_POINT))
+
+
+def sums_fit_int32(norm: str, size: int) -> bool:
+    """Return whether distances between uint8 images of ``size`` pixels, squared in l2, stay below the padding's."""
+    return size * (255**2 if norm == "l2" else 255) < PADDING_SQ_NORM
 
 
 def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size: int | None = None) -> Reference:
@@ -85,9 +92,7 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     _check(points, labels, num_classes, block_size)
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
-    if points.dtype == np.uint8 and points.shape[1] > _MAX_INTEGER_PIXELS:
-        points = points.astype(np.float32) / np.float32(255)
-    elif points.dtype != np.uint8:
+    if points.dtype != np.uint8:
         points = points.astype(np.float32, copy=False)
     counts = np.bincount(labels, minlength=num_classes)
     size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
@@ -104,13 +109,15 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     labels_by_index = np.zeros(rows, np.int32)
     labels_by_index[: len(points)] = labels
     unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
-    center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
+    center = (_without_far(points).mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
     is_point = index != NO_POINT
     with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
         centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
     sq_norms: np.ndarray = centered
     if points.dtype == np.uint8:
-        sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
+        fits = sums_fit_int32("l2", points.shape[1])
+        padding, dtype = (PADDING_SQ_NORM, np.int32) if fits else (np.inf, np.float32)
+        sq_norms = np.where(is_point, _integer_sq_norms(stored), padding).astype(dtype)
 
     per_block = (int(class_start[-1]), size)
     return Reference(
@@ -168,6 +175,15 @@ def _rows(labels: np.ndarray, counts: np.ndarray, first_row: np.ndarray) -> np.n
     rows = np.empty(len(labels), np.int64)
     rows[order] = np.repeat(first_row[:-1], counts) + rank_in_class
     return rows
+
+
+def _without_far(points: np.ndarray) -> np.ndarray:
+    """Return the points that are not far larger than most: one alone would take the center away from all others."""
+    if points.dtype == np.uint8:
+        return points
+    largest = np.maximum(points.max(axis=1), -points.min(axis=1))
+    is_far = largest > _FAR * np.median(largest)
+    return points[~is_far] if is_far.any() else points
 
 
 def _integer_sq_norms(rows: np.ndarray) -> np.ndarray:

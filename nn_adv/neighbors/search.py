@@ -185,10 +185,9 @@ def _search(reference: Reference, screen: Screen, first, last, *, k: int, norm: 
     """Return float32 distances and indices ``[Q, k]`` of the nearest points in blocks ``first`` to ``last``."""
     if screen.ceiling is None:
         found = _screen_blocks(reference, screen, first, last, k)
-        values, indices = found.scores, found.keys
         if k > 1:  # the k nearest are in the k best groups, but two of them may share one
-            values, indices = _measure_again(reference, screen.queries, found.groups, k, norm)
-        return _finish_integers(values, norm, squared), indices
+            return _measure_again(reference, screen.queries, found.groups, k, norm, squared)
+        return _finish_integers(found.scores, norm, squared), found.keys
     # The last group is not measured: its score bounds all that was left out.
     found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
@@ -263,14 +262,10 @@ def _measure_again(reference: Reference, queries, groups, k: int, norm: str, squ
 
 
 def _exact_nearest(query, points, index, k: int, norm: str, squared: bool):
-    """Return exact distances and indices ``[k]`` of one query among points ``[m, d]``: int32, or rounded to float32."""
-    if query.dtype == jnp.uint8:
-        values = distances.integer_distances(norm, query, points)
-        best = _nearest_of(values, index, k)
-        return best.scores, best.keys
+    """Return exact distances, rounded once to float32, and indices ``[k]`` of one query among points ``[m, d]``."""
     with jax.enable_x64(True):
         best = _nearest_of(distances.float64_distances(norm, query, points), index, k)
-        return _finish_float64(best.scores, norm, squared), best.keys
+        return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
 
 
 def _nearest_of(values, index, k: int) -> _Candidates:
@@ -292,7 +287,7 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
                 return _smallest(_Candidates(*map(_concatenate, best, found)), k)
 
             best = lax.fori_loop(*limits, visit, start)
-            return _finish_float64(best.scores, norm, squared), best.keys
+            return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
 
     def replace(state):
         unproven, values, indices = state
@@ -305,11 +300,12 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
 
 def _finish_integers(values: chex.Array, norm: str, squared: bool) -> jax.Array:
     with jax.enable_x64(True):
-        exact = values.astype(jnp.float64) * (1 / 255**2 if norm == "l2" else 1 / 255)
-        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, exact)
-        return _finish_float64(exact, norm, squared)
+        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, values.astype(jnp.float64))
+        return _finish_float64(exact, norm, squared, in_integers=True)
 
 
-def _finish_float64(values: chex.Array, norm: str, squared: bool) -> jax.Array:
+def _finish_float64(values: chex.Array, norm: str, squared: bool, in_integers: bool) -> jax.Array:
+    if in_integers:
+        values = values * (1 / 255**2 if norm == "l2" else 1 / 255)
     root = norm == "l2" and not squared
     return (jnp.sqrt(values) if root else values).astype(jnp.float32)

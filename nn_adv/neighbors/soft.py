@@ -93,10 +93,10 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
     """Accumulate the moments over all blocks; ``queries [Q, d]`` are centred."""
     shape = (reference.num_classes, len(queries))
     start = _Moments(
-        peak=jnp.full(shape, -jnp.inf),
-        weight=jnp.zeros(shape),
-        distance=jnp.zeros(shape),
-        point=jnp.zeros((*shape, queries.shape[-1])) if want_points else None,
+        peak=jnp.full(shape, -jnp.inf, jnp.float32),
+        weight=jnp.zeros(shape, jnp.float32),
+        distance=jnp.zeros(shape, jnp.float32),
+        point=jnp.zeros((*shape, queries.shape[-1]), jnp.float32) if want_points else None,
     )
     query_sq_norms = jnp.sum(jnp.square(queries), axis=-1)
     block_class = jnp.searchsorted(reference.class_start, jnp.arange(reference.blocks.shape[0]), side="right") - 1

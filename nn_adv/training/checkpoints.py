@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 
 _IDENTITY_FILE = "training.json"
 # In the folder of each step, by the name of each other file there: its SHA-256. The arrays have no checksum of theirs.

@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.threat import Threat, perturbation_size
+from nn_adv.border import as_images, as_key
+from nn_adv.threat import Threat, check_threat, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
 _START_SCALE = 0.001
@@ -46,7 +47,8 @@ class Crafted(NamedTuple):
 
 def draw_noise(key: chex.PRNGKey, images: chex.Array) -> Noise:
     """Draw the noise for a batch of the shape and type of ``images``; the key is consumed."""
-    start, replacement = jax.random.split(key)
+    images = as_images(images, takes_uint8=False)
+    start, replacement = jax.random.split(as_key(key))
     return Noise(
         jax.random.normal(start, images.shape, images.dtype), jax.random.normal(replacement, images.shape, images.dtype)
     )
@@ -91,6 +93,8 @@ def craft(
     Raises:
       ValueError: another norm, or negative ``num_steps``.
     """
+    check_threat(threat)
+    images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     if threat.norm not in NORMS:
         raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
     if num_steps < 0:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.border import as_images, as_integers, as_labels
 from nn_adv.training import steps
 from nn_adv.training.checkpoints import Checkpoints
 from nn_adv.training.recipe import Recipe
@@ -93,8 +94,8 @@ def train(
 
     Args:
       model: from `nn_adv.models`, or any Linen module with ``__call__(images, train)``.
-      images: ``[N, H, W, C]``, uint8 or float32 in [0, 1], the dataset the members' indices point into. A `jax.Array`
-        is used where it is.
+      images: ``[N, H, W, C]``, uint8 or floats in [0, 1], the dataset the members' indices point into; floats are
+        taken as float32, and normalisation belongs inside the model. A `jax.Array` is used where it is.
       members: one or more.
       recipe: how to train.
       seeds: one integer >= 0 per member.
@@ -108,9 +109,12 @@ def train(
       A `Trained`.
 
     Raises:
-      ValueError: members, seeds or images do not fit each other, or ``checkpoint_dir`` holds another training.
+      ValueError: images, indices or labels that are none, members or seeds that do not fit, or ``checkpoint_dir`` holds
+        another training.
     """
-    steps_per_epoch = _check(images, members, recipe, seeds, steps_per_epoch, checkpoint_every)
+    images = _as_dataset(images)
+    members = _as_members(members, len(images), _num_classes(model, images.shape[1:]), recipe)
+    steps_per_epoch = _check(members, recipe, seeds, steps_per_epoch, checkpoint_every)
     images = jnp.asarray(images)
     grouped = len(members) > 1
     init_keys, train_keys, select_keys = _keys(seeds, grouped)
@@ -164,10 +168,7 @@ def _measure(model, recipe, state, images, members, keys, grouped):
     """Give the clean and the robust accuracy ``[M]`` on the held-out images, in batches of one shape."""
     size = recipe.batch_size
     num_batches = -(-max(len(m.holdout_index) for m in members) // size)
-    padded = [
-        [np.pad(a, (0, num_batches * size - len(a)), constant_values=-1).astype(np.int32) for a in m[2:]]
-        for m in members
-    ]
+    padded = [[np.pad(a, (0, num_batches * size - len(a)), constant_values=-1) for a in m[2:]] for m in members]
     indices, labels = (_stack(list(field), grouped) for field in zip(*padded, strict=True))
     correct = 0
     for start in range(0, num_batches * size, size):
@@ -182,7 +183,7 @@ def _order(member, seed, epoch, steps_per_epoch, batch_size):
     permutation = np.random.default_rng([seed, epoch]).permutation(len(member.train_index))
     shape = (steps_per_epoch, batch_size)
     taken = np.resize(permutation, shape)
-    return member.train_index[taken].astype(np.int32), member.train_labels[taken].astype(np.int32)
+    return member.train_index[taken], member.train_labels[taken]
 
 
 def _keys(seeds, grouped):
@@ -219,33 +220,50 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
     }
 
 
-def _check(images, members, recipe, seeds, steps_per_epoch, checkpoint_every):
-    """Refuse what does not fit, and give the number of steps per epoch."""
+def _as_dataset(images):
+    images = as_images(images, bounds=(0, 1), rank=4)
+    return images if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+def _num_classes(model, image_shape):
+    like = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    logits = jax.eval_shape(model.init_with_output, jax.random.key(0), like)[0]
+    if getattr(logits, "ndim", None) != 2:
+        raise ValueError(f"model must return logits [B, C], got {logits}")
+    return logits.shape[1]
+
+
+def _as_members(members, num_images, num_classes, recipe):
+    """Return the members with their arrays in int32, refusing what does not fit."""
     if not members:
         raise ValueError("members must hold at least one Member, got none")
+    checked = []
+    for number, member in enumerate(members):
+        fields = []
+        for part in ("train", "holdout"):
+            names = [f"members[{number}].{part}_{field}" for field in ("index", "labels")]
+            index = as_integers(getattr(member, f"{part}_index"), names[0], high=num_images - 1)
+            labels = getattr(member, f"{part}_labels")
+            fields += [index, as_labels(labels, num_classes, count=len(index), name=names[1])]
+        checked.append(Member(*fields))
+        if not len(checked[-1].train_index):
+            raise ValueError(f"members[{number}] has no training images")
+        if recipe.select_every and not len(checked[-1].holdout_index):
+            raise ValueError(
+                f"members[{number}] has no held-out images, which select_every={recipe.select_every} needs"
+            )
+    return checked
+
+
+def _check(members, recipe, seeds, steps_per_epoch, checkpoint_every):
+    """Refuse what does not fit, and give the number of steps per epoch."""
     if len(seeds) != len(members):
         raise ValueError(f"seeds must be one per member ({len(members)}), got {len(seeds)}")
     if min(seeds) < 0:
         raise ValueError(f"seeds must be integers >= 0, got {min(seeds)}")
-    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"images must be uint8 or float32 [N, H, W, C], got {images.dtype} {list(images.shape)}")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    for number, member in enumerate(members):
-        _check_member(number, member, len(images), recipe)
     needed = -(-max(len(member.train_index) for member in members) // recipe.batch_size)
     if steps_per_epoch is not None and steps_per_epoch < needed:
         raise ValueError(f"steps_per_epoch must be at least {needed} to show every image, got {steps_per_epoch}")
     return steps_per_epoch or needed
-
-
-def _check_member(number, member, num_images, recipe):
-    for index, labels, what in ((*member[:2], "train"), (*member[2:], "holdout")):
-        if len(index) != len(labels):
-            raise ValueError(f"members[{number}] has {len(index)} {what} images but {len(labels)} labels")
-        if len(index) and not 0 <= np.min(index) <= np.max(index) < num_images:
-            raise ValueError(f"members[{number}] {what}_index must be in 0..{num_images - 1}")
-    if not len(member.train_index):
-        raise ValueError(f"members[{number}] has no training images")
-    if recipe.select_every and not len(member.holdout_index):
-        raise ValueError(f"members[{number}] has no held-out images, which select_every={recipe.select_every} needs")

@@ -13,9 +13,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from nn_adv import attacks
-from nn_adv.threat import Threat
+from nn_adv.border import as_images, as_key, as_labels
+from nn_adv.threat import Threat, check_threat
 from nn_adv.training import crafting
 
 Variables = Mapping[str, Any]
@@ -94,6 +96,7 @@ def trades(
       ValueError: no threat, an unsuitable norm, or a number of step sizes other than that of threats.
     """
     step_sizes = _per_threat(threats, step_sizes)
+    batch, key = _as_batch(batch, threats[0].bounds), as_key(key)
     noise_key, loss_key = jax.random.split(key)
     if noise is None:
         noise = [crafting.draw_noise(k, batch.images) for k in jax.random.split(noise_key, len(threats))]
@@ -107,7 +110,7 @@ def trades(
     ]
 
     images, divergences = (jnp.stack(field) for field in zip(*crafted, strict=True))
-    loss, aux = trades_loss(apply_fn, variables, batch, images, key=loss_key, beta=beta, momentum=momentum)
+    loss, aux = _trades_loss(apply_fn, variables, batch, images, loss_key, beta, momentum)
     return loss, aux._replace(divergences=divergences)
 
 
@@ -135,6 +138,11 @@ def trades_loss(
     Returns:
       The loss (a scalar) and an `Aux` without divergences.
     """
+    batch = _as_batch(batch, (0.0, 1.0))
+    return _trades_loss(apply_fn, variables, batch, adversarial_images, as_key(key), beta, momentum)
+
+
+def _trades_loss(apply_fn, variables, batch, adversarial_images, key, beta, momentum):
     num_threats, batch_size = adversarial_images.shape[:2]
     clean_key, *keys = jax.random.split(key, 1 + num_threats)
     before = variables.get("batch_stats", {})
@@ -184,12 +192,12 @@ def adversarial(
     Raises:
       ValueError: no threat, or a number of step sizes other than that of threats.
     """
+    step_sizes = _per_threat(threats, step_sizes)
+    batch, key = _as_batch(batch, threats[0].bounds), as_key(key)
     predict = _prediction_fn(apply_fn, variables)
     stats = variables.get("batch_stats", {})
     images, logits, losses = [], [], []
-    for threat, step_size, threat_key in zip(
-        threats, _per_threat(threats, step_sizes), jax.random.split(key, len(threats)), strict=True
-    ):
+    for threat, step_size, threat_key in zip(threats, step_sizes, jax.random.split(key, len(threats)), strict=True):
         attack_key, dropout_key = jax.random.split(threat_key)
         step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
         found = attacks.pgd(
@@ -208,15 +216,23 @@ def standard(
     apply_fn: Callable[..., Any], variables: Variables, batch: Batch, *, key: chex.PRNGKey
 ) -> tuple[chex.Array, Aux]:
     """Compute the mean cross entropy on the clean images; ``key`` is for dropout and is consumed."""
-    logits, stats = _train_forward(apply_fn, variables, variables.get("batch_stats", {}), batch.images, key)
+    batch = _as_batch(batch, (0.0, 1.0))
+    logits, stats = _train_forward(apply_fn, variables, variables.get("batch_stats", {}), batch.images, as_key(key))
     loss = _cross_entropy(logits, batch.labels)
     none = jnp.zeros((0,))
     return loss, Aux(stats, loss, none, none, none, logits[None])
 
 
+def _as_batch(batch, bounds):
+    images = as_images(batch.images, bounds=bounds, takes_uint8=False)
+    return Batch(images, as_labels(batch.labels, count=images.shape[0]))
+
+
 def _per_threat(threats, step_sizes):
     if not threats:
         raise ValueError("threats must hold at least one Threat, got none")
+    for threat in threats:
+        check_threat(threat)
     if step_sizes is None:
         return [None] * len(threats)
     if len(step_sizes) != len(threats):
@@ -226,8 +242,11 @@ def _per_threat(threats, step_sizes):
 
 def _prediction_fn(apply_fn, variables):
     """Logits of the network as it predicts; crafting never differentiates the weights."""
-    frozen = jax.lax.stop_gradient(variables)
-    return lambda images: apply_fn(frozen, images, train=False)
+    return Partial(_predict, Partial(apply_fn), jax.lax.stop_gradient(variables))
+
+
+def _predict(apply_fn, variables, images):
+    return apply_fn(variables, images, train=False)
 
 
 def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):
@@ -238,4 +257,5 @@ def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):
 
 
 def _cross_entropy(logits, labels):
+    labels = as_labels(labels, logits.shape[1])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

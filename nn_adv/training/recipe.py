@@ -7,7 +7,7 @@ import math
 
 import optax
 
-from nn_adv.threat import Threat
+from nn_adv.threat import Threat, check_threat
 from nn_adv.training import crafting
 
 OBJECTIVES = ("adversarial", "standard", "trades")
@@ -74,6 +74,8 @@ class Recipe:
             _check_range(name, getattr(self, name), 0)
         for name in ("momentum", "ema_decay"):
             _check_range(name, getattr(self, name), 0, below=1)
+        for threat in self.threats:
+            check_threat(threat)
         # Plain numbers in tuples, so that equal recipes are equal.
         threats = tuple(dataclasses.replace(threat, epsilon=float(threat.epsilon)) for threat in self.threats)
         object.__setattr__(self, "threats", threats)

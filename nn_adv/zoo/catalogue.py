@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
 _PUBLISHED = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json")

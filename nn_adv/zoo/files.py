@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 
 # Entries under which training scripts keep the weights, beside the epoch, the optimizer and so on.
 _USUAL_KEYS = ("state_dict", "model")

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from nn_adv import models
-from nn_adv.border import as_path
+from nn_adv.paths import as_path
 from nn_adv.zoo import catalogue as catalogues
 from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads

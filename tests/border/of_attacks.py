@@ -68,24 +68,35 @@ def _ensemble(images, labels, key, threat, indices):
     return found._replace(names=())
 
 
+def _channels_first(x):
+    if isinstance(x, list):
+        return [np.moveaxis(image, -1, 0) for image in x]
+    return np.moveaxis(x, -1, 1) if np.ndim(x) == 4 else x
+
+
 def _perturb(x, y, indices):
-    x = x if x is None else np.moveaxis(x, -1, 1) if np.ndim(x) == 4 else x
+    x = _channels_first(x)
     return attacks.perturb(
         logits_fn, x, y, eps=0.125, norm=np.inf, attack="pgd", n_iter=1, batch_size=8, indices=indices
     )
 
 
+@functools.cache
 def _art():
     return attacks.art_classifier(logits_fn, input_shape=SHAPE, num_classes=NUM_CLASSES)
 
 
 def _of_logits(fn):
-    return lambda labels: fn(jnp.asarray(_LOGITS), labels)
+    return lambda labels: fn(jnp.asarray(_LOGITS[:, :NUM_CLASSES]), labels)
 
 
 def _of_targets(fn):
     return lambda labels, targets: fn(jnp.asarray(_LOGITS), labels, targets)
 
+
+_ANY_CLASS = dict.fromkeys(("1..C", "one beyond"), "how many classes there are is not known")
+_NO_INDICES = {"indices": {"none of them": "then places"}}
+_FOUR_CLASSES = {"1..C": "targeted DLR has four classes"}
 
 ENTRIES = (
     Entry("attacks.apgd", _attack(attacks.apgd, num_steps=2), _STANDARD),
@@ -94,19 +105,23 @@ ENTRIES = (
     Entry("attacks.square", _attack(attacks.square, num_queries=2), _STANDARD),
     Entry("attacks.minimum_norm", _minimum_norm, {"images": "images", "labels": "labels", "key": "key"}),
     Entry("attacks.tempered_apgd", _tempered_apgd, _STANDARD),
-    Entry("attacks.ensemble", _ensemble, _STANDARD | {"indices": "indices"}),
-    Entry("attacks.perturb", _perturb, {"x": "images", "y": "labels", "indices": "indices"}),
-    Entry("attacks.art_classifier.predict", lambda x: _art().predict(x), {"x": "images"}),
+    Entry("attacks.ensemble", _ensemble, _STANDARD | {"indices": "indices"}, narrows=_NO_INDICES),
+    Entry("attacks.perturb", _perturb, {"x": "images", "y": "labels", "indices": "indices"}, narrows=_NO_INDICES),
+    Entry("attacks.art_classifier.predict", lambda x: _art().predict(x), {"x": "points"},
+          narrows={"x": {"ragged": "ART makes an array of a list first"}}),
     Entry("attacks.art_classifier.loss_gradient", lambda x, y: _art().loss_gradient(x, y),
-          {"x": "images", "y": "labels"}),
-    Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "images"}),
+          {"x": "points", "y": "labels"}, narrows={"y": {"one-hot": "ART's own form"}}),
+    Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "points"}),
     Entry("attacks.segment_attack", _segment_attack,
-          {"points": "points", "point_labels": "labels", "images": "points", "labels": "labels"}),
+          {"points": "points", "point_labels": "labels", "images": "points", "labels": "labels"},
+          narrows=dict.fromkeys(("labels", "point_labels"), _ANY_CLASS)),
     Entry("attacks.example_keys", lambda key, indices: jax.random.key_data(attacks.example_keys(key, indices)),
-          {"key": "key", "indices": "indices"}),
+          {"key": "key", "indices": "indices"},
+          narrows={"indices": {"one too few": "any number of them"}}),
     *(Entry(f"attacks.{fn.__name__}", _of_logits(fn), {"labels": "labels"})
       for fn in (attacks.cross_entropy, attacks.cross_entropy_plain, attacks.dlr, attacks.margin)),
-    *(Entry(f"attacks.{fn.__name__}", _of_targets(fn), {"labels": "labels", "targets": "labels"})
+    *(Entry(f"attacks.{fn.__name__}", _of_targets(fn), {"labels": "labels", "targets": "labels"},
+            narrows=dict.fromkeys(("labels", "targets"), _FOUR_CLASSES))
       for fn in (attacks.targeted_dlr, attacks.targeted_margin)),
 )  # fmt: skip
 

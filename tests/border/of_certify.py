@@ -49,17 +49,19 @@ def _embedded_radius(images, labels, leave_out, points):
     return found._replace(status=())
 
 
+_NONE = {"leave_out": {"none of them": "then no point is left out"}}
 ENTRIES = (
-    Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out"}),
-    Entry("certify.decide", _decide, _QUESTION | {"threat": "threat", "leave_out": "leave_out"}),
+    Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out"}, narrows=_NONE),
+    Entry("certify.decide", _decide, _QUESTION | {"threat": "threat", "leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.vote", lambda queries, leave_out: certify.vote(reference(), queries, 3, leave_out=leave_out),
-          {"queries": "queries", "leave_out": "leave_out"}),
-    Entry("certify.vote_bounds", _vote_bounds, _QUESTION | {"leave_out": "leave_out"}),
+          {"queries": "queries", "leave_out": "leave_out"}, narrows=_NONE),
+    Entry("certify.vote_bounds", _vote_bounds, _QUESTION | {"leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.margin_bound", _margin_bound, {"images": "queries", "labels": "labels"}),
     Entry("certify.separation", lambda points, labels: certify.separation(points, labels),
           {"points": "points", "labels": "labels"}),
     Entry("certify.embedded_radius", _embedded_radius,
-          {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points"}),
+          {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points"},
+          narrows=_NONE | {"points": {"none of them": "then there is no upper bound"}}),
     Entry("certify.average_pool", lambda images: _pool()(images), {"images": "queries"}),
     Entry("certify.low_pass", lambda images: certify.low_pass(SHAPE, 2)(images), {"images": "queries"}),
     Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"}),

@@ -20,12 +20,15 @@ ENTRIES = (
           {"indices": "indices"}),
     Entry("border.as_key", lambda key: border.as_key(key, count=COUNT).shape, {"key": "key"}),
     Entry("evaluation.correct", lambda images, labels: evaluation.correct(_predict, images, labels, batch_size=4),
-          {"images": "pixels", "labels": "labels"}),
+          {"images": "pixels", "labels": "labels"},
+          narrows={"labels": dict.fromkeys(("1..C", "one beyond"), "how many classes there are is not known")}),
 )  # fmt: skip
 
 _OP = "an op on arrays inside attacks, which have checked them"
 _PLAIN = "takes names and plain numbers"
 EXEMPT = {
+    "border.as_array": "what the others begin with",
+    "border.as_bounds": "two numbers: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
     "data.tasks": "takes a Dataset: tests/data/test_tasks.py",
@@ -45,6 +48,7 @@ EXEMPT = {
     "pixels.float64_pixels": _OP,
     "threat.Threat": "tried in the functions that take it; tests/test_threat.py",
     "threat.check_norm": _PLAIN,
+    "threat.check_threat": "tried in the functions that take one",
     "threat.covering_threshold": _OP,
     "threat.drop_outward": _OP,
     "threat.dual_norm": _PLAIN,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_adv import border, data, models, training, zoo
+from nn_adv import data, models, paths, training, zoo
 from tests.border.inputs import COUNT, KINDS, NUM_CLASSES, SHAPE
 from tests.border.table import Entry
 
@@ -106,7 +106,7 @@ def _train(path):
 
 
 ENTRIES = (
-    _entry("border.as_path", "path", lambda path: border.as_path(path).exists(), make=pathlib.Path.touch),
+    _entry("paths.as_path", "path", lambda path: paths.as_path(path).exists(), make=pathlib.Path.touch),
     _entry("data.load_npz", "npz path", _load_npz, make=_make_npz, kind="file", suffix=".npz"),
     _entry("data.prepare", "data_dir", _num_parts, make=_make_prepared),
     _entry("training.train.checkpoint_dir", "checkpoint_dir", _train, make=lambda path: None),

@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
@@ -36,13 +35,9 @@ def _objective(fn, **options):
     return call
 
 
-def _trades_loss(images, labels, key, adversarial_images):
-    # One threat: the axis in front is not what is tried.
-    several = adversarial_images
-    if isinstance(several, np.ndarray | jax.Array) and several.ndim == 4:
-        several = several[None]
-    batch = training.Batch(images, labels)
-    return training.trades_loss(_MODEL.apply, _variables(), batch, several, key=key, beta=1.0)
+def _trades_loss(images, labels, key):
+    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None]
+    return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial, key=key, beta=1.0)
 
 
 def _craft(images, threat):
@@ -56,24 +51,23 @@ def _craft(images, threat):
 
 
 _BATCH = {"images": "images", "labels": "labels", "key": "key"}
-_SHOWN = {"images": r"batch\.images", "labels": r"batch\.labels"}
 _OTHER_DRAWS = {"key": {"rbg": "another generator draws other numbers"}}
 
 ENTRIES = (
     Entry("training.train", _train,
           {"images": "pixels", "train_index": "indices", "train_labels": "labels", "holdout_index": "indices",
            "holdout_labels": "labels"},
-          shown={name: rf"members\[0\]\.{name}" for name in
-                 ("train_index", "train_labels", "holdout_index", "holdout_labels")}),
-    Entry("training.standard", _objective(training.standard), _BATCH, shown=_SHOWN),
-    Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH,
-          shown=_SHOWN),
+          # An index too few is a label too many.
+          shown={f"{part}_{field}": rf"members\[0\]\.{part}_(labels|{field})"
+                 for part in ("train", "holdout") for field in ("index", "labels")}),
+    Entry("training.standard", _objective(training.standard), _BATCH),
+    Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH),
     Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH,
-          shown=_SHOWN),
-    Entry("training.trades_loss", _trades_loss, _BATCH, shown=_SHOWN),
+          narrows=_OTHER_DRAWS),
+    Entry("training.trades_loss", _trades_loss, _BATCH),
     Entry("training.craft", _craft, {"images": "images", "threat": "threat"}),
     Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
-          {"key": "key", "images": "images"}),
+          {"key": "key", "images": "points"}, narrows=_OTHER_DRAWS),
 )  # fmt: skip
 
 _RESULT = "a result, or what is tried in the functions that take it"

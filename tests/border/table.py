@@ -22,8 +22,7 @@ class Entry:
       call: takes what is tried, by keyword, and returns what the function does: arrays in any tree.
       takes: keyword of ``call`` to the kind of argument (`KINDS`).
       shown: what the function calls an argument in its errors, where that is not the keyword; a regular expression.
-      narrows: keyword, then case, to the reason why it is otherwise here: a right value is refused in one line, and a
-        wrong one is taken.
+      narrows: keyword, then case, to the reason why it is otherwise here: refused in one line, or a result of its own.
     """
 
     name: str
@@ -39,10 +38,6 @@ class Entry:
     def try_case(self, keyword: str, case: Case) -> Any:
         """Call it with one value changed."""
         return self(**{keyword: case.make(KINDS[self.takes[keyword]].standard)})
-
-    def is_right(self, keyword: str, case: Case) -> bool:
-        """Tell whether a case is to give the right result."""
-        return (case.message is None) != (case.name in self.narrows.get(keyword, {}))
 
     def message(self, keyword: str, case: Case) -> str:
         """Give the regular expression that the error must match."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, main, plan, radii, results
+from experiments import audit, failures, main, plan, radii, results, runner
 from experiments.report import audit as report
 from nn_adv import data
 from tests.experiments.test_binary_tasks import ROOT
@@ -37,7 +37,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("audit")
-    return workdir, audit.run(tiny_config(), workdir)
+    return workdir, runner.run(audit, tiny_config(), workdir).page
 
 
 def _rows(workdir):
@@ -77,34 +77,34 @@ def test_rows_count_what_the_radii_say(finished):
 
 def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp_path, monkeypatch):
     config = tiny_config(temperatures=(0.3,))
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     before = _rows(tmp_path)
     monkeypatch.setattr(radii, "measure", lambda *_, **__: pytest.fail("radii were computed twice"))
     config.temperatures = (0.3, 0.03)
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     after = _rows(tmp_path)
     assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
     for name, row in after.items():
         assert row["audited"] == _rows(finished[0])[name]["audited"]
     monkeypatch.setattr(audit, "_audit", lambda *_: pytest.fail("an attack was run twice"))
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     config.step_share = 1.0
     with pytest.raises(results.ResultsError, match="step_share"):
-        audit.run(config, tmp_path)
+        runner.run(audit, config, tmp_path)
 
 
 def test_an_image_that_breaks_inside_its_radius_is_named(tmp_path):
     config = tiny_config(temperatures=(0.3,))
-    audit.run(config, tmp_path / "right")
+    runner.run(audit, config, tmp_path / "right")
     known = radii.load(tmp_path / "right" / "radii" / "3v8-linf.npz")
     wrong = np.where(known.correct, known.upper + 0.1, 0)
     radii.save(tmp_path / "wrong" / "radii" / "3v8-linf.npz", known._replace(lower=wrong, upper=wrong))
     config.num_inside = 20
-    with pytest.raises(
-        ValueError, match=r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
-    ):
-        audit.run(config, tmp_path / "wrong")
-    assert not _rows(tmp_path / "wrong")
+    with pytest.raises(failures.SomeFailed):
+        runner.run(audit, config, tmp_path / "wrong")
+    (failure,) = failures.read(tmp_path / "wrong").values()
+    wrong = r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
+    assert re.match(wrong, failure["reason"]) and not _rows(tmp_path / "wrong")
 
 
 def test_the_report_shows_points_beside_the_exact_answer(finished):
@@ -121,7 +121,7 @@ def test_the_report_shows_points_beside_the_exact_answer(finished):
         points = (int(line["unbroken"]) - int(line["certified"])) / int(line["count"])
         assert float(line["overstated_most"]) == pytest.approx(points, abs=1e-6)
         assert float(line["low95"]) - 1e-6 <= points <= float(line["high95"]) + 1e-6
-    assert max(map(len, audit.summary(tiny_config(), rows).splitlines())) <= 100
+    assert max(map(len, report.terminal_text(rows).splitlines())) <= 100
 
 
 def _row(temperature, certified, at_most, unbroken):
@@ -186,7 +186,7 @@ def test_unknown_arguments_are_refused(argument):
 
 def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = tiny_config(), tiny_config(temperatures=(5.0,), batch_size=3, variants=((1, 1, "margin"),))
-    dataset, _ = audit.prepare(config)
+    dataset = data.load("digits")
     assert audit._row_identity(config, dataset) == audit._row_identity(other, dataset)
     other.num_images = 21
     assert audit._row_identity(config, dataset) != audit._row_identity(other, dataset)

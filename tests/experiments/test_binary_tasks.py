@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import accuracies, binary_tasks, plan, radii, results
+from experiments import accuracies, binary_tasks, plan, radii, results, runner
 from nn_adv import data
 from tests.certify import truths
 
@@ -48,8 +48,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    page = binary_tasks.run(tiny_config(), workdir)
-    return workdir, page
+    return workdir, runner.run(binary_tasks, tiny_config(), workdir).page
 
 
 def counted(workdir):
@@ -103,7 +102,7 @@ def test_1nn_has_the_radii_of_brute_force(finished):
     (row,) = [row for row in results.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
     (file,) = row["files"]
     known = radii.load(workdir / file)
-    experiment = plan.make_experiment(tiny_config())
+    experiment = plan.prepare_tasks(tiny_config())
     task, dataset = experiment.tasks[0], experiment.dataset
     kept = np.sort(np.concatenate([task.train_index, task.holdout_index]))  # 1NN may use what networks hold out
     labels = (dataset.train_labels[kept] == 8).astype(np.int32)
@@ -182,7 +181,7 @@ def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path
 
     monkeypatch.setattr(binary_tasks.accuracies, "exact", wrong)
     with pytest.raises(ValueError, match=r"certified <= exact <= attacked does not hold: .* exact .* > clean"):
-        binary_tasks.run(config, tmp_path)
+        runner.run(binary_tasks, config, tmp_path)
     assert counted(tmp_path) and "trust nothing" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -190,14 +189,14 @@ def test_finished_run_runs_nothing_again(finished, monkeypatch):
     workdir, _ = finished
     before = counted(workdir)
     monkeypatch.setattr(binary_tasks, "_row", lambda *_, **__: pytest.fail("a unit was run twice"))
-    binary_tasks.run(tiny_config(), workdir)
+    runner.run(binary_tasks, tiny_config(), workdir)
     assert counted(workdir) == before
 
 
 def test_shards_together_do_what_one_run_does(finished, tmp_path):
     apart = [tmp_path / "a", tmp_path / "b"]
     for index, workdir in enumerate(apart):
-        binary_tasks.run(tiny_config(), workdir, shard=(index, 2))
+        runner.run(binary_tasks, tiny_config(), workdir, shard=(index, 2))
     both = tmp_path / "both"
     results.merge(both, apart)
     assert counted(both) == counted(finished[0])
@@ -206,18 +205,18 @@ def test_shards_together_do_what_one_run_does(finished, tmp_path):
 
 def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
     config = tiny_config(methods=("1nn",))
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     config.tasks.names = ("3v8", "1v7", "0v1")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     assert len(counted(tmp_path)) == 3
     config.epsilons.linf = 0.2
-    with pytest.raises(results.ResultsError, match=r"radii\.linf: 0\.1 -> 0\.2.*--workdir"):
-        binary_tasks.run(config, tmp_path)
+    with pytest.raises(results.ResultsError, match=r"epsilons\.linf: 0\.1 -> 0\.2.*--workdir"):
+        runner.run(binary_tasks, config, tmp_path)
 
 
 def test_more_seeds_train_more_networks_but_no_second_1nn():
     config = tiny_config(seeds=(0, 1))
-    groups = plan.make_groups(config, plan.make_experiment(config).tasks)
+    groups = plan.make_groups(config, plan.prepare_tasks(config).tasks)
     names = [unit.name for group in groups for unit in group]
     assert len(names) == len(set(names)) == 6
     assert sum("1nn" in name for name in names) == 2
@@ -227,7 +226,7 @@ def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
     everything = counted(finished[0])["digits/3v8/1nn/0"]
     config = tiny_config(methods=("1nn",))
     config.evaluation.splits = ("test",)
-    page = binary_tasks.run(config, tmp_path)
+    page = runner.run(binary_tasks, config, tmp_path).page
     assert counted(tmp_path)["digits/3v8/1nn/0"] == [item for item in everything if item["split"] == "test"]
     assert "train images" not in page.with_suffix(".md").read_text()
 
@@ -243,7 +242,7 @@ def test_a_network_that_cannot_take_the_images_is_refused_before_anything_starts
     config = tiny_config()
     config.model.name = "small_cnn"  # its four convolutions need more than 8 x 8 pixels
     with pytest.raises(ValueError, match=r"model.name small_cnn does not take images of shape \(8, 8, 1\)"):
-        plan.make_experiment(config)
+        plan.prepare_tasks(config)
 
 
 def _command(workdir, *flags):
@@ -311,12 +310,12 @@ def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monk
     config.epsilons.linf = 0.0
     config.tasks.names = ()
     config.evaluation.attacks = ()  # the standard ensemble
-    binary_tasks.run(config, tmp_path / "run")
+    runner.run(binary_tasks, config, tmp_path / "run")
     (before,) = results.read_rows(tmp_path / "run")[0]
     (tmp_path / "mine.npz").rename(tmp_path / "a, b.npz")
     monkeypatch.chdir(tmp_path)
     config.dataset, config.methods = "npz:a, b.npz", ("1nn", "trades-l2")
-    binary_tasks.run(config, tmp_path / "run")
+    runner.run(binary_tasks, config, tmp_path / "run")
     rows, _ = results.read_rows(tmp_path / "run")
     assert before in rows and len(rows) == 2 and {row["dataset"] for row in rows} == {"mine"}
     found = counted(tmp_path / "run")
@@ -326,27 +325,27 @@ def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monk
 
 def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
     config = tiny_config(methods=("1nn",))
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     digits = data.load("digits")
     changed = dataclasses.replace(digits, train_images=digits.train_images // 2)
     monkeypatch.setattr(data, "load", lambda *_, **__: changed)
     with pytest.raises(results.ResultsError, match="data: .* -> "):
-        binary_tasks.run(config, tmp_path)
+        runner.run(binary_tasks, config, tmp_path)
 
 
 @pytest.mark.slow
 def test_another_choice_of_pairs_trains_anew_beside_the_old(tmp_path):
     config = tiny_config(methods=("standard",))
     config.tasks.names = ("0v1", "8v9")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     config.tasks.names = ("0v1", "3v8", "8v9")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     assert len(counted(tmp_path)) == 3
 
 
 def test_a_shard_without_work_makes_no_report(tmp_path):
     config = tiny_config(methods=("1nn",))
-    assert binary_tasks.run(config, tmp_path, shard=(5, 6)) is None
+    assert runner.run(binary_tasks, config, tmp_path, shard=(5, 6)) is None
 
 
 @pytest.mark.parametrize(
@@ -360,6 +359,8 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
         (["--config.evaluation.splits=('dev',)"], "evaluation.splits must be one or both of train, test"),
         (["--shard=2/2"], "--shard must be i/n"),
         (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
+        (["--workers=2", "--distributed"], "--distributed and --workers do not go together"),
+        (["--workers=0"], "--workers must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path):
