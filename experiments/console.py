@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TextIO
 
 # As wide as the signs, so that tables stay tables; "L∞" is read with the two spaces in front of it.
@@ -13,6 +14,11 @@ def say(*lines: str, file: TextIO | None = None) -> None:
     """Print lines of text to ``file``, standard output by default, in what its encoding has."""
     stream = file or sys.stdout
     print(*(writable(line, getattr(stream, "encoding", None) or "utf-8") for line in lines), sep="\n", file=stream)
+
+
+def shorten_warnings() -> None:
+    """Let each warning of this process be one line on standard error, without the place in the code."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
 
 
 def writable(text: str, encoding: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 import types
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    warnings.formatwarning = _one_line_warning
+    console.shorten_warnings()
     try:
         _run(as_path(_WORKDIR.value, "--workdir"))
     except failures.SomeFailed as error:
@@ -94,10 +93,6 @@ def main(argv: list[str]) -> None:
         if _TRACEBACK.value:
             raise
         _stop(error)
-
-
-def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _stop(error: Exception, *, status: int = 2) -> NoReturn:

@@ -123,11 +123,6 @@ def dataset_name(config: ml_collections.ConfigDict) -> str:
     return "npz" if config.dataset.startswith("npz:") else config.dataset
 
 
-def titled(dataset: data.Dataset, title: str | None) -> data.Dataset:
-    """Return the dataset under the title that rows of it have, if any: an npz file may have been renamed since."""
-    return dataset if title is None else dataclasses.replace(dataset, title=title)
-
-
 def identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what tells a dataset from others: the same name can stand for other pixels."""
     digest = hashlib.sha256()

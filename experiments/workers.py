@@ -18,6 +18,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import console
+
 # Of a process that has one core.
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -167,6 +169,7 @@ def _work(pipe: connection.Connection, core: int, module: str, config: Any, work
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
+    console.shorten_warnings()
     experiment = importlib.import_module(module).prepare(config)
     while True:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import pathlib
+import warnings
 
 import pytest
 
@@ -39,6 +40,12 @@ def test_a_stream_without_an_encoding_takes_everything():
     file = io.StringIO()
     console.say("≤", file=file)
     assert file.getvalue() == "≤\n"
+
+
+def test_a_warning_is_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    console.shorten_warnings()
+    assert warnings.formatwarning("a\n b", UserWarning, "loop.py", 7) == "warning: a b\n"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
