@@ -61,7 +61,7 @@ def check_threat(threat: Threat) -> None:
 
 def check_norm(norm: str) -> None:
     """Raise ValueError unless ``norm`` is one of `NORMS`."""
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 

@@ -98,7 +98,7 @@ def partial_views(
 
 
 def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and the lengths |x| [c] and |z| [n]."""
+    """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and lengths |x| [c] and |z| [n]."""
     distances = np.empty((len(values), len(points)))
     sq_norms = np.empty(len(points))
     doubled, own_sq_norms = -2 * values, sq_lengths(values)
@@ -215,7 +215,7 @@ def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out:
 
 
 def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray, norm: str) -> float:
-    """Return the size of a change, rounded up, if an opponent wins against the own class, whose D is in a range ``[2]``.
+    """Return the size of a change, rounded up, if an opponent wins against the own class, at a D in a range ``[2]``.
 
     Otherwise inf. An opponent so far from the image that the change cannot bring it that near is not looked at.
     """

@@ -124,7 +124,7 @@ def advance(batch: Batch, tasks: list[Task]) -> None:
         group = list(same_width)
         pieces += [group[start : start + most] for start in range(0, len(group), most)]
     # Threads, because a task at a time keeps but one core busy.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_num_cores() if on_cpu else 1) as pool:
         solved = list(pool.map(lambda piece: _solve(batch, piece, one_by_one=on_cpu), pieces))
     tasks = [task for piece in pieces for task in piece]
     candidates, is_converged = map(np.concatenate, zip(*solved, strict=True))
@@ -133,6 +133,11 @@ def advance(batch: Batch, tasks: list[Task]) -> None:
 
 def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
+
+
+def _num_cores() -> int:
+    """Return the number of cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _padded(count: int, sizes: tuple[int, ...]) -> int:

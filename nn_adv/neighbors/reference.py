@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from nn_adv.border import as_count, as_images, as_labels
+
 # Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
 GROUP_SIZE = 8
 # The original index of a padding row: above every real one, so it loses every tie.
@@ -43,6 +45,7 @@ class Reference:
       center: mean of the points, those far out left aside ``[d]``, in [0, 1] units; expanded distances around it lose
         fewer digits.
       centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
+      pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
     """
@@ -54,6 +57,7 @@ class Reference:
     sq_norms: chex.Array
     center: chex.Array
     centered_sq_norms: chex.Array
+    pixel_range: chex.Array
     num_classes: int = struct.field(pytree_node=False)
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
 
@@ -78,8 +82,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     functions as an argument: one that closes over it compiles the points in as a constant.
 
     Args:
-      points: ``[n, ...]``, uint8 or float, of any trailing shape.
-      labels: ``[n]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
+      points: ``[N, ...]``, uint8 or float, of any trailing shape.
+      labels: ``[N]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
       num_classes: number of classes C.
       block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
@@ -88,14 +92,18 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
         is neither uint8 nor float, num_classes or block_size below 1.
     """
-    points, labels = np.asarray(points), np.asarray(labels)
-    _check(points, labels, num_classes, block_size)
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
+    if not len(points):
+        raise ValueError(f"points must be [N, ...] with at least one point, got shape {points.shape}")
+    num_classes = as_count(num_classes, "num_classes")
+    labels = as_labels(labels, num_classes, count=len(points))
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
-    if points.dtype != np.uint8:
-        points = points.astype(np.float32, copy=False)
     counts = np.bincount(labels, minlength=num_classes)
-    size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
+    if block_size is None:
+        size = _choose_block_size(counts)
+    else:
+        size = -(-as_count(block_size, "block_size") // GROUP_SIZE) * GROUP_SIZE
     blocks_per_class = -(-counts // size)
     class_start = np.concatenate([[0], np.cumsum(blocks_per_class)])
     rows = int(class_start[-1]) * size
@@ -128,34 +136,10 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
         sq_norms=jnp.asarray(sq_norms.reshape(per_block)),
         center=jnp.asarray(center),
         centered_sq_norms=jnp.asarray(centered.reshape(per_block)),
+        pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / unit),
         num_classes=num_classes,
         image_shape=image_shape,
     )
-
-
-def _check(points: np.ndarray, labels: np.ndarray, num_classes: int, block_size: int | None) -> None:
-    if points.ndim < 2 or points.size == 0:
-        raise ValueError(f"points must be [n, ...] with at least one point of one pixel, got shape {points.shape}")
-    if labels.shape != points.shape[:1]:
-        raise ValueError(f"labels must be [n] with n = {len(points)}, got shape {labels.shape}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got dtype {labels.dtype}")
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels[first]} at index {first}")
-    if points.dtype == np.uint8:
-        return
-    if not jnp.issubdtype(points.dtype, jnp.floating):
-        raise ValueError(f"points must be uint8 or float, got dtype {points.dtype}")
-    rows = points.reshape(len(points), -1)
-    finite = np.concatenate([np.isfinite(part.astype(np.float32)).all(axis=1) for part in _slices(rows)])
-    if not finite.all():
-        raise ValueError(f"points must be finite float32, got NaN or infinity at index {int(np.argmin(finite))}")
 
 
 def _choose_block_size(counts: np.ndarray) -> int:

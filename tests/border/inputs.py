@@ -213,6 +213,48 @@ _FILES = (
     _beside("of another kind", lambda path, content: path.write_bytes(gzip.compress(content))),
     _beside("loop of links", lambda path, content: path.symlink_to(path)),
 )
+_NORM_MESSAGE = "norm must be one of l1, l2, linf, got "
+_NORMS = (
+    Case("text of NumPy", np.str_),
+    Case("unknown", lambda norm: "l3", _NORM_MESSAGE + "'l3'"),
+    Case("upper case", lambda norm: "L2", _NORM_MESSAGE + "'L2'"),
+    Case("number", lambda norm: 2, _NORM_MESSAGE + "2"),
+    Case("infinity", lambda norm: np.inf, _NORM_MESSAGE + "inf"),
+    Case("bytes", lambda norm: b"l2", _NORM_MESSAGE + "b'l2'"),
+    Case("None", lambda norm: None, _NORM_MESSAGE + "None"),
+    Case("array", lambda norm: np.array(["l2"]), _NORM_MESSAGE + "array"),
+)
+# How many, at most as many as there are points.
+_NEIGHBORS = (
+    Case("int64", np.int64),
+    Case("uint8", np.uint8),
+    Case("array without axes", np.array),
+    Case("JAX number", jnp.asarray),
+    Case("0", lambda k: 0, "{name} must be (in 1|at least 1).*, got 0"),
+    Case("-1", lambda k: -1, "{name} must be (in 1|at least 1).*, got -1"),
+    Case("one beyond", lambda k: COUNT + 1, r"{name} must be in 1\.\.\d.*, got 7"),
+    Case("float", lambda k: 2.0, "{name} must be a whole number.*, got 2.0"),
+    Case("text", lambda k: "2", "{name} must be a whole number.*, got '2'"),
+    Case("list", lambda k: [2], r"{name} must be a whole number.*, got \[2\]"),
+    Case("None", lambda k: None, "{name} must be a whole number.*, got None"),
+)
+_BOUNDS_MESSAGE = r"bounds must be \(lowest, highest\) or None, got "
+_BOUNDS = (
+    Case("list", list),
+    Case("whole numbers", lambda bounds: (0, 1)),
+    Case("array", np.array),
+    Case("array of float16", lambda bounds: np.array(bounds, np.float16)),
+    Case("JAX array", jnp.asarray),
+    Case("numbers of NumPy", lambda bounds: tuple(map(np.float32, bounds))),
+    Case("reversed", lambda bounds: bounds[::-1], _BOUNDS_MESSAGE),
+    Case("equal", lambda bounds: (0.5, 0.5), _BOUNDS_MESSAGE),
+    Case("NaN", lambda bounds: (0.0, np.nan), _BOUNDS_MESSAGE),
+    Case("three", lambda bounds: (0.0, 0.5, 1.0), _BOUNDS_MESSAGE),
+    Case("one", lambda bounds: 1.0, _BOUNDS_MESSAGE),
+    Case("text", lambda bounds: "01", _BOUNDS_MESSAGE + "'01'"),
+    Case("pair of texts", lambda bounds: ("0", "1"), _BOUNDS_MESSAGE),
+    Case("a row for each", lambda bounds: [[0, 0], [1, 1]], _BOUNDS_MESSAGE),
+)
 
 KINDS: dict[str, Kind] = {
     "labels": _LABELS,
@@ -230,4 +272,7 @@ KINDS: dict[str, Kind] = {
     # A function from the path of what is right to the path that is tried: of a file, or of anything.
     "path": Kind(lambda good: good, _PATHS),
     "file": Kind(lambda good: good, (*_PATHS, *_FILES)),
+    "norm": Kind("l2", _NORMS),
+    "k": Kind(2, _NEIGHBORS),
+    "bounds": Kind((0.0, 1.0), _BOUNDS),
 }
