@@ -34,9 +34,13 @@ def test_one_batch_shape_reaches_the_device_however_many_images():
     assert shapes == {(10, 4, 4, 1)}
 
 
-def test_no_images_and_no_batch_are_refused():
-    with pytest.raises(ValueError, match="at least one image"):
-        evaluation.correct(_bright, IMAGES[:0], LABELS[:0])
+def test_no_images_have_results_of_the_right_shape():
+    assert evaluation.correct(_bright, IMAGES[:0], LABELS[:0]).shape == (0,)
+    rows = evaluation.map_batches(lambda x: np.stack([x, x], axis=1), IMAGES[:0], batch_size=3)
+    assert rows.shape == (0, 2, 4, 4, 1) and rows.dtype == np.uint8
+
+
+def test_no_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size"):
         evaluation.correct(_bright, IMAGES, LABELS, batch_size=0)
 

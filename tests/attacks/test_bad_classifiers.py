@@ -40,9 +40,9 @@ def test_nan_breaks_nothing(name):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.full(4, 4), "labels must be 0 to 3, got 4 to 4"),
-        (np.full(4, -1), "labels must be 0 to 3, got -1 to -1"),
-        (np.zeros(4), "labels must be integers, got float64"),
+        (np.full(4, 4), r"labels must be in 0\.\.3, got 4 at index 0"),
+        (np.full(4, -1), r"labels must be in 0\.\..*, got -1 at index 0"),
+        (np.zeros(4), r"labels must be integers \[4\], got 0.0 at index 0 of dtype float64"),
     ],
 )
 def test_labels_that_are_none_are_refused(name, labels, message):
@@ -57,7 +57,7 @@ def test_images_outside_the_bounds_are_refused(name, wrong):
     problem = small_networks.network(4)
     images = np.array(problem.images)
     images[2, 0, 0, 0] = wrong
-    with pytest.raises(ValueError, match=r"images must be finite and inside \(0.0, 1.0\), which image 2 is not"):
+    with pytest.raises(ValueError, match=rf"images must be finite and inside \(0.0, 1.0\), got {wrong:g} at index 2"):
         ATTACKS[name](problem.logits_fn, images, problem.labels, key=jax.random.key(0))
 
 
@@ -67,6 +67,21 @@ def test_logits_of_a_wrong_shape_are_refused(name, reduce):
     problem = small_networks.network(4)
     with pytest.raises(ValueError, match=r"logits_fn must return \[4, C\] with C >= 2, got shape"):
         ATTACKS[name](lambda x: reduce(problem.logits_fn(x)), problem.images, problem.labels, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [
+        (lambda x: (x, x), "a tuple: let it return the array of logits alone"),
+        (lambda x: {"logits": x}, "a dict: let it return the array of logits alone"),
+        (lambda x: x.astype(int), "dtype int.*: let it return floating-point logits"),
+    ],
+)
+def test_networks_that_return_something_else_are_refused(name, pack, message):
+    problem = small_networks.network(4)
+    with pytest.raises(ValueError, match=rf"^logits_fn must return \[4, C\] with C >= 2, got {message}"):
+        ATTACKS[name](lambda x: pack(problem.logits_fn(x)), problem.images, problem.labels, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -195,7 +195,7 @@ def test_one_compilation_serves_all_radii():
         ({"num_restarts": 0}, "num_restarts must be at least 1, got 0"),
         ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
         ({"num_targets": 0}, "num_targets must be None or 1 to 3"),
-        ({"key": jax.random.PRNGKey(0)}, "typed key"),
+        ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((4, 6, 6, 2), np.uint8)}, "floating point"),
     ],
 )

@@ -183,9 +183,9 @@ def test_schedule_breaks_what_any_of_its_runs_breaks():
     ("change", "message"),
     [
         ({"norm": "l3"}, "norm must be one of"),
-        ({"points": np.zeros((4, 2), np.uint8)}, "points must be floating point.*divide uint8"),
+        ({"points": np.zeros((4, 2), np.uint8)}, "points must be floating point.*divide pixels by 255"),
         ({"images": np.zeros((1, 2), int)}, "images must be floating point"),
-        ({"points": np.zeros((4, 3), np.float32)}, "points must have as many pixels as images"),
+        ({"points": np.zeros((4, 3), np.float32)}, r"images must be \[N, ...\] with 3 pixels each, got shape \(1, 2\)"),
         ({"num_candidates": 0}, "num_candidates must be 1 to the number of points, 4, got 0"),
         ({"num_candidates": 5}, "num_candidates must be 1 to the number of points, 4, got 5"),
     ],

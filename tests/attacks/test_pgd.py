@@ -168,7 +168,7 @@ def test_jit_gives_the_same_points():
     [
         ({"num_steps": -1}, "num_steps"),
         ({"num_restarts": 0}, "num_restarts"),
-        ({"key": jax.random.PRNGKey(0)}, "typed key"),
+        ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((2, 4), np.uint8)}, "floating point"),
     ],
 )

@@ -208,7 +208,7 @@ def test_images_of_any_size_have_squares(norm, shape):
         ({"initial_share": 0.0}, "initial_share must be in"),
         ({"initial_share": 1.5}, "initial_share must be in"),
         ({"images": np.zeros((4, 72), np.float32)}, r"images must be \[B, H, W, C\] .* got shape \(4, 72\)"),
-        ({"key": jax.random.PRNGKey(0)}, "typed key"),
+        ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((4, 6, 6, 2), np.uint8)}, "floating point"),
     ],
 )
