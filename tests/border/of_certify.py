@@ -58,13 +58,14 @@ ENTRIES = (
     Entry("certify.vote_bounds", _vote_bounds, _QUESTION | {"leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.margin_bound", _margin_bound, {"images": "queries", "labels": "labels"}),
     Entry("certify.separation", lambda points, labels: certify.separation(points, labels),
-          {"points": "points", "labels": "labels"}),
+          {"points": "points", "labels": "labels"}, needs_some="no two points"),
     Entry("certify.embedded_radius", _embedded_radius,
-          {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points"},
+          {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points"}, shared=("points",),
           narrows=_NONE | {"points": {"none of them": "then there is no upper bound"}}),
     Entry("certify.average_pool", lambda images: _pool()(images), {"images": "queries"}),
     Entry("certify.low_pass", lambda images: certify.low_pass(SHAPE, 2)(images), {"images": "queries"}),
-    Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"}),
+    Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"},
+          needs_some="no components"),
 )  # fmt: skip
 
 _RESULT = "a result, or a part of one"

@@ -21,7 +21,7 @@ def _search(fn, *arguments, **options):
 
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
-          {"points": "points", "labels": "labels"}),
+          {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
     Entry("neighbors.nearest", _search(neighbors.nearest, 2), {"queries": "queries"}),
     Entry("neighbors.class_distances", _search(neighbors.class_distances, norm="l1"), {"queries": "queries"}),
     Entry("neighbors.predict", _search(neighbors.predict, norm="linf"), {"queries": "queries"}),
