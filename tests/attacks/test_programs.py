@@ -57,8 +57,8 @@ def test_new_functions_leave_memory_as_it_was(attack, calls, warm_up, most_kept,
         attack(lambda images: _linear(_WEIGHTS, images))
         maps.append(_num_maps())
         megabytes.append(_megabytes())
-    # One program has some hundred maps and takes megabytes.
-    assert max(maps[warm_up:]) <= max(maps[:warm_up]) + 100
+    # Each program that stayed would have 140 maps or more, and take 5 megabytes or more.
+    assert max(maps[warm_up:]) <= max(maps[:warm_up]) + 300
     assert megabytes[-1] <= max(megabytes[:warm_up]) + 10
 
 
