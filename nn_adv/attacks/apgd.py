@@ -26,6 +26,7 @@ from nn_adv.attacks.common import (
     is_judged_wrong,
     is_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
@@ -96,6 +97,8 @@ def apgd(
         starts = as_images(starts, name="starts", takes_uint8=False)
         if starts.shape != images.shape:
             raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
+    if images.shape[0] == 0:
+        return nothing_found(images)
     # Number 0 is the clean image's, the runs count from 1.
     clean_logits = run(_mean_logits, logits_fn, images, fold_in_each(keys, 0), num_samples=num_samples)
     clean_logits = check_clean_logits(clean_logits, labels)

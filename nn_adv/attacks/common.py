@@ -36,6 +36,12 @@ class AttackResult(NamedTuple):
     distance: chex.Array
 
 
+def nothing_found(images: chex.Array) -> AttackResult:
+    """Return the result for no images ``[0, ...]``: classifiers need not take none."""
+    none = jnp.zeros(0, images.dtype)
+    return AttackResult(jnp.asarray(images), jnp.zeros(0, bool), none, none)
+
+
 class Visited(NamedTuple):
     """Points ``[B, ...]``, whether each is misclassified ``[B]``, and their losses ``[B]``."""
 

@@ -21,6 +21,7 @@ from nn_adv.attacks.common import (
     is_judged_wrong,
     is_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
@@ -97,6 +98,8 @@ def fab(
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
+    if images.shape[0] == 0:
+        return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, targets, keys, threat, alpha_max, eta, beta)

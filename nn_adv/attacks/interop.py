@@ -135,23 +135,22 @@ def art_classifier(
 
         def predict(self, x, batch_size=128, **_):
             x = _checked(x)
-            parts = [predict(x[i : i + batch_size]) for i in range(0, max(len(x), 1), batch_size)]
-            return np.concatenate([np.asarray(part) for part in parts])
+            parts = [np.asarray(predict(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
+            return np.concatenate([np.zeros((0, num_classes), x.dtype), *parts])
 
         def loss_gradient(self, x, y, **_):
-            x = _checked(x)
-            y = as_array(y, "y")
+            x, y = _checked(x), as_array(y, "y")
             y = np.argmax(y, axis=1) if y.shape == (len(x), num_classes) else y  # one-hot, as ART has them
-            return np.array(loss_gradient(x, as_labels(y, num_classes, count=len(x), name="y")))
+            y = as_labels(y, num_classes, count=len(x), name="y")
+            return np.array(loss_gradient(x, y) if len(x) else x)
 
         def class_gradient(self, x, label=None, **_):
             x = _checked(x)
             labels = range(num_classes) if label is None else [label]
-            labels = [as_labels(label, num_classes, count=len(x), name="label") if np.ndim(label) else label
-                      for label in labels]  # fmt: skip
-            weights = [np.broadcast_to(np.eye(num_classes, dtype=x.dtype)[label], (len(x), num_classes))
-                       for label in labels]  # fmt: skip
-            return np.stack([pull_back(x, rows) for rows in weights], axis=1)
+            rows = [np.full(len(x), label) if np.ndim(label) == 0 else label for label in labels]
+            rows = [as_labels(labels, num_classes, count=len(x), name="label") for labels in rows]
+            rows = [np.eye(num_classes, dtype=x.dtype)[labels] for labels in rows]
+            return np.stack([pull_back(x, weights) if len(x) else x for weights in rows], axis=1)
 
         def fit(self, x, y, **_):
             raise NotImplementedError("this classifier is trained already")

@@ -107,6 +107,8 @@ def minimum_norm(
     images, labels, keys, threat = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
     check_at_least("num_steps", num_steps, 1)
     check_at_least("num_restarts", num_restarts, 1)
+    if images.shape[0] == 0:
+        return MinimumNorm(images, jnp.zeros(0, images.dtype), jnp.zeros(0, bool))
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma)

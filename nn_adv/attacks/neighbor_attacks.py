@@ -22,6 +22,7 @@ from nn_adv.attacks.common import (
     fold_in_each,
     is_judged_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import margin
@@ -81,6 +82,8 @@ def segment_attack(
         raise ValueError(f"num_candidates must be 1 to the number of points, {points.shape[0]}, got {num_candidates}")
     point_labels = as_labels(point_labels, count=points.shape[0], name="point_labels")
     labels = as_labels(labels, count=images.shape[0])
+    if images.shape[0] == 0:
+        return MinimumNorm(images, jnp.zeros(0, images.dtype), jnp.zeros(0, bool))
     arrays = (points, point_labels, images, labels)
     return run(_walk, predict_fn, *arrays, norm=norm, num_candidates=num_candidates)
 
@@ -170,6 +173,8 @@ def tempered_apgd(
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)
+    if images.shape[0] == 0:
+        return nothing_found(images)
     check_clean_logits(run(logits_of, logits_fn, images, temperatures[0]), labels)
     arrays = (images, labels, keys, threat, temperatures)
     return run(_attack_in_turn, logits_fn, predict_fn, *arrays, num_steps=num_steps)

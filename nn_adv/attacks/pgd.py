@@ -20,6 +20,7 @@ from nn_adv.attacks.common import (
     is_judged_wrong,
     is_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy
@@ -70,6 +71,8 @@ def pgd(
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_at_least("num_steps", num_steps, 0)
     check_at_least("num_restarts", num_restarts, 1)
+    if images.shape[0] == 0:
+        return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat, step_size)

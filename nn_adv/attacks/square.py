@@ -25,6 +25,7 @@ from nn_adv.attacks.common import (
     is_judged_wrong,
     is_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import margin
@@ -82,6 +83,8 @@ def square(
     check_at_least("num_queries", num_queries, 1)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
+    if images.shape[0] == 0:
+        return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat)

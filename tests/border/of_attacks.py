@@ -114,14 +114,15 @@ ENTRIES = (
     Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "points"}),
     Entry("attacks.segment_attack", _segment_attack,
           {"points": "points", "point_labels": "labels", "images": "points", "labels": "labels"},
+          shared=("points", "point_labels"),
           narrows=dict.fromkeys(("labels", "point_labels"), _ANY_CLASS)),
     Entry("attacks.example_keys", lambda key, indices: jax.random.key_data(attacks.example_keys(key, indices)),
           {"key": "key", "indices": "indices"},
           narrows={"indices": {"one too few": "any number of them"}}),
-    *(Entry(f"attacks.{fn.__name__}", _of_logits(fn), {"labels": "labels"})
+    *(Entry(f"attacks.{fn.__name__}", _of_logits(fn), {"labels": "labels"}, shared=("labels",))
       for fn in (attacks.cross_entropy, attacks.cross_entropy_plain, attacks.dlr, attacks.margin)),
     *(Entry(f"attacks.{fn.__name__}", _of_targets(fn), {"labels": "labels", "targets": "labels"},
-            narrows=dict.fromkeys(("labels", "targets"), _FOUR_CLASSES))
+            shared=("labels", "targets"), narrows=dict.fromkeys(("labels", "targets"), _FOUR_CLASSES))
       for fn in (attacks.targeted_dlr, attacks.targeted_margin)),
 )  # fmt: skip
 

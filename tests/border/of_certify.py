@@ -75,11 +75,12 @@ ENTRIES = (
           {"images": "queries", "labels": "labels", "distance_norm": "norm", "threat_norm": "norm"}),
     Entry("certify.separation", lambda points, labels, norm: certify.separation(points, labels, norm=norm),
           {"points": "points", "labels": "labels", "norm": "norm"},
-          narrows={"labels": {"1..C": _ANY_CLASS, "one beyond": _ANY_CLASS}}),
-    Entry("certify.embedded_radius", _embedded_radius, _EMBEDDED, narrows=_NONE | _NO_POINTS),
+          narrows={"labels": {"1..C": _ANY_CLASS, "one beyond": _ANY_CLASS}}, needs_some="no two points"),
+    Entry("certify.embedded_radius", _embedded_radius, _EMBEDDED, shared=("points",), narrows=_NONE | _NO_POINTS),
     Entry("certify.average_pool", lambda images: _pool()(images), {"images": "queries"}),
     Entry("certify.low_pass", lambda images: certify.low_pass(SHAPE, 2)(images), {"images": "queries"}),
-    Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"}),
+    Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"},
+          needs_some="no components"),
 )  # fmt: skip
 
 _RESULT = "a result, or a part of one"

@@ -21,7 +21,7 @@ def _search(fn, *arguments):
 
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
-          {"points": "points", "labels": "labels"}),
+          {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
     Entry("neighbors.nearest", _search(neighbors.nearest), {"queries": "queries", "k": "k", "norm": "norm"}),
     Entry("neighbors.class_distances", _search(neighbors.class_distances), {"queries": "queries", "norm": "norm"}),
     Entry("neighbors.predict", _search(neighbors.predict), {"queries": "queries", "norm": "norm"}),

@@ -15,9 +15,10 @@ def _predict(images):
 
 ENTRIES = (
     Entry("border.as_images", lambda images: border.as_images(images, bounds=(0, 1)), {"images": "pixels"}),
-    Entry("border.as_labels", lambda labels: border.as_labels(labels, NUM_CLASSES, count=COUNT), {"labels": "labels"}),
+    Entry("border.as_labels", lambda labels: border.as_labels(labels, NUM_CLASSES, count=COUNT), {"labels": "labels"},
+          shared=("labels",)),
     Entry("border.as_integers", lambda indices: border.as_integers(indices, "indices", count=COUNT),
-          {"indices": "indices"}),
+          {"indices": "indices"}, shared=("indices",)),
     Entry("border.as_key", lambda key: border.as_key(key, count=COUNT).shape, {"key": "key"}),
     Entry("evaluation.correct", lambda images, labels: evaluation.correct(_predict, images, labels, batch_size=4),
           {"images": "pixels", "labels": "labels"},

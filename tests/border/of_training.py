@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
@@ -36,13 +37,14 @@ def _objective(fn, **options):
 
 
 def _trades_loss(images, labels, key):
-    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None]
+    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : np.size(labels)]
     return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial, key=key, beta=1.0)
 
 
 def _craft(images, threat):
-    noise = training.draw_noise(jax.random.key(1), jnp.asarray(KINDS["images"].standard))
-    log_target = jnp.log(jnp.full((COUNT, NUM_CLASSES), 1 / NUM_CLASSES))
+    count = 0 if len(images) == 0 else COUNT
+    noise = training.draw_noise(jax.random.key(1), jnp.asarray(KINDS["images"].standard[:count]))
+    log_target = jnp.log(jnp.full((count, NUM_CLASSES), 1 / NUM_CLASSES))
 
     def logits_fn(x):
         return _MODEL.apply(_variables(), x)
@@ -58,6 +60,7 @@ ENTRIES = (
           {"images": "pixels", "train_index": "indices", "train_labels": "labels", "holdout_index": "indices",
            "holdout_labels": "labels"},
           # An index too few is a label too many.
+          needs_some="nothing is learnt from none",
           shown={f"{part}_{field}": rf"members\[0\]\.{part}_(labels|{field})"
                  for part in ("train", "holdout") for field in ("index", "labels")}),
     Entry("training.standard", _objective(training.standard), _BATCH),

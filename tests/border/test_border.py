@@ -12,7 +12,7 @@ import pytest
 
 import nn_adv
 from tests.border import of_attacks, of_certify, of_neighbors, of_others, of_paths, of_training
-from tests.border.inputs import KINDS
+from tests.border.inputs import COUNT, KINDS
 from tests.border.table import leaves
 
 _PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_paths, of_training)
@@ -88,3 +88,14 @@ def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
     assert set(entry.narrows.get(keyword, {})) <= {case.name for case in cases}
     failures = {case.name: failure for case in cases if (failure := _fails(entry, keyword, case))}
     assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.per_image], ids=lambda entry: entry.name)
+def test_no_images_have_an_empty_result(entry):
+    if entry.needs_some:
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            entry.try_nothing()
+        return
+    for found, some in zip(leaves(entry.try_nothing()), entry.standard, strict=True):
+        if some.shape[:1] == (COUNT,):
+            assert found.shape == (0, *some.shape[1:]) and found.dtype == some.dtype

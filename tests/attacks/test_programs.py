@@ -1,0 +1,109 @@
+"""Attacks that are called outside jit again and again: what is compiled for them does not pile up."""
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from nn_adv import attacks
+from nn_adv.attacks import programs
+from nn_adv.threat import Threat
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+_IMAGES = np.random.default_rng(0).uniform(0.2, 0.8, (4, 3, 3, 1)).astype(np.float32)
+_WEIGHTS = np.random.default_rng(1).standard_normal((9, 3)).astype(np.float32)
+_LABELS = np.argmax(_IMAGES.reshape(4, -1) @ _WEIGHTS, axis=1)
+_THREAT = Threat("linf", 0.1)
+
+
+def _linear(weights, images):
+    return images.reshape(images.shape[0], -1) @ weights
+
+
+def _pgd(logits_fn):
+    options = {"key": jax.random.key(0), "threat": _THREAT, "num_steps": 1, "step_size": 0.1}
+    return attacks.pgd(logits_fn, _IMAGES, _LABELS, **options).adversarial
+
+
+def _perturb(logits_fn):
+    return attacks.perturb(
+        logits_fn, np.moveaxis(_IMAGES, -1, 1), _LABELS, eps=0.1, norm=np.inf, attack="pgd", n_iter=1
+    )
+
+
+def _num_maps() -> int:
+    with open("/proc/self/maps") as file:
+        return sum(1 for _ in file)
+
+
+def _megabytes() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.parametrize("attack", [_pgd, _perturb])
+@pytest.mark.parametrize(
+    ("calls", "warm_up", "most_kept"), [(14, 5, 4), pytest.param(200, 40, 32, marks=pytest.mark.slow)]
+)
+def test_new_functions_leave_memory_as_it_was(attack, calls, warm_up, most_kept, monkeypatch):
+    monkeypatch.setattr(programs, "_MOST_KEPT", most_kept)
+    maps, megabytes = [], []
+    for _ in range(calls):
+        attack(lambda images: _linear(_WEIGHTS, images))
+        maps.append(_num_maps())
+        megabytes.append(_megabytes())
+    # Each program that stayed would have 140 maps or more, and take 5 megabytes or more.
+    assert max(maps[warm_up:]) <= max(maps[:warm_up]) + 300
+    assert megabytes[-1] <= max(megabytes[:warm_up]) + 10
+
+
+def test_a_function_that_changed_is_asked_anew():
+    scale = 1.0
+
+    def logits_fn(images):
+        return scale * _linear(_WEIGHTS, images)
+
+    before = _pgd(logits_fn)
+    scale = -1.0
+    wrong = _pgd(logits_fn)
+    np.testing.assert_array_equal(wrong, _IMAGES)  # all were wrong from the start
+    assert not np.array_equal(before, wrong)
+
+
+def test_a_partial_is_compiled_once_for_all_its_arrays():
+    traces = []
+
+    def counted(weights, images):
+        traces.append(images.shape)
+        return _linear(weights, images)
+
+    first = _pgd(Partial(counted, jnp.asarray(_WEIGHTS)))
+    count = len(traces)
+    other = _pgd(Partial(counted, jnp.asarray(-_WEIGHTS)))
+    assert len(traces) == count
+    assert not np.array_equal(first, other)
+
+
+def test_inside_a_program_nothing_else_is_compiled():
+    def inner(x):
+        assert isinstance(x, jax.core.Tracer)
+        return programs.run(jnp.sin, x)
+
+    assert "jit" not in str(jax.make_jaxpr(inner)(1.0))
+    assert programs.run(lambda x, *, power: x**power, jnp.float32(3), power=2) == 9
+
+
+def test_functions_of_a_call_are_let_go():
+    def logits_fn(images):
+        return _linear(_WEIGHTS, images)
+
+    _pgd(logits_fn)
+    alive = weakref.ref(logits_fn)
+    del logits_fn
+    gc.collect()
+    assert alive() is None
