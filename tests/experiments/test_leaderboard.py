@@ -507,13 +507,13 @@ def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weight
     config = config_file.get_config("digits,~/catalogue.json")
     assert config.weights_dir == "~"
     config.models = ("1nn", "One")
-    assert [model.name for model in leaderboard.prepare(config).models] == ["1nn", "One"]
+    assert [unit.name for (unit,) in leaderboard.prepare(config).groups] == ["digits/1nn", "digits/One"]
     digits = data.load("digits")
     arrays = {f"{split}_{what}": getattr(digits, f"{split}_{what}") for split in ("train", "test") for what in LABELLED}
     config = tiny_config(weights, models=("1nn",))
     for name in ("mine", "moved"):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         config.dataset = f"npz:{tmp_path}/{name}.npz"
-        leaderboard.run(config, tmp_path / "run")
+        runner.run(leaderboard, config, tmp_path / "run")
     (row,) = results.read_rows(tmp_path / "run")[0]
     assert row["unit"] == "npz/1nn" and row["dataset"] == "mine"
