@@ -193,7 +193,7 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     config.clean.tolerance = 4.0
     config.models = ("One", "Off")
     before = _rows(tmp_path)
-    assert runner.run(leaderboard, config, tmp_path) == caught.value.report
+    assert runner.run(leaderboard, config, tmp_path).page == caught.value.report.page
     after = _rows(tmp_path)
     assert set(after) - set(before) == {"Off"} and after["One"] == before["One"]
     assert "digits/Off" not in failures.read(tmp_path) and "models failed" not in caught.value.report.page.read_text()
@@ -239,6 +239,7 @@ def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
 
 
 def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch, caplog):
+    jax.clear_caches()
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     with jax.log_compiles():
         runner.run(leaderboard, tiny_config(weights, models=("One",)), tmp_path)
@@ -507,7 +508,7 @@ def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weight
     config = config_file.get_config("digits,~/catalogue.json")
     assert config.weights_dir == "~"
     config.models = ("1nn", "One")
-    assert [unit.name for (unit,) in leaderboard.prepare(config).groups] == ["digits/1nn", "digits/One"]
+    assert [unit.model.name for unit in leaderboard.load(config).units] == ["1nn", "One"]
     digits = data.load("digits")
     arrays = {f"{split}_{what}": getattr(digits, f"{split}_{what}") for split in ("train", "test") for what in LABELLED}
     config = tiny_config(weights, models=("1nn",))

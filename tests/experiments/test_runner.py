@@ -98,8 +98,9 @@ def test_a_second_run_of_one_workdir_is_refused(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_however_a_run_is_ended_its_workers_end_too(tmp_path, number):
     script = (
-        "import ml_collections; from experiments import runner; from tests.experiments import counting\n"
+        "import signal, ml_collections; from experiments import runner; from tests.experiments import counting\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore\n"
         f"    settings = ml_collections.ConfigDict({dict(units=('a', 'waits-b', 'waits-c'), note='', skipped=())!r})\n"
         f"    runner.run(counting, settings, {str(tmp_path)!r}, num_workers=2)\n"
     )
