@@ -111,8 +111,11 @@ def _before(board: Board, absent: Sequence[str], workdir: Path, rows, share) -> 
             "another --workdir, or put back what was there"
         )
     mine = [unit for (unit,) in share if unit.name not in stored]
-    lacking = [unit.model.name for unit in mine if contestants.lacks_weights(unit.model, board.config)]
-    lacking = [name for name in lacking if f"{board.config.dataset}/{name}" not in absent]
+    lacking = [
+        unit.model.name
+        for unit in mine
+        if unit.name not in absent and contestants.lacks_weights(unit.model, board.config)
+    ]
     told = [f"no weights in {board.config.weights_dir}, so these will fail: {', '.join(lacking)}"] if lacking else []
     return [line for line in (_absence(board, absent, share, stored), *told) if line]
 
