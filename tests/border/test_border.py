@@ -12,7 +12,7 @@ import pytest
 
 import nn_adv
 from tests.border import of_attacks, of_certify, of_neighbors, of_others, of_training
-from tests.border.inputs import KINDS
+from tests.border.inputs import COUNT, KINDS
 from tests.border.table import leaves
 
 _PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_training)
@@ -48,7 +48,7 @@ def test_every_public_function_is_in_the_table():
 def test_an_entry_tries_what_its_function_takes():
     """A new argument of a kind that is tried must be tried: its name says what it is."""
     known = {"images", "labels", "queries", "points", "key", "threat", "indices", "leave_out", "x", "y"}
-    known |= {"norm", "k", "bounds"}
+    of_points = {"norm", "k", "bounds"}  # attacks have them in a threat
     tried: dict[str, set[str]] = {}
     for entry in ENTRIES:
         package, name, *rest = entry.name.split(".")
@@ -57,7 +57,8 @@ def test_an_entry_tries_what_its_function_takes():
         package, name = full_name.split(".")
         function = getattr(importlib.import_module(f"nn_adv.{package}"), name)
         if not inspect.isclass(function):
-            assert known & inspect.signature(function).parameters.keys() <= keywords, full_name
+            wanted = known | of_points if package in ("certify", "neighbors") else known
+            assert wanted & inspect.signature(function).parameters.keys() <= keywords, full_name
 
 
 def _fails(entry, keyword, case) -> str:
@@ -88,3 +89,21 @@ def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
     assert set(entry.narrows.get(keyword, {})) <= {case.name for case in cases}
     failures = {case.name: failure for case in cases if (failure := _fails(entry, keyword, case))}
     assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
+
+
+_PER_IMAGE = {"images", "queries", "labels", "leave_out", "indices", "x", "y"}
+_ABOUT_IMAGES = [
+    entry
+    for part in (of_certify, of_neighbors, of_others)
+    for entry in part.ENTRIES
+    if {"images", "queries"} & entry.takes.keys()
+]
+
+
+@pytest.mark.parametrize("entry", _ABOUT_IMAGES, ids=lambda entry: entry.name)
+def test_no_images_at_all_give_no_results_of_the_right_shape(entry):
+    none = {keyword: KINDS[entry.takes[keyword]].standard[:0] for keyword in _PER_IMAGE & entry.takes.keys()}
+    for found, expected in zip(leaves(entry(**none)), entry.standard, strict=True):
+        assert found.dtype == expected.dtype
+        if expected.shape[:1] == (COUNT,):
+            assert found.shape == (0, *expected.shape[1:])
