@@ -85,11 +85,12 @@ def test_failed_proofs_are_searched_again(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_large_uint8_images_have_the_ties_of_the_integers(norm):
-    # 75 x 75 x 3: squares may not fit int32. Half of the points mirror the others at their query: rounding v / 255 would
-    # put either first.
+    # 75 x 75 x 3: squares may not fit int32. Half of the points mirror the others at their query, which one pixel alone
+    # decides in linf: rounding v / 255 would put either first.
     size, rng = 16_875, np.random.default_rng(0)
     queries = rng.integers(100, 156, (2, size))
     offsets = rng.integers(-90, 91, (8, size)) * (rng.random((8, size)) < 0.9)
+    offsets[np.arange(8), np.arange(8)] = 91
     points = np.concatenate([queries[i] + sign * offsets[4 * i : 4 * i + 4] for sign in (1, -1) for i in (0, 1)])
     _check(points.astype(np.uint8), _labels(16, 2), queries.astype(np.uint8), 2, 4, norm, block_size=8)
     # 200 in every pixel is as far as 255 in half of them, in l2 and l1: more than an int32 holds, to the last digit.
