@@ -120,7 +120,7 @@ def search(
         for wrong, found, bound in zip(is_wrong, near, singles, strict=True)
     ]
     tasks, is_complete = _run(batch, scores, others, own, np.sqrt(sq_own[:, 0]), candidates)
-    screened = np.array([min(found.values(), default=np.inf) for found in candidates])
+    screened = np.array([min(found.values(), default=np.inf) for found in candidates], float)
     # Without a witness the distances rule nothing out, so that nothing is known of the opponents never looked at.
     screened = np.where(is_complete | ~others.any(axis=1), np.minimum(screened, batch.best), 0)
     nearest = np.concatenate([own, near], axis=1)
@@ -203,7 +203,7 @@ def _run(batch: Batch, scores, others, own, distance, candidates) -> tuple[list[
     active: list[Task] = []
     width = 1
     while True:
-        ready = np.isfinite(batch.best) & ~is_wide & np.array([bool(found) for found in candidates])
+        ready = np.isfinite(batch.best) & ~is_wide & np.array([bool(found) for found in candidates], bool)
         _widen(batch, scores, others, own[:, :_NUM_ANCHORS], distance, candidates, np.flatnonzero(ready))
         is_wide |= ready
         busy = {task.image for task in active}

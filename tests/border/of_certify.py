@@ -66,7 +66,7 @@ _ANY_CLASS = "there may be any number of classes"
 ENTRIES = (
     Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out", "norm": "norm", "bounds": "bounds"},
           narrows=_NONE),
-    Entry("certify.radius.embed", _radius_embedded, _EMBEDDED, narrows=_NONE | _NO_POINTS),
+    Entry("certify.radius.embed", _radius_embedded, _EMBEDDED, shared=("points",), narrows=_NONE | _NO_POINTS),
     Entry("certify.decide", _decide, _QUESTION | {"threat": "threat", "leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.vote", _vote, {"queries": "queries", "k": "k", "leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.vote_bounds", _vote_bounds,

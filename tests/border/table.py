@@ -12,7 +12,6 @@ import numpy as np
 
 from tests.border.inputs import KINDS, Case
 
-
 _NOT_PER_IMAGE = ("bounds", "file", "k", "key", "norm", "path", "threat")
 
 
