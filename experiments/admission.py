@@ -22,11 +22,8 @@ class WrongAccuracy(ValueError):
     """
 
     def __init__(self, message: str, clean: Mapping[str, Any]):
-        super().__init__(message, clean)  # both, so that it can travel between processes
+        super().__init__(message)
         self.details = {"clean": clean}
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def check_outputs(contestant: contestants.Contestant, classifier: classifiers.Classifier, images: np.ndarray) -> None:

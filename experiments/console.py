@@ -6,8 +6,9 @@ import sys
 import warnings
 from typing import TextIO
 
-# As wide as the signs, so that tables stay tables; "L∞" is read with the two spaces in front of it.
-_PLAIN = {"  L∞": "Linf", "∞": "inf", "≤": "<", "≥": ">", "±": "~", "−": "-", "–": "-"}
+# With a space or two that stand in front of it in a table, which so stays one.
+_PLAIN = {"   L∞": " Linf", "∞": "inf", " ≤": "<=", "≤": "<=", " ≥": ">=", "≥": ">=", " ±": "+-", "±": "+-"}
+_PLAIN |= {"−": "-", "–": "-", "—": "-"}
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:

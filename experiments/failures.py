@@ -29,17 +29,20 @@ class SomeFailed(ValueError):
         self.report = report
 
 
-def record(workdir: Path, unit: str, error: Exception, **details: Any) -> dict[str, Any]:
-    """Write down why a unit failed, in place of what an earlier run wrote of it; return what was written."""
-    failure = {
-        "unit": unit,
+def describe(error: Exception) -> dict[str, Any]:
+    """Return what is recorded of an error, in plain values that may pass between processes."""
+    return {
         "reason": _one_line(error),
         "traceback": "".join(traceback.format_exception(error)),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **details,
+        **getattr(error, "details", {}),
     }
+
+
+def record(workdir: Path, unit: str, description: Mapping[str, Any]) -> None:
+    """Write down why a unit failed (`describe`), in place of what an earlier run wrote of it."""
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    failure = {"unit": unit, **description, "finished": finished}
     write_whole(_path(workdir, unit), json.dumps(failure, indent=2).encode() + b"\n")
-    return failure
 
 
 def forget(workdir: Path, unit: str) -> None:

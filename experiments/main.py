@@ -130,14 +130,15 @@ def _run(workdir: Path) -> None:
     failed = []
     for folder, config in runs:
         experiment = _experiment(config)
+        has_failed = False
         try:
             report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers)
         except failures.SomeFailed as error:
             failed.append(str(error))
-            report = error.report
+            report, has_failed = error.report, True
         if report is not None:
             console.say(report.summary, f"Report: {report.page}")
-        elif not failed:
+        elif not has_failed:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)

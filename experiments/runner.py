@@ -127,24 +127,23 @@ def _run_groups(module, config, experiment, groups, workdir, store, bar, num_wor
         store.append({**row, **title, "config_hash": store.config_hash})
         failures.forget(workdir, row["unit"])
 
-    def fail(group: Sequence[Unit], error: Exception) -> None:
-        if isinstance(error, storage.ResultsError):  # of the workdir, where nothing else can be stored either
-            raise error
+    def fail(group: Sequence[Unit], description: Mapping[str, Any]) -> None:
         for name in sorted(_names([group]) - store.done() - experiment.skipped):
-            failure = failures.record(workdir, name, error, **getattr(error, "details", {}))
-            bar.tell(f"{name} failed: {failure['reason']}")
+            failures.record(workdir, name, description)
+            bar.tell(f"{name} failed: {description['reason']}")
             failed.append(name)
 
     if num_workers > 1 and len(groups) > 1:
-        jobs = [experiment.groups.index(group) for group in groups]
+        numbers = {id(group): number for number, group in enumerate(experiment.groups)}
+        jobs = [numbers[id(group)] for group in groups]
         pool = workers.Pool(module.__name__, config, workdir, min(num_workers, len(groups)))
         with pool:
             for event in pool.run(jobs, store.done):
                 match event:
                     case workers.Finished(row=row):
                         append(row)
-                    case workers.Failed(job=job, error=error):
-                        fail(experiment.groups[job], error)
+                    case workers.Failed(job=job, description=description):
+                        fail(experiment.groups[job], description)
                     case workers.Told(text=text, advance=advance):
                         bar.show(text)
                         bar.advance(advance)
@@ -154,8 +153,10 @@ def _run_groups(module, config, experiment, groups, workdir, store, bar, num_wor
         try:
             for row in experiment.rows(group, store.done(), workdir, bar):
                 append(row)
+        except storage.ResultsError:  # of the workdir, where nothing else can be stored either
+            raise
         except Exception as error:  # whatever is wrong with one unit is no reason to leave out the others
-            fail(group, error)
+            fail(group, failures.describe(error))
         bar.advance(end - bar.done)
     return failed
 

@@ -6,10 +6,10 @@ parent hands out one group at a time and has the only store, so a worker that di
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -18,10 +18,29 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console
+from experiments import console, failures, storage
 
 # Of a process that has one core.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+@contextlib.contextmanager
+def _environment(core: int) -> Iterator[None]:
+    """Let a process that is started inside have one core, and its libraries know of no other."""
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
+    try:
+        if ours:
+            os.sched_setaffinity(0, {core})  # of this thread, which the new process inherits
+        yield
+    finally:
+        if ours:
+            os.sched_setaffinity(0, ours)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Finished(NamedTuple):
@@ -31,10 +50,10 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A group that could not be finished."""
+    """A group that could not be finished, and what `failures.describe` says of it."""
 
     job: int
-    error: Exception
+    description: Mapping[str, Any]
 
 
 class Told(NamedTuple):
@@ -42,6 +61,12 @@ class Told(NamedTuple):
 
     text: str
     advance: float
+
+
+class _Stop(NamedTuple):
+    """What is wrong with the workdir, where nothing else can be stored either."""
+
+    problem: str
 
 
 class _Done(NamedTuple):
@@ -76,15 +101,9 @@ class Pool:
         context = multiprocessing.get_context("spawn")  # a fork would share JAX's threads and locks
         own, theirs = context.Pipe()
         core = cores()[place % len(cores())]
-        process = context.Process(target=_work, args=(theirs, core, *self._arguments), daemon=True)
-        before = os.environ.get("XLA_FLAGS")
-        os.environ["XLA_FLAGS"] = f"{before or ''} {_ONE_THREAD}".strip()  # read when the worker first needs a device
-        try:
+        process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+        with _environment(core):
             process.start()
-        finally:
-            os.environ.pop("XLA_FLAGS")
-            if before is not None:
-                os.environ["XLA_FLAGS"] = before
         theirs.close()  # so that the end of the worker is the end of the pipe
         return process, own
 
@@ -121,7 +140,8 @@ class Pool:
                     process = self._workers[place][0]
                     process.join()
                     pipe.close()
-                    said = Failed(at_work[place], ChildProcessError(_how_it_ended(process.exitcode)))
+                    ended = ChildProcessError(_how_it_ended(process.exitcode))
+                    said = Failed(at_work[place], failures.describe(ended))
                     if waiting:
                         self._workers[place] = self._start(place)
                 match said:
@@ -137,7 +157,10 @@ class Pool:
                         give(place)
                     case Finished():
                         yield said  # and it is stored
-                        pipe.send(None)
+                        with contextlib.suppress(OSError):  # a worker that has died meanwhile is found above
+                            pipe.send(None)
+                    case _Stop(problem):
+                        raise storage.ResultsError(problem)
 
 
 def _how_it_ended(exit_code: int | None) -> str:
@@ -163,12 +186,10 @@ class _Teller:
         self._pipe.send(Told("", units))
 
 
-def _work(pipe: connection.Connection, core: int, module: str, config: Any, workdir: Path) -> None:
+def _work(pipe: connection.Connection, module: str, config: Any, workdir: Path) -> None:
     """Be a worker: prepare the experiment, then run the groups that come through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent hears it too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
     console.shorten_warnings()
     experiment = importlib.import_module(module).prepare(config)
     while True:
@@ -181,19 +202,13 @@ def _work(pipe: connection.Connection, core: int, module: str, config: Any, work
             for row in experiment.rows(group, done, workdir, teller):
                 pipe.send(Finished(row))
                 pipe.recv()  # only what is stored may be cleared away
-        except Exception as error:  # for the parent to judge
-            pipe.send(Failed(job, _portable(error)))
+        except storage.ResultsError as error:
+            pipe.send(_Stop(str(error)))
+        except Exception as error:  # whatever is wrong with one unit is no reason to leave out the others
+            pipe.send(Failed(job, failures.describe(error)))
         else:
             teller.advance(sum(unit.name not in done for unit in group) - teller.done)
             pipe.send(_Done())
-
-
-def _portable(error: Exception) -> Exception:
-    """Return the error, or one that says the same, where it cannot travel between processes."""
-    try:
-        return pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,7 @@ TABLE = "       clean     L∞     L2\n1NN    100.0  ≤98.6  =70.0\n           
     ("encoding", "expected"),
     [
         ("utf-8", TABLE),
-        ("ascii", "       clean   Linf     L2\n1NN    100.0  <98.6  =70.0\n               ~0.3     ~-"),
+        ("ascii", "       clean   Linf     L2\n1NN    100.0 <=98.6  =70.0\n              +-0.3    +--"),
     ],
 )
 def test_tables_stay_tables(encoding, expected):

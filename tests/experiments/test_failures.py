@@ -11,7 +11,7 @@ from experiments import failures
 
 
 def _reason(tmp_path, error):
-    failures.record(tmp_path, "digits/One", error, model="One")
+    failures.record(tmp_path, "digits/One", failures.describe(error))
     return failures.read(tmp_path)["digits/One"]["reason"]
 
 
@@ -56,7 +56,7 @@ def test_a_reason_is_one_line_that_names_the_error(tmp_path, error, reason):
 
 
 def test_records_that_cannot_be_read_are_left_out(tmp_path):
-    failures.record(tmp_path, "digits/One", ValueError("why"), model="One")
+    failures.record(tmp_path, "digits/One", failures.describe(ValueError("why")))
     for name, content in (("half", "{"), ("other", json.dumps([1])), ("nameless", "{}")):
         (tmp_path / "failures" / f"{name}.json").write_text(content)
     assert set(failures.read(tmp_path)) == {"digits/One"}

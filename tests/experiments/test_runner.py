@@ -10,7 +10,7 @@ import time
 import ml_collections
 import pytest
 
-from experiments import failures, results, runner, workers
+from experiments import failures, results, runner
 from tests.experiments import counting
 from tests.experiments.test_binary_tasks import ROOT
 
@@ -131,9 +131,22 @@ def _children(pid):
     return found
 
 
-def test_an_error_that_cannot_travel_says_the_same():
-    class Local(Exception):
-        pass
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_failed_is_recorded_with_its_traceback(tmp_path, num_workers):
+    with pytest.raises(failures.SomeFailed):
+        runner.run(counting, config("fails-a", "b"), tmp_path, num_workers=num_workers)
+    (failure,) = failures.read(tmp_path).values()
+    assert failure["reason"] == "fails-a says why" and "raise ValueError(f" in failure["traceback"]
 
-    assert str(workers._portable(Local("why"))) == "Local: why"
-    assert workers.cores()
+
+def test_a_worker_that_is_killed_while_its_row_is_stored_costs_nothing(tmp_path, monkeypatch):
+    append = results.Store.append
+
+    def slowly(store, row):
+        time.sleep(1)
+        append(store, row)
+
+    monkeypatch.setattr(results.Store, "append", slowly)
+    with pytest.raises(failures.SomeFailed, match="1 of 3 units failed.*: c;"):
+        runner.run(counting, config("ends-a+c", "b"), tmp_path, num_workers=2)
+    assert set(_rows(tmp_path)) == {"ends-a", "b"}
