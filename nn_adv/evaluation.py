@@ -12,7 +12,7 @@ import chex
 import numpy as np
 from scipy import stats
 
-from nn_adv.border import as_images, as_labels
+from nn_adv.border import as_count, as_images, as_labels
 from nn_adv.pixels import as_float
 
 
@@ -30,8 +30,7 @@ def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: 
     Raises:
       ValueError: ``batch_size`` below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = as_count(batch_size, "batch_size")
     num_rows = arrays[0].shape[0]
     if num_rows == 0:
         return np.asarray(fn(*(np.zeros((batch_size, *array.shape[1:]), array.dtype) for array in arrays)))[:0]

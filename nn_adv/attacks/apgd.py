@@ -16,7 +16,6 @@ from nn_adv.attacks.common import (
     Highest,
     Visited,
     better,
-    check_at_least,
     check_clean_logits,
     check_inputs,
     finite_or_zero,
@@ -31,7 +30,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_images
+from nn_adv.border import as_count, as_images
 from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start
 
 _GAIN = 0.75  # rho of the paper: a step size must gain in more than this share of a window's iterations
@@ -86,10 +85,9 @@ def apgd(
       An `AttackResult`. With ``num_targets`` its ``loss`` is the `margin`: losses for different targets do not compare.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` or ``num_samples`` below 1, ``num_targets`` outside 1 to
-        C - 1, an old-style integer key, images or labels of a wrong type, starts, logits or predictions of a wrong
-        shape, and outside jit images not inside the bounds, labels out of range or NaN for a clean image. Probabilities
-        are warned of there.
+      ValueError: negative ``num_steps``, ``num_restarts`` or ``num_samples`` below 1, ``num_targets`` outside 1 to C -
+        1, images or labels of a wrong type, starts, logits or predictions of a wrong shape, and outside jit images not
+        inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     _check_options(num_steps, num_restarts, num_samples)
@@ -335,7 +333,7 @@ def _random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> che
 
 
 def _check_options(num_steps, num_restarts, num_samples) -> None:
-    check_at_least("num_steps", num_steps, 0)
-    check_at_least("num_restarts", num_restarts, 1)
+    num_steps = as_count(num_steps, "num_steps", low=0)
+    num_restarts = as_count(num_restarts, "num_restarts")
     if num_samples is not None:
-        check_at_least("num_samples", num_samples, 1)
+        num_samples = as_count(num_samples, "num_samples")

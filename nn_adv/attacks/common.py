@@ -231,9 +231,3 @@ def logits_of(logits_fn: Callable[..., chex.Array], points: chex.Array, *args: c
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"{wanted}dtype {logits.dtype}: let it return floating-point logits")
     return logits.astype(points.dtype)
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless ``value`` is at least ``least``."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -20,7 +20,6 @@ from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import (
     GENERATOR,
     AttackResult,
-    check_at_least,
     check_logit_values,
     example_keys,
     is_inside,
@@ -33,7 +32,7 @@ from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targ
 from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.programs import run, traceable
 from nn_adv.attacks.square import square
-from nn_adv.border import as_images, as_integers, as_key, as_labels
+from nn_adv.border import as_count, as_images, as_integers, as_key, as_labels
 from nn_adv.threat import Threat, check_threat, float64_sizes
 
 UNBROKEN, CLEAN = -2, -1  # in `EnsembleState.broken_by`; other numbers are places in the list of attacks
@@ -189,7 +188,7 @@ def ensemble(
         ``batch_size`` below 1, indices of another length, a state that does not fit, or an attack that leaves the ball
         or the bounds with what it claims to break; ``on_batch`` was given what had been found before.
     """
-    check_at_least("batch_size", batch_size, 1)
+    batch_size = as_count(batch_size, "batch_size")
     images, labels, indices, key = _check_inputs(images, labels, indices, key, threat)
     logits_fn, predict_fn = traceable(logits_fn), predict_fn and traceable(predict_fn)
     num_filled = max(batch_size, _LEAST_ROWS)

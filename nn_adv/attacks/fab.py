@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from nn_adv.attacks.common import (
     AttackResult,
-    check_at_least,
     check_clean_logits,
     check_inputs,
     finite_or_zero,
@@ -26,6 +25,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.attacks.programs import run
+from nn_adv.border import as_count
 from nn_adv.threat import (
     Threat,
     check_norm,
@@ -91,13 +91,13 @@ def fab(
       it exceeds the radius, ``success`` is False and ``adversarial`` is the image. ``loss`` is the `margin`.
 
     Raises:
-      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, an old-style integer
-        key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside
-        the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images or labels of a
+        wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of
+        range or NaN for a clean image. Probabilities are warned of there.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
-    check_at_least("num_steps", num_steps, 1)
-    check_at_least("num_restarts", num_restarts, 1)
+    num_steps = as_count(num_steps, "num_steps")
+    num_restarts = as_count(num_restarts, "num_restarts")
     if images.shape[0] == 0:
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)

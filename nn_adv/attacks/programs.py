@@ -1,4 +1,4 @@
-"""What is compiled for an attack that is called outside jit, and how long it is kept.
+"""What is compiled for an ascent that is called outside jit, an attack or a crafting, and how long it is kept.
 
 A loop or a gradient outside jit is compiled anew each time, and JAX keeps what it compiled: calls by the hundred would
 use up the memory maps of a process. Here each call is one program, which is forgotten when the call is over or, where

@@ -18,7 +18,6 @@ from nn_adv.attacks.common import (
     AttackResult,
     Visited,
     better,
-    check_at_least,
     check_clean_logits,
     check_inputs,
     fold_in_each,
@@ -30,6 +29,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
+from nn_adv.border import as_count
 from nn_adv.threat import Threat, perturbation_size, project
 
 # The share of pixels in a square is halved at these queries of 10,000 (section 5 of the paper).
@@ -73,14 +73,14 @@ def square(
       An `AttackResult`.
 
     Raises:
-      ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1], an
-        old-style integer key, images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit
-        images not inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1],
+        images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside the
+        bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
-    check_at_least("num_queries", num_queries, 1)
+    num_queries = as_count(num_queries, "num_queries")
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
     if images.shape[0] == 0:

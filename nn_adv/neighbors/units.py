@@ -32,7 +32,11 @@ def other_units(reference: Reference, images: chex.Array, name: str) -> str | No
             f"{name} must be in the units of the points: uint8 pixels v stand for v / 255, but the points lie between "
             f"{low:.6g} and {high:.6g}; fit the points as uint8, or give {name} as floats in their units"
         )
-    size = 0.0 if in_integers or not points_are_integers or not len(images) else float(np.mean(np.abs(images)))
+    if in_integers or not points_are_integers or not len(images):
+        return None
+    # The mean is looked at only where it can be so large.
+    size = max(-float(images.min()), float(images.max()))
+    size = float(abs(images).mean()) if size > _MEAN_SIZE else size
     if size > _MEAN_SIZE:
         return (
             f"{name} must be in the units of the points: uint8 points v stand for v / 255, but the pixels of {name} "

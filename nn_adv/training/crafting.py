@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.border import as_images, as_key
+from nn_adv.attacks.programs import run
+from nn_adv.border import as_count, as_images, as_key
 from nn_adv.threat import Threat, check_threat, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
@@ -97,10 +98,13 @@ def craft(
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     if threat.norm not in NORMS:
         raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    num_steps = as_count(num_steps, "num_steps", low=0)
     chex.assert_equal_shape([images, *noise])
     step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+    return run(_ascend, logits_fn, images, log_target, noise, threat, step_size, num_steps=num_steps)
+
+
+def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_steps):
     move = _step_linf if threat.norm == "linf" else _step_l2
 
     def divergence(adversarial):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from nn_adv import attacks
+from nn_adv import attacks, training
 from nn_adv.attacks import programs
 from nn_adv.threat import Threat
 
@@ -36,6 +36,12 @@ def _perturb(logits_fn):
     )
 
 
+def _craft(logits_fn):
+    noise = training.draw_noise(jax.random.key(0), jnp.asarray(_IMAGES))
+    log_target = jnp.log(jnp.full((len(_IMAGES), 3), 1 / 3))
+    return training.craft(logits_fn, _IMAGES, log_target=log_target, noise=noise, threat=_THREAT, num_steps=1)
+
+
 def _num_maps() -> int:
     with open("/proc/self/maps") as file:
         return sum(1 for _ in file)
@@ -46,7 +52,7 @@ def _megabytes() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.parametrize("attack", [_pgd, _perturb])
+@pytest.mark.parametrize("attack", [_pgd, _perturb, _craft])
 @pytest.mark.parametrize(
     ("calls", "warm_up", "most_kept"), [(14, 5, 4), pytest.param(200, 40, 32, marks=pytest.mark.slow)]
 )
