@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nn_adv.border import as_images, as_key
-from nn_adv.threat import Threat, check_threat, perturbation_size
+from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
 _START_SCALE = 0.001
@@ -101,6 +101,7 @@ def craft(
         raise ValueError(f"num_steps must be at least 0, got {num_steps}")
     chex.assert_equal_shape([images, *noise])
     step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+    threat, step_size = as_threat(threat, images), jnp.asarray(step_size, images.dtype)
     move = _step_linf if threat.norm == "linf" else _step_l2
 
     def divergence(adversarial):

@@ -36,13 +36,17 @@ def _objective(fn, **options):
     return call
 
 
+def _count(images):
+    return 0 if isinstance(images, np.ndarray) and images.shape[:1] == (0,) else COUNT
+
+
 def _trades_loss(images, labels, key):
-    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : np.size(labels)]
+    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : _count(images)]
     return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial, key=key, beta=1.0)
 
 
 def _craft(images, threat):
-    count = 0 if len(images) == 0 else COUNT
+    count = _count(images)
     noise = training.draw_noise(jax.random.key(1), jnp.asarray(KINDS["images"].standard[:count]))
     log_target = jnp.log(jnp.full((count, NUM_CLASSES), 1 / NUM_CLASSES))
 
