@@ -17,7 +17,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
-    package_data={"nn_adv.zoo": ["catalogue.json"]},
+    package_data={"nn_adv": ["py.typed"], "nn_adv.zoo": ["catalogue.json"]},
     python_requires=">=3.11",
     # Lower bounds are generous; the versions tested together are the pins in requirements/.
     install_requires=[

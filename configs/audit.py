@@ -22,7 +22,7 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
     config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
     config.seed = 0  # of the attacks' random starts
     config.num_images = 200  # the first so many test images, classes balanced; 0: all
-    config.radii = _radii(arg)  # those to attack at, per norm; an empty tuple: not this norm
+    config.epsilons = _epsilons(arg)  # those to attack at, per norm; an empty tuple: not this norm
 
     config.tasks = ml_collections.ConfigDict()
     config.tasks.kind = "all"  # or pairs, one_vs_rest
@@ -54,7 +54,7 @@ def sweep(add) -> None:
         add(dataset)
 
 
-def _radii(dataset: str) -> ml_collections.ConfigDict:
+def _epsilons(dataset: str) -> ml_collections.ConfigDict:
     # Where 1NN keeps between a tenth and nine tenths of what it gets right: elsewhere an attack can hardly be off.
     linf, l2, l1 = {
         "digits": ((0.1, 0.15, 0.2), (0.4, 0.6, 0.8), (1.0, 1.5, 2.0)),

@@ -2,7 +2,7 @@
 
     --config=configs/leaderboard.py:cifar10                   the paper's 69, as far as their weights lie in weights_dir
     --config=configs/leaderboard.py:cifar10,paper             with the paper's attack on the paper's number of images
-    --config=configs/leaderboard.py:cifar10,grid              at sixteen radii of each norm
+    --config=configs/leaderboard.py:cifar10,grid              at sixteen epsilons of each norm
     --config=configs/leaderboard.py:cifar10,cpu               few images, short attacks
     --config=configs/leaderboard.py:mnist,zoo/catalogue.json  networks of one's own, weights beside the catalogue
 
@@ -21,6 +21,8 @@ _GRID = tuple(step / 16 for step in range(1, 17))
 def get_config(arg: str = "cifar10") -> ml_collections.ConfigDict:
     """Build the configuration for ``arg``: a dataset, then optionally options and the path of a catalogue."""
     dataset, *options = arg.split(",")
+    while dataset.startswith("npz:") and not set(options) <= set(OPTIONS):  # commas of its path
+        dataset += f",{options.pop(0)}"
     catalogues = [option for option in options if option.endswith(".json")]
     if dataset not in DATASETS and not dataset.startswith("npz:"):
         raise ValueError(f"config argument must start with {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
@@ -44,9 +46,9 @@ def get_config(arg: str = "cifar10") -> ml_collections.ConfigDict:
     config.sort_by = "linf"  # what orders the table, of test images: clean, a norm; or the mean of all but clean
 
     linf, l2 = {"cifar10": (8 / 255, 1.74), "mnist": (0.1, 2.8), "fashion_mnist": (0.1, 2.8)}.get(dataset, (0.1, 0.8))
-    # The main radius of each norm; 0: not this norm.
-    config.radii = ml_collections.ConfigDict({"linf": linf, "l2": l2, "l1": 0.0})
-    config.curve = _GRID if "grid" in options else ()  # further radii, in multiples of the main one
+    # The main one of each norm; 0: not this norm.
+    config.epsilons = ml_collections.ConfigDict({"linf": linf, "l2": l2, "l1": 0.0})
+    config.curve = _GRID if "grid" in options else ()  # further epsilons, in multiples of the main one
     config.fine_curve = _GRID  # and more of 1NN, where the exact answer is a look-up
 
     config.clean = ml_collections.ConfigDict()
@@ -70,6 +72,6 @@ def get_config(arg: str = "cifar10") -> ml_collections.ConfigDict:
 
 
 def sweep(add) -> None:
-    """Add the paper's attack at its grid of radii, and the ensemble on more images."""
+    """Add the paper's attack at its grid of epsilons, and the ensemble on more images."""
     add("cifar10,paper,grid")
     add("cifar10")

@@ -22,7 +22,7 @@ def get_config(arg: str = "mnist") -> ml_collections.ConfigDict:
     config.data_dir = ""  # prepared datasets; empty: TFDS_DATA_DIR, else the default of tensorflow-datasets
     config.methods = METHODS
     config.seed = 0  # of weights, order and attacks
-    config.radii = _radii(arg)  # trained for
+    config.epsilons = _epsilons(arg)  # trained for
     config.train_per_class = 1000  # the first so many training images of each class; 0: all of them
 
     config.model = ml_collections.ConfigDict()
@@ -63,6 +63,6 @@ def sweep(add) -> None:
         add(dataset)
 
 
-def _radii(dataset: str) -> ml_collections.ConfigDict:
+def _epsilons(dataset: str) -> ml_collections.ConfigDict:
     linf, l2 = {"cifar10": (8 / 255, 0.87), "mnist": (0.1, 2.0), "fashion_mnist": (0.1, 2.0)}.get(dataset, (0.1, 0.8))
     return ml_collections.ConfigDict({"linf": linf, "l2": l2})

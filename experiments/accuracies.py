@@ -79,7 +79,7 @@ def attacked(
         for item in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
             left = attacks.count_unbroken(broken_by[split == item["split"]], len(names))
             found.append(item | {"left": dict(zip(("clean", *names), left, strict=True))})
-        if threat.epsilon == plan.main_radii(config)[threat.norm]:
+        if threat.epsilon == plan.main_epsilons(config)[threat.norm]:
             at_main_radius.append(unbroken)
     return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main_radius))
 
@@ -88,8 +88,8 @@ def exact(config: ml_collections.ConfigDict, known: radii.Radii) -> list[Evaluat
     """Count the images that are robust at the networks' radii and at a finer grid of them."""
     found = _counts(known.split, None, 0.0, "clean", known.correct)
     at_main_radius = []
-    for norm, radius in plan.main_radii(config).items():
-        epsilons = plan.curve_radii(config, radius, fine=True)
+    for norm, radius in plan.main_epsilons(config).items():
+        epsilons = plan.curve_epsilons(config, radius, fine=True)
         least, most = radii.robust_between(known, norm, epsilons)
         for epsilon, *bounds in zip(epsilons, least, most, strict=True):
             found += _exact_counts(known.split, norm, epsilon, *bounds)

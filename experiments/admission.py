@@ -18,12 +18,15 @@ class WrongAccuracy(ValueError):
     """The clean accuracy of a model is not the published one: it is not the model that was published.
 
     Attributes:
-      clean: as in a row.
+      details: "clean", as in a row.
     """
 
     def __init__(self, message: str, clean: Mapping[str, Any]):
-        super().__init__(message)
-        self.clean = clean
+        super().__init__(message, clean)  # both, so that it can travel between processes
+        self.details = {"clean": clean}
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def check_outputs(contestant: contestants.Contestant, classifier: classifiers.Classifier, images: np.ndarray) -> None:

@@ -6,18 +6,17 @@ attack breaks is held against the image's proven radius: a smaller perturbation 
 
 from __future__ import annotations
 
-import sys
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
-from experiments import accuracies, classifiers, plan, radii, results, storage
+from experiments import accuracies, classifiers, plan, radii, runner
 from experiments.report import audit as report
 from nn_adv import attacks, data, evaluation, neighbors
 from nn_adv.pixels import as_float
@@ -77,56 +76,32 @@ class _Task(NamedTuple):
     file: str
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path | None:
-    """Run what is missing of an audit, then write its report.
-
-    Args:
-      config: from `configs.audit`.
-      workdir: folder of rows, radii and report; made if needed.
-      shard: (index, count): run every ``count``-th pair of a task and a norm, from the ``index``-th on.
-
-    Returns:
-      The path of the report's page; None if there is no row yet.
-
-    Raises:
-      ValueError: anything wrong with the configuration, the data or the workdir; or an attack that broke an image
-        inside its proven radius.
-    """
-    workdir = Path(workdir)
-    dataset, tasks = prepare(config)
-    groups = make_groups(config, tasks)
-    mine = groups[shard[0] :: shard[1]]
-    with results.open_store(workdir, _row_identity(config, dataset), shard=shard) as store:
-        mine = [[unit for unit in group if unit.name not in store.done()] for group in mine]
-        storage.check_space(workdir, _ROW_BYTES * sum(map(len, mine)))
-        pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of a log file
-        with tqdm.tqdm(total=sum(map(len, mine)), mininterval=pause, dynamic_ncols=True, unit="attack") as bar:
-            for group in filter(None, mine):
-                bar.set_postfix_str(f"{group[0].norm} radii on {group[0].task.name}")
-                for row in _rows(config, dataset, group, workdir):
-                    store.append(row | {"config_hash": store.config_hash})
-                    bar.update()
-    rows, problems = results.read_rows(workdir)
-    if not rows:
-        return None
-    expected = {unit.name for group in groups for unit in group}
-    return report.write(workdir, rows, problems, num_missing=len(expected - {row["unit"] for row in rows}))
-
-
-def prepare(config: ml_collections.ConfigDict) -> tuple[data.Dataset, list[data.Task]]:
+def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
     """Check the configuration and load the data, so that mistakes show before long work starts."""
     _check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     tasks = data.tasks(dataset, config.tasks.kind, train_per_class=config.tasks.train_per_class or None)
-    return dataset, plan.named_tasks(tasks, config.tasks.names)
+    return runner.Experiment(
+        identity=_row_identity(config, dataset),
+        groups=make_groups(config, plan.named_tasks(tasks, config.tasks.names)),
+        rows=functools.partial(_rows, config, dataset),
+        needed_bytes=lambda groups: _ROW_BYTES * sum(map(len, groups)),
+        report=_report,
+        summary=report.terminal_text,
+    )
+
+
+def _report(workdir, rows, problems, failed, missing, _) -> Path:
+    told = [f"{failure['unit']} failed: {failure['reason']}" for failure in failed]
+    return report.write(workdir, rows, [*problems, *told], num_missing=len(missing) + len(failed))
 
 
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one task and one norm, which share their radii."""
     return [
-        [Unit(config.dataset, task, norm, attack) for attack in make_attacks(config)]
+        [Unit(plan.dataset_name(config), task, norm, attack) for attack in make_attacks(config)]
         for task in tasks
-        for norm, epsilons in config.radii.items()
+        for norm, epsilons in config.epsilons.items()
         if epsilons
     ]
 
@@ -140,11 +115,11 @@ def make_attacks(config: ml_collections.ConfigDict) -> list[Attack]:
 
 
 def _check(config) -> None:
-    for norm, epsilons in config.radii.items():
+    for norm, epsilons in config.epsilons.items():
         for epsilon in epsilons:
             Threat(norm, epsilon)
-    if not any(config.radii.values()):
-        raise ValueError(f"radii must give the radii of at least one norm of {', '.join(NORMS)}")
+    if not any(config.epsilons.values()):
+        raise ValueError(f"epsilons must give those of at least one norm of {', '.join(NORMS)}")
     for name, values in (("temperatures", config.temperatures), ("temperature", [config.temperature])):
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
@@ -162,14 +137,16 @@ def _check(config) -> None:
 
 
 def _row_identity(config, dataset) -> dict[str, Any]:
-    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(dataset)
+    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, dataset)
 
 
-def _rows(config, dataset, group, workdir) -> Iterator[dict[str, Any]]:
+def _rows(config, dataset, group, done, workdir, progress) -> Iterator[dict[str, Any]]:
+    progress.show(f"{group[0].norm} radii on {group[0].task.name}")
     prepared = _prepare_task(config, dataset, group[0].task, group[0].norm, workdir)
-    for unit in group:
+    for unit in (unit for unit in group if unit.name not in done):
+        progress.show(f"{unit.attack.name} in {unit.norm} on {unit.task.name}")
         start = time.perf_counter()
-        audited = [_audit(config, unit, prepared, epsilon) for epsilon in config.radii[unit.norm]]
+        audited = [_audit(config, unit, prepared, epsilon) for epsilon in config.epsilons[unit.norm]]
         yield {
             "schema": 1,
             "unit": unit.name,
@@ -188,6 +165,7 @@ def _rows(config, dataset, group, workdir) -> Iterator[dict[str, Any]]:
             "seconds": {"attack": round(time.perf_counter() - start, 3)},
             **plan.circumstances(),
         }
+        progress.advance(1)
 
 
 def _prepare_task(config, dataset, task, norm, workdir) -> _Task:
@@ -266,8 +244,3 @@ def _hold_against_radii(unit, lower, numbers, images, adversarial, broken) -> No
             f"test image {numbers[first]} of {unit.dataset}, task {unit.task.name}, breaks at {unit.norm} distance "
             f"{sizes[first]:.9g} under {unit.attack.name}, inside its proven radius {lower[first]:.9g}: one is wrong"
         )
-
-
-def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write what an audit found as plain text, for the end of a run."""
-    return report.terminal_text(rows)

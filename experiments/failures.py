@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.storage import write_whole
 
 _FOLDER = "failures"
@@ -23,12 +21,12 @@ class SomeFailed(ValueError):
     """What could be run has been run and reported, but some has failed.
 
     Attributes:
-      page: of the report; None if there is nothing to report.
+      report: a `runner.Report`; None if there is nothing to report.
     """
 
-    def __init__(self, message: str, page: Path | None):
+    def __init__(self, message: str, report: Any):
         super().__init__(message)
-        self.page = page
+        self.report = report
 
 
 def record(workdir: Path, unit: str, error: Exception, **details: Any) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def _path(workdir: Path, unit: str) -> Path:
 
 def _one_line(error: Exception) -> str:
     """Say what went wrong; a type that is no message by itself is named."""
-    if isinstance(error, jax.errors.TracerArrayConversionError):
+    if type(error).__name__ == "TracerArrayConversionError":  # of JAX
         return "it uses NumPy on the images: use jax.numpy, or torch: for a torch module"
     if isinstance(error, ValueError | OSError):
         return _joined(str(error))

@@ -23,52 +23,55 @@ from nn_adv.threat import Threat
 _RADII_AT_ONCE = 200  # images between two saves
 
 
+class Unit(NamedTuple):
+    """One model."""
+
+    dataset: str
+    model: contestants.Contestant
+
+    @property
+    def name(self) -> str:
+        """Name of the model's row, the same in every run."""
+        return f"{self.dataset}/{self.model.name}"
+
+
 class Board(NamedTuple):
     """What all models of a run share.
 
     Attributes:
       images: those that every model is evaluated on.
-      models: in the order in which they are run.
-      absent: those of them that are left out, for want of weights.
+      units: the models, in the order in which they are run.
     """
 
     config: ml_collections.ConfigDict
     dataset: data.Dataset
     images: accuracies.Images
-    models: list[contestants.Contestant]
-    absent: list[contestants.Contestant]
+    units: list[Unit]
 
 
-def unit_name(config: ml_collections.ConfigDict, model: contestants.Contestant) -> str:
-    """Return the name of a model's row, the same in every run."""
-    return f"{config.dataset}/{model.name}"
-
-
-def _row(board: Board, contestant, found, **fields) -> dict[str, Any]:
+def _row(board: Board, unit: Unit, found, **fields) -> dict[str, Any]:
     dataset = board.dataset
     return {
         "schema": 1,
-        "unit": unit_name(board.config, contestant),
+        "unit": unit.name,
         "dataset": dataset.title,
         "dataset_note": dataset.note,
         "task": "all",
         "classes": list(dataset.class_names),
-        "method": contestant.name,
+        "method": unit.model.name,
         "seed": board.config.seed,
-        "main_radii": plan.main_radii(board.config),
+        "main_radii": plan.main_epsilons(board.config),
         "evaluations": found,
         **plan.circumstances(),
     } | fields
 
 
-def network_row(
-    board: Board, model: contestants.Contestant, workdir: Path, show: Callable[[str], None]
-) -> dict[str, Any]:
+def network_row(board: Board, unit: Unit, workdir: Path, show: Callable[[str], None]) -> dict[str, Any]:
     """Load a network, check what it returns and its clean accuracy, then attack it.
 
     Args:
       board: images and settings.
-      model: the network.
+      unit: the network.
       workdir: what broke each image is kept there, and the progress until the caller has stored the row.
       show: called with a few words on where it is.
 
@@ -76,6 +79,7 @@ def network_row(
       ValueError: the network does not return logits, or is not as accurate as was published (`admission`).
     """
     start = time.perf_counter()
+    model = unit.model
     config, chosen, threats = board.config, board.images, plan.make_threats(board.config)
     classifier = contestants.load(model, config, board.dataset)
     facts = contestants.about(model, classifier, config)  # now: the files may have been replaced when it is done
@@ -98,15 +102,15 @@ def network_row(
             # An image has the same random numbers whether one split is evaluated or both.
             indices=chosen.image + len(board.dataset.train_images) * (chosen.split == "test"),
             batch_size=config.evaluation.batch_size,
-            progress_file=progress_file(workdir, unit_name(config, model)),
+            progress_file=progress_file(workdir, unit),
             show=show,
         )
-    file = f"outcomes/{failures.file_name(unit_name(config, model))}.npz"
+    file = f"outcomes/{failures.file_name(unit.name)}.npz"
     _save_outcomes(workdir / file, chosen, names, threats, places)
     counts = ("images_per_split", "num_steps", "num_restarts", *["num_queries"] * ("square" in names))
     return _row(
         board,
-        model,
+        unit,
         accuracies.attacked(config, chosen.split, places, names),
         model=facts,
         clean=clean,
@@ -147,9 +151,7 @@ def _save_outcomes(
     write_whole(path, buffer.getvalue())
 
 
-def neighbor_row(
-    board: Board, model: contestants.Contestant, workdir: Path, show: Callable[[str], None]
-) -> dict[str, Any]:
+def neighbor_row(board: Board, unit: Unit, workdir: Path, show: Callable[[str], None]) -> dict[str, Any]:
     """Compute 1NN's radii, those that an earlier run has not, and look its robust accuracy up in them."""
     start = time.perf_counter()
     dataset = board.dataset
@@ -159,7 +161,7 @@ def neighbor_row(
     known = _radii(board, reference, workdir / file, show)
     return _row(
         board,
-        model,
+        unit,
         accuracies.exact(board.config, known),
         num_train=len(dataset.train_images),
         model={"architecture": "1NN", "num_values": int(np.prod(dataset.train_images.shape))},
@@ -174,7 +176,7 @@ def neighbor_row(
 
 def _radii(board: Board, reference: neighbors.Reference, path: Path, show) -> radii.Radii:
     """Compute the radii of all images, going on where ``path`` ends; they are kept there."""
-    chosen, norms = board.images, list(plan.main_radii(board.config))
+    chosen, norms = board.images, list(plan.main_epsilons(board.config))
     known = [radii.load(path)] if path.exists() else []
     for begin in range(sum(len(part.correct) for part in known), len(chosen.labels), _RADII_AT_ONCE):
         show(f"radii, {begin} of {len(chosen.labels)}")
@@ -185,6 +187,6 @@ def _radii(board: Board, reference: neighbors.Reference, path: Path, show) -> ra
     return known[0]
 
 
-def progress_file(workdir: Path, unit: str) -> Path:
+def progress_file(workdir: Path, unit: Unit) -> Path:
     """Return where the attacks on a network keep their progress."""
-    return workdir / "attacks" / f"{failures.file_name(unit)}.npz"
+    return workdir / "attacks" / f"{failures.file_name(unit.name)}.npz"

@@ -13,7 +13,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, failures, leaderboard, results, small_zoo
+from experiments import audit, binary_tasks, console, failures, leaderboard, results, runner, small_zoo, workers
+from nn_adv.paths import as_path
 
 _EXPERIMENTS = {
     "audit": audit,
@@ -29,6 +30,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the results; a run that was interrupted continues there.", required=True
 )
 _SHARD = flags.DEFINE_string("shard", "0/1", "Run part i of n, as i/n; machines sharing a workdir take one part each.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes that share the units; default: one for each core of a CPU, one on an accelerator."
+)
 _MERGE = flags.DEFINE_list("merge", [], "First copy the rows of these workdirs, run elsewhere, into --workdir.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from, not only what it says.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Run every item of the config file's sweep(), each in a folder of its own.")
@@ -80,8 +84,9 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    console.shorten_warnings()
     try:
-        _run(Path(_WORKDIR.value))
+        _run(as_path(_WORKDIR.value, "--workdir"))
     except failures.SomeFailed as error:
         _stop(error, status=1)
     except (ValueError, OSError) as error:
@@ -91,13 +96,18 @@ def main(argv: list[str]) -> None:
 
 
 def _stop(error: Exception, *, status: int = 2) -> NoReturn:
-    print("error:", *str(error).split(), file=sys.stderr)
+    console.say(" ".join(["error:", *str(error).split()]), file=sys.stderr)
     sys.exit(status)
 
 
 def _run(workdir: Path) -> None:
     logging.set_verbosity(logging.WARNING)  # the checkpoint library tells of every file at INFO
-    for one, other in (("merge", "sweep"), ("distributed", "shard"), ("distributed", "merge")):
+    for one, other in (
+        ("merge", "sweep"),
+        ("distributed", "shard"),
+        ("distributed", "merge"),
+        ("distributed", "workers"),
+    ):
         if flags.FLAGS[one].present and flags.FLAGS[other].present:
             raise ValueError(f"--{one} and --{other} do not go together: leave one out")
     shard = parse_shard(_SHARD.value)
@@ -106,9 +116,10 @@ def _run(workdir: Path) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, shutdown_timeout_seconds=_LONGEST_WAIT
         )
         shard = (jax.process_index(), jax.process_count())
+    num_workers = _num_workers()
     if _MERGE.value:
         added, problems = results.merge(workdir, _MERGE.value)
-        print(f"{added} rows added to {workdir}", *problems, sep="\n")
+        console.say(f"{added} rows added to {workdir}", *problems)
     runs = [(workdir, _CONFIG.value)]
     if _SWEEP.value:
         flag = flags.FLAGS["config"]
@@ -120,24 +131,32 @@ def _run(workdir: Path) -> None:
     for folder, config in runs:
         experiment = _experiment(config)
         try:
-            page = experiment.run(config, folder, shard=shard)
+            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers)
         except failures.SomeFailed as error:
             failed.append(str(error))
-            page = error.page
-        if page is None and failed:
-            continue
-        if page is None:
-            print(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
-            continue
-        rows, _ = results.read_rows(folder)
-        print(f"{experiment.summary(config, rows)}\nReport: {page}")
+            report = error.report
+        if report is not None:
+            console.say(report.summary, f"Report: {report.page}")
+        elif not failed:
+            console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
-        raise failures.SomeFailed("; ".join(failed), page)
+        raise failures.SomeFailed("; ".join(failed), report)
+
+
+def _num_workers() -> int:
+    """Return the number of processes of this run: one for each core of a CPU, one on an accelerator or in a cluster."""
+    if _WORKERS.value is None:
+        return 1 if _DISTRIBUTED.value or jax.default_backend() != "cpu" else len(workers.cores())
+    if _WORKERS.value < 1:
+        raise ValueError(f"--workers must be at least 1, got {_WORKERS.value}")
+    return _WORKERS.value
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
     """Return the module of the experiment that a configuration is for."""
     name = config.get("experiment")
+    if "radii" in config:
+        raise ValueError("the configuration's radii is named epsilons: rename it")
     if name not in _EXPERIMENTS:
         raise ValueError(f"the configuration's experiment must be one of {', '.join(_EXPERIMENTS)}, got {name!r}")
     return _EXPERIMENTS[name]

@@ -66,7 +66,7 @@ class Unit(NamedTuple):
         return f"{self.dataset}/{self.task.name}/{self.method}/{self.seed}"
 
 
-class Experiment(NamedTuple):
+class Shared(NamedTuple):
     """What all units of a run share.
 
     Attributes:
@@ -89,22 +89,24 @@ class Experiment(NamedTuple):
 def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one method and one seed; the tasks of a group are trained together.
 
-    1NN and its radii hold no random numbers, so 1NN has the seed 0 only.
+    Task after task, every method, so that what is there of an unfinished run can be compared. 1NN and its radii hold no
+    random numbers, so 1NN has the seed 0 only.
     """
-    groups = []
-    for method in config.methods:
-        seeds = (0,) if method == "1nn" else config.seeds
-        size = 1 if method == "1nn" else config.training.group_size
-        for seed in seeds:
-            units = [Unit(config.dataset, task, method, seed) for task in tasks]
-            groups += [units[start : start + size] for start in range(0, len(units), size)]
+    name, groups = dataset_name(config), []
+    for start in range(0, len(tasks), config.training.group_size):
+        together = tasks[start : start + config.training.group_size]
+        for method in config.methods:
+            if method == "1nn":
+                groups += [[Unit(name, task, method, 0)] for task in together]
+            else:
+                groups += [[Unit(name, task, method, seed) for task in together] for seed in config.seeds]
     return groups
 
 
 def row_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what decides what a row says, the pixels included; rows of one workdir share it."""
     settings = without(config.to_dict(), _NOT_IN_A_ROW)
-    return settings | {"model": model_settings(config)} | identity(dataset)
+    return settings | {"model": model_settings(config)} | identity(config, dataset)
 
 
 def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -116,12 +118,17 @@ def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def identity(dataset: data.Dataset) -> dict[str, Any]:
+def dataset_name(config: ml_collections.ConfigDict) -> str:
+    """Return the dataset's name in results, which belong to its pixels (`identity`), wherever an npz file lies."""
+    return "npz" if config.dataset.startswith("npz:") else config.dataset
+
+
+def identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return what tells a dataset from others: the same name can stand for other pixels."""
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(array.tobytes())
-    return {"data": digest.hexdigest()[:12], "note": dataset.note}
+    return {"dataset": dataset_name(config), "data": digest.hexdigest()[:12], "note": dataset.note}
 
 
 def circumstances() -> dict[str, Any]:
@@ -142,21 +149,21 @@ def model_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"name": model.name, "dtype": model.dtype, **model[model.name].to_dict()}
 
 
-def main_radii(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Return the main radius of each norm that is asked for."""
-    return {norm: float(radius) for norm, radius in config.radii.items() if radius != 0}
+def main_epsilons(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Return the main epsilon of each norm that is asked for."""
+    return {norm: float(epsilon) for norm, epsilon in config.epsilons.items() if epsilon != 0}
 
 
-def curve_radii(config: ml_collections.ConfigDict, radius: float, *, fine: bool = False) -> list[float]:
-    """Return the growing radii of a norm whose main radius is given; ``fine`` adds those that only cost a look-up."""
+def curve_epsilons(config: ml_collections.ConfigDict, main: float, *, fine: bool = False) -> list[float]:
+    """Return a norm's growing epsilons, its main one given; ``fine`` adds those that only cost a look-up."""
     multiples = {1.0, *config.curve, *(config.fine_curve if fine else ())}
-    return sorted({multiple * radius for multiple in multiples})
+    return sorted({multiple * main for multiple in multiples})
 
 
 def make_recipe(config: ml_collections.ConfigDict, method: str) -> training.Recipe:
     """Translate a method's name and the training settings into a recipe."""
     objective, norms = NETWORKS[method]
-    threats = tuple(Threat(norm, main_radii(config)[norm]) for norm in norms)
+    threats = tuple(Threat(norm, main_epsilons(config)[norm]) for norm in norms)
     settings = {key: value for key, value in config.training.items() if key not in _NOT_IN_A_RECIPE}
     return training.Recipe(objective=objective, threats=threats, **settings)
 
@@ -170,9 +177,11 @@ def recipe_settings(recipe: training.Recipe) -> dict[str, Any]:
 
 
 def make_threats(config: ml_collections.ConfigDict) -> list[Threat]:
-    """Return the threats that networks are attacked in: norm by norm, with growing radii."""
+    """Return the threats that networks are attacked in: norm by norm, with growing epsilons."""
     return [
-        Threat(norm, epsilon) for norm, radius in main_radii(config).items() for epsilon in curve_radii(config, radius)
+        Threat(norm, epsilon)
+        for norm, main in main_epsilons(config).items()
+        for epsilon in curve_epsilons(config, main)
     ]
 
 
@@ -210,26 +219,27 @@ def check_recipes(config: ml_collections.ConfigDict, methods: Sequence[str]) -> 
     """Raise ValueError for training settings that one of these network methods could not use."""
     for method in methods:
         for norm in NETWORKS[method][1]:
-            if norm not in main_radii(config):
-                raise ValueError(f"method {method} needs radii.{norm}; there is only {', '.join(main_radii(config))}")
+            known = main_epsilons(config)
+            if norm not in known:
+                raise ValueError(f"method {method} needs epsilons.{norm}; there is only {', '.join(known)}")
         make_recipe(config, method)
 
 
 def check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raise ValueError for radii, splits or counts that no evaluation could use."""
+    """Raise ValueError for epsilons, splits or counts that no evaluation could use."""
     if not config.evaluation.splits or set(config.evaluation.splits) - {"train", "test"}:
         raise ValueError(f"evaluation.splits must be one or both of train, test, got {config.evaluation.splits}")
     check_distinct(config, ("evaluation.splits", "evaluation.attacks"))
-    radii = main_radii(config)
-    if not radii:
-        raise ValueError("radii must give the radius of at least one norm, such as linf")
-    for norm, radius in radii.items():
-        if not 0 <= radius < math.inf:
-            raise ValueError(f"radii.{norm} must be a finite number >= 0, got {radius}")
-        Threat(norm, radius)
+    epsilons = main_epsilons(config)
+    if not epsilons:
+        raise ValueError("epsilons must give that of at least one norm, such as linf")
+    for norm, epsilon in epsilons.items():
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"epsilons.{norm} must be a finite number >= 0, got {epsilon}")
+        Threat(norm, epsilon)
     for name in ("curve", "fine_curve"):
         if not all(isinstance(multiple, int | float) and 0 <= multiple < math.inf for multiple in config[name]):
-            raise ValueError(f"{name} must hold finite multiples >= 0 of the main radius, got {config[name]}")
+            raise ValueError(f"{name} must hold finite multiples >= 0 of the main epsilon, got {config[name]}")
     for name, least in _LEAST_COUNTS.items():
         if config.evaluation[name] < least:
             raise ValueError(f"evaluation.{name} must be at least {least}, got {config.evaluation[name]}")
@@ -243,7 +253,7 @@ def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> N
             raise ValueError(f"{name} must not hold anything twice, got {values}")
 
 
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def prepare_tasks(config: ml_collections.ConfigDict) -> Shared:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
     check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
@@ -256,7 +266,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     if set(config.methods) & set(NETWORKS):
         make_attacks(config, everything[0].num_classes)
     most_images = max(len(task.train_index) for task in everything)
-    return Experiment(
+    return Shared(
         config,
         dataset,
         jnp.asarray(dataset.train_images),

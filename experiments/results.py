@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from experiments import stored_config
 from experiments.storage import ResultsError, one_line_errors, sync_folder, write_whole
 from experiments.stored_config import CONFIG_FILE, config_hash, dumps
+from nn_adv.paths import as_path
 
 ROWS_PATTERN = "rows-*.jsonl"
 _MERGED_FILE = "rows-merged.jsonl"
@@ -32,6 +33,7 @@ class Store:
     Attributes:
       config_hash: hash of the configuration that every row of this workdir belongs to.
       problems: one line for each damaged line found when the store was opened.
+      title: that the rows found then have for their dataset; None if there were none.
     """
 
     def __init__(self, path: Path, expected_hash: str):
@@ -45,6 +47,7 @@ class Store:
             self.close()
             raise
         self._done = {row["unit"] for row in rows}
+        self.title = rows[0].get("dataset") if rows else None
 
     def __enter__(self) -> Store:
         return self
@@ -136,7 +139,7 @@ def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike
     The files that a row names are copied before it. `workdir` may be new. Returns (number of rows added, problems
     found on the way).
     """
-    others = [Path(other) for other in other_workdirs]
+    others = [as_path(other, "merge") for other in other_workdirs]
     if not others:
         raise ResultsError("merge needs at least one other workdir")
     config = stored_config.require(others[0])["config"]

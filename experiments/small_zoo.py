@@ -6,12 +6,12 @@ its file and its row are stored before the next one starts.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
-import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
-from experiments import classifiers, plan, results, storage
+from experiments import classifiers, plan, runner, storage
 from nn_adv import data, evaluation, training, zoo
 
 CATALOGUE = "catalogue.json"
@@ -43,38 +42,19 @@ class Zoo(NamedTuple):
     model: nn.Module
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Path | None:
-    """Train and export the networks that are missing, then write the catalogue of all there are.
+class Unit(NamedTuple):
+    """One network, by the method that trains it."""
 
-    Args:
-      config: from `configs.small_zoo`.
-      workdir: folder of the catalogue, of the weights (DATASET/Linf/NAME.pt), of rows and checkpoints.
-      shard: (index, count): train every ``count``-th network, from the ``index``-th on.
+    dataset: str
+    method: str
 
-    Returns:
-      The path of the catalogue; None if there is no network yet.
-
-    Raises:
-      ValueError: anything wrong with the configuration, the data or the workdir, before the long work starts; or a
-        training that diverged, or an exported file that is gone.
-    """
-    workdir = Path(workdir)
-    prepared = prepare(config)
-    with results.open_store(workdir, _row_identity(prepared), shard=shard) as store:
-        mine = [method for method in config.methods[shard[0] :: shard[1]] if _unit(config, method) not in store.done()]
-        storage.check_space(workdir, len(mine) * (_ROW_BYTES + 5 * _num_bytes(prepared)))
-        with tqdm.tqdm(mine, unit="network", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-            for method in bar:
-                bar.set_postfix_str(method)
-                store.append(_row(prepared, method, workdir) | {"config_hash": store.config_hash})
-    rows, _ = results.read_rows(workdir)
-    gone = [file for row in rows for file in row["files"] if not (workdir / file).is_file()]
-    if gone:
-        raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another --workdir")
-    return _write_catalogue(rows, workdir) if rows else None
+    @property
+    def name(self) -> str:
+        """Name of the network's row, the same in every run."""
+        return f"{self.dataset}/{self.method}"
 
 
-def prepare(config: ml_collections.ConfigDict) -> Zoo:
+def load(config: ml_collections.ConfigDict) -> Zoo:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
     unknown = [method for method in config.methods if method not in plan.NETWORKS]
     if unknown or not config.methods:
@@ -89,21 +69,30 @@ def prepare(config: ml_collections.ConfigDict) -> Zoo:
     return Zoo(config, dataset, task, plan.make_model(config, dataset, task.num_classes))
 
 
-def summary(config: ml_collections.ConfigDict, rows: Sequence[Mapping[str, Any]]) -> str:
+def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
+    """See `runner.Experiment`."""
+    prepared = load(config)
+    return runner.Experiment(
+        identity=_row_identity(prepared),
+        groups=[[Unit(config.dataset, method)] for method in config.methods],
+        rows=functools.partial(_rows, prepared),
+        needed_bytes=lambda groups: len(groups) * (_ROW_BYTES + 9 * _num_bytes(prepared)),
+        report=_write_catalogue,
+        summary=summary,
+    )
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """List the networks, the accuracy of each and the time it took, as plain text."""
     lines = [f"{rows[0]['dataset']}, test images", f"{'network':14}{'clean, %':>9}{'training, s':>13}"]
     lines += [f"{row['method']:14}{row['clean_accuracy']:9.2f}{row['seconds']['train']:13.0f}" for row in rows]
     return "\n".join(lines)
 
 
-def _unit(config, method) -> str:
-    return f"{config.dataset}/{method}"
-
-
 def _row_identity(prepared: Zoo) -> dict[str, Any]:
     config = prepared.config
     settings = plan.without(config.to_dict(), _NOT_IN_A_ROW)
-    return settings | {"model": plan.model_settings(config)} | plan.identity(prepared.dataset)
+    return settings | {"model": plan.model_settings(config)} | plan.identity(config, prepared.dataset)
 
 
 def _num_bytes(prepared: Zoo) -> int:
@@ -111,8 +100,15 @@ def _num_bytes(prepared: Zoo) -> int:
     return sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
 
 
-def _row(prepared: Zoo, method: str, workdir: Path) -> dict[str, Any]:
+def _rows(prepared: Zoo, group, done, workdir, progress) -> Iterator[dict[str, Any]]:
+    (unit,) = group
+    progress.show(unit.method)
+    yield _row(prepared, unit, workdir)
+
+
+def _row(prepared: Zoo, unit: Unit, workdir: Path) -> dict[str, Any]:
     """Train a network, export it, and tell what a catalogue says of it."""
+    method = unit.method
     config, dataset = prepared.config, prepared.dataset
     recipe = plan.make_recipe(config, method)
     trained = _train(prepared, recipe, method, workdir)
@@ -135,7 +131,7 @@ def _row(prepared: Zoo, method: str, workdir: Path) -> dict[str, Any]:
     )
     return {
         "schema": 1,
-        "unit": _unit(config, method),
+        "unit": unit.name,
         "dataset": dataset.title,
         "dataset_name": config.dataset,
         "dataset_note": dataset.note,
@@ -170,7 +166,11 @@ def _train(prepared: Zoo, recipe: training.Recipe, method: str, workdir: Path) -
     )
 
 
-def _write_catalogue(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
+def _write_catalogue(workdir: Path, rows: Sequence[Mapping[str, Any]], *_) -> Path:
+    """Write the catalogue of all networks there are."""
+    gone = [file for row in rows for file in row["files"] if not (workdir / file).is_file()]
+    if gone:
+        raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another --workdir")
     path = workdir / CATALOGUE
     storage.write_whole(path, json.dumps([_record(row) for row in rows], indent=1).encode() + b"\n")
     zoo.read(path)  # what no reader would take must not be left for the reader to find

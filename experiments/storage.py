@@ -28,8 +28,10 @@ def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
         )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write or replace a file atomically; its folder is made if needed. Once this returns, the file is durable."""
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write or replace a file atomically, text as UTF-8; its folder is made if needed. Then the file is durable."""
+    if isinstance(content, str):  # names of files in it may hold what no text does
+        content = content.encode(errors="backslashreplace")
     with one_line_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:

@@ -7,6 +7,7 @@ can be seen, so values of traced arrays are taken as they are.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import chex
@@ -84,10 +85,11 @@ def as_images(
     takes_uint8: bool = True,
     rank: int | None = None,
     num_pixels: int | None = None,
+    float_dtype: Any = None,
 ) -> chex.Array:
     """Return images ``[N, ...]`` as uint8 or floats: on the host, or as the JAX array that they came as.
 
-    Half precisions become float32, and so does float64 unless JAX has it enabled.
+    Half precisions become float32, and so does float64 unless JAX has it enabled or ``float_dtype`` says otherwise.
 
     Args:
       images: uint8 or floats, as an array or nested lists. There may be none, ``[0, ...]``.
@@ -97,6 +99,7 @@ def as_images(
       takes_uint8: whether uint8 images are right.
       rank: number of axes, 4 for ``[N, H, W, C]``; None for 2 or more.
       num_pixels: of one image; None for any, at least 1.
+      float_dtype: what floats become.
 
     Raises:
       ValueError: another shape, another kind of numbers, or pixels that are not finite or outside the bounds.
@@ -105,12 +108,35 @@ def as_images(
     _check_kind(array, name, takes_uint8)
     _check_shape(array, name, rank, num_pixels)
     if array.dtype != np.uint8:
-        dtype = _computed_in(array.dtype)
+        dtype = _computed_in(array.dtype) if float_dtype is None else float_dtype
         with np.errstate(over="ignore"):  # found below
             array = array if array.dtype == dtype else array.astype(dtype)
     if not isinstance(array, jax.core.Tracer):
         _check_pixels(np.asarray(array), name, bounds)
     return array
+
+
+def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, what: str = "") -> int:
+    """Return a whole number as a plain one, so that equal ones share a compilation.
+
+    Args:
+      value: any integer.
+      name: of the argument.
+      low: the least that is allowed.
+      high: the largest that is allowed; None for any.
+      what: of what there are so many, for the message.
+
+    Raises:
+      ValueError: another kind of number, or one that is not allowed.
+    """
+    allowed = f"at least {low}" if high is None else f"in {low}..{high}{what and ', ' + what}"
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}") from None
+    if count < low or (high is not None and count > high):
+        raise ValueError(f"{name} must be {allowed}, got {count}")
+    return count
 
 
 def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRNGKey:

@@ -21,7 +21,15 @@ def as_float(images: chex.Array) -> chex.Array:
 
 
 def float64_pixels(images: chex.Array) -> jax.Array:
-    """Return `as_float` of uint8 images as float64 numbers; call under ``jax.enable_x64(True)``."""
-    exact = images.astype(jnp.float64) * (1 / 255)
-    # XLA may drop a cast to float32 and back.
-    return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
+    """Return `as_float` of images as float64 numbers; call under ``jax.enable_x64(True)``."""
+    if images.dtype == jnp.float64:
+        return images
+    if images.dtype == jnp.uint8:
+        exact = images.astype(jnp.float64) * (1 / 255)
+        # XLA may drop a cast to float32 and back.
+        return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
+    # XLA reads float32 numbers below the least normal one as 0: their bits tell what they are.
+    bits = lax.bitcast_convert_type(images, jnp.int32)
+    size = (bits & 0x7FFFFFFF).astype(jnp.float64) * 2.0**-149
+    denormal = jnp.where(bits < 0, -size, size)
+    return jnp.where(bits & 0x7F800000 == 0, denormal, images.astype(jnp.float64))

@@ -7,6 +7,7 @@ are written once for all norms. Images are ``[B, ...]`` in pixel units (``[0, 1]
 from __future__ import annotations
 
 import functools
+import math
 
 import chex
 import jax
@@ -76,7 +77,7 @@ def as_threat(threat: Threat, images: chex.Array) -> Threat:
 
 def check_norm(norm: str) -> None:
     """Raise ValueError unless ``norm`` is one of `NORMS`."""
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 
@@ -99,7 +100,7 @@ def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
 def float64_sizes(norm: str, perturbations: np.ndarray) -> np.ndarray:
     """Measure perturbations ``[B, ...]`` on the host in float64, where that of `perturbation_size` is too coarse."""
     check_norm(norm)
-    flat = np.asarray(perturbations, np.float64).reshape(len(perturbations), -1)
+    flat = np.asarray(perturbations, np.float64).reshape(len(perturbations), math.prod(perturbations.shape[1:]))
     return np.linalg.norm(flat, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
 
 

@@ -24,14 +24,15 @@ MAY_IMPORT = {
     "attacks": {"border", "threat"},
     "border": set(),
     "certify": {"attacks", "border", "neighbors", "pixels", "threat"},
-    "data": {"border"},
+    "data": {"paths"},
     "evaluation": {"border", "pixels"},
     "models": set(),
     "neighbors": {"border", "pixels", "threat"},
     "pixels": set(),
     "threat": {"border"},
-    "training": {"attacks", "border", "pixels", "threat"},
-    "zoo": {"models"},
+    "paths": set(),
+    "training": {"attacks", "border", "paths", "pixels", "threat"},
+    "zoo": {"models", "paths"},
 }
 
 
@@ -75,6 +76,17 @@ def test_imports_run_one_way(path):
 def test_the_library_is_imported_without_optional_packages():
     command = f"import sys, nn_adv.zoo, nn_adv.attacks; sys.exit(bool({set(OPTIONAL)!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
+
+
+def test_the_package_alone_imports_nothing_and_offers_its_parts():
+    command = (
+        "import sys, nn_adv; imported = {'jax', 'numpy'} & sys.modules.keys()\n"
+        "missing = [name for name in nn_adv.__all__ if getattr(nn_adv, name) is None or name not in dir(nn_adv)]\n"
+        "sys.exit(f'{imported} {missing}' if imported or missing or hasattr(nn_adv, 'nonsense') else 0)"
+    )
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
+    modules = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(nn_adv.__all__) - {"Threat", "as_float"} <= modules
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

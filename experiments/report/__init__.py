@@ -13,10 +13,10 @@ from experiments.report.content import report_blocks
 from experiments.report.page import Images, to_html, to_markdown
 from experiments.report.tables import Row
 from experiments.report.terminal import terminal_table
-from experiments.report.units import PAIR_COLUMNS, order_violations, pair_lines
+from experiments.report.units import PAIR_COLUMNS, pair_lines
 from experiments.storage import write_whole
 
-__all__ = ["ReportPaths", "order_violations", "terminal_table", "write_report"]
+__all__ = ["ReportPaths", "terminal_table", "write_report"]
 
 
 class ReportPaths(NamedTuple):
@@ -64,9 +64,9 @@ def write_report(
         folder / "pairs.csv",
         tuple(figures / image.name for image in images),
     )
-    write_whole(paths.html, to_html(blocks, title=title).encode())
-    write_whole(paths.markdown, to_markdown(blocks, folder="figures").encode())
-    write_whole(paths.pairs_csv, _csv(rows).encode())
+    write_whole(paths.html, to_html(blocks, title=title))
+    write_whole(paths.markdown, to_markdown(blocks, folder="figures"))
+    write_whole(paths.pairs_csv, _csv(rows))
     return paths
 
 

@@ -84,11 +84,11 @@ def write(workdir: Path, rows: Sequence[Row], problems: Sequence[str] = (), *, n
         for image in block.images if isinstance(block, Images) else ():
             write_whole(folder / "figures" / image.name, image.png)
     page = folder / "report.html"
-    write_whole(page, to_html(blocks, title=_TITLE).encode())
-    write_whole(folder / "report.md", to_markdown(blocks, folder="figures").encode())
+    write_whole(page, to_html(blocks, title=_TITLE))
+    write_whole(folder / "report.md", to_markdown(blocks, folder="figures"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *csv_lines(rows)])
-    write_whole(folder / "audit.csv", text.getvalue().encode())
+    write_whole(folder / "audit.csv", text.getvalue())
     return page
 
 

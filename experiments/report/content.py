@@ -6,13 +6,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from experiments.checks import order_violations
 from experiments.report import figures
 from experiments.report.findings import FOCUS, findings
 from experiments.report.labels import SPLIT_TITLES, counted, method_label, norm_label, percent, threat_label
 from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text
 from experiments.report.provenance import provenance_blocks
 from experiments.report.tables import CLEAN, Line, Mean, Results, Row, Threat, index_rows, main_table, method_key
-from experiments.report.units import order_violations
 from nn_adv import evaluation
 
 _READING = (

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.checks import order_violations
 from experiments.report import leaderboard_figures as figures
 from experiments.report.labels import (
     MISSING,
@@ -33,10 +34,9 @@ from experiments.report.leaderboard_tables import (
 from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, to_html, to_markdown
 from experiments.report.provenance import provenance_blocks
 from experiments.report.tables import CLEAN, Mean, Row, Threat
-from experiments.report.units import order_violations
 from experiments.storage import write_whole
 
-__all__ = ["order_violations", "terminal_text", "write"]
+__all__ = ["terminal_text", "write"]
 
 _READING = (
     "Percent of {images} ± its standard error over images, where it is neither 0 nor 100. ≤ attacked: the share that "
@@ -85,11 +85,11 @@ def write(
         for image in block.images if isinstance(block, Images) else ():
             write_whole(folder / "figures" / image.name, image.png)
     page = folder / "report.html"
-    write_whole(page, to_html(blocks, title=title).encode())
-    write_whole(folder / "report.md", to_markdown(blocks, folder="figures").encode())
+    write_whole(page, to_html(blocks, title=title))
+    write_whole(folder / "report.md", to_markdown(blocks, folder="figures"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([CSV_COLUMNS, *csv_lines(rows, failed)])
-    write_whole(folder / _CSV_FILE, text.getvalue().encode())
+    write_whole(folder / _CSV_FILE, text.getvalue())
     return page
 
 

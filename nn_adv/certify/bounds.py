@@ -144,8 +144,8 @@ def single(
 
     def one(inputs):
         image, opponents, anchors = inputs
-        query = values64(queries[image])
-        own, other = values64(points[anchors]), values64(points[opponents])
+        query = pixels.float64_pixels(queries[image])
+        own, other = pixels.float64_pixels(points[anchors]), pixels.float64_pixels(points[opponents])
         sq_own = float64_distances("l2", query, own)
         sq_other = float64_distances("l2", query, other)
         if norm == "l2":  # expanded: only a relative error of the length matters here
@@ -182,8 +182,3 @@ def doubt(sq_distances: np.ndarray, size: int, *, in_integers: bool = False) -> 
         return rounding
     moved = 2.0**-24 * np.sqrt(size)
     return rounding + 4 * (np.sqrt(sq_distances) + moved) * moved
-
-
-def values64(images: chex.Array) -> jax.Array:
-    """Return the pixel values the library works with, as float64; call under ``jax.enable_x64(True)``."""
-    return pixels.float64_pixels(images) if images.dtype == jnp.uint8 else images.astype(jnp.float64)

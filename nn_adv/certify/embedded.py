@@ -9,6 +9,7 @@ computed embedding is subtracted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from scipy.spatial import distance as scipy_distance
 
 from nn_adv import neighbors
+from nn_adv.border import as_images
 from nn_adv.certify.embeddings import Embedding
 from nn_adv.certify.margins import norm_ratio
 from nn_adv.certify.queries import check_queries
@@ -66,16 +68,22 @@ def embedded_radius(
     """
     check_norm(norm)
     images, labels, *_ = check_queries(reference, images, labels, leave_out=leave_out, are_embedded_later=True)
-    if points is not None and len(points) != reference.num_points:
-        raise ValueError(f"points must be the {reference.num_points} images behind the reference, got {len(points)}")
+    if points is not None:
+        points = np.asarray(
+            as_images(points, name="points", num_pixels=math.prod(images.shape[1:]), float_dtype=np.float32)
+        )
+        if len(points) != reference.num_points:
+            raise ValueError(
+                f"points must be the {reference.num_points} images behind the reference, got {len(points)}"
+            )
     pixels = np.asarray(as_float(images), np.float32)
     check_lipschitz(embed, pixels)
     exact = embed(pixels)
     queries = exact.astype(np.float32)
     inner = radius_fn(reference, queries, labels, norm="l2", bounds=None, leave_out=leave_out, **options)
-    largest = np.abs(pixels).reshape(len(pixels), -1).max(axis=1)
+    largest = np.abs(pixels).max(axis=tuple(range(1, pixels.ndim)))
     rounding = np.linalg.norm(exact - queries, axis=1) + embed.rounding * np.maximum(1, largest)
-    ratio = embed.lipschitz * norm_ratio("l2", norm, pixels[0].size)
+    ratio = embed.lipschitz * norm_ratio("l2", norm, math.prod(pixels.shape[1:]))
     lower = np.maximum(inner.lower - rounding, 0) / ratio * (1 - 1e-12)
     upper, adversarial = np.full(len(pixels), np.inf), pixels
     opponent = np.full(len(pixels), -1, np.int32)
@@ -100,6 +108,8 @@ def check_lipschitz(embed: Embedding, images: np.ndarray) -> None:
     Raises:
       ValueError: two images are further apart in the embedding than stated.
     """
+    if not len(images):
+        return
     images = images[:_CHECKED_IMAGES]
     noise = np.random.default_rng(0).standard_normal(images.shape)
     moved = [images + 0.02 * move for move in (np.roll(images, 1, axis=0) - images, noise)]
@@ -140,4 +150,4 @@ def _segment(reference, embed, images, labels, opponent, points, norm: str, leav
 
 
 def _flat(images: chex.Array) -> np.ndarray:
-    return np.asarray(images, np.float64).reshape(len(images), -1)
+    return np.asarray(images, np.float64).reshape(len(images), math.prod(images.shape[1:]))

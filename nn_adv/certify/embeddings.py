@@ -11,6 +11,7 @@ import numpy as np
 import scipy.fft
 import scipy.linalg
 
+from nn_adv.border import as_count, as_images
 from nn_adv.pixels import as_float
 
 _ROWS_AT_A_TIME = 1024
@@ -48,19 +49,21 @@ class Embedding:
         """Embed images ``[B, ...]``, some at a time; ``[B, e]`` float64, which `neighbors.fit` takes as points.
 
         Raises:
-          ValueError: no images, or ``fn`` gives something else than finite ``[B, e]``.
+          ValueError: no images ``[B, ...]`` of finite pixels, or ``fn`` gives something else than finite ``[B, e]``.
         """
-        if len(images) == 0:
-            raise ValueError(f"{self.name} must be given at least one image")
+        images = np.asarray(as_images(images, float_dtype=np.float32))
+        count = len(images)
+        if not count:  # what it gives for one tells the shape
+            images = np.zeros((1, *images.shape[1:]), images.dtype)
         parts = []
         for start in range(0, len(images), _ROWS_AT_A_TIME):
-            part = np.asarray(as_float(np.asarray(images[start : start + _ROWS_AT_A_TIME])), np.float32)
+            part = np.asarray(as_float(images[start : start + _ROWS_AT_A_TIME]))
             parts.append(np.asarray(self.fn(part), np.float64))
             if parts[-1].ndim != 2 or len(parts[-1]) != len(part) or not np.isfinite(parts[-1]).all():
                 raise ValueError(
                     f"fn of {self.name} must give finite [B, e] for images {part.shape}, got {parts[-1].shape}"
                 )
-        return np.concatenate(parts)
+        return np.concatenate(parts)[:count]
 
 
 def pca(points: chex.Array, num_components: int) -> Embedding:
@@ -72,12 +75,11 @@ def pca(points: chex.Array, num_components: int) -> Embedding:
     Raises:
       ValueError: no points, or num_components not in 1..d.
     """
-    points = np.asarray(points)
-    if points.ndim == 0 or len(points) == 0:
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
+    if not len(points):
         raise ValueError(f"points must hold at least one point, got shape {points.shape}")
     size = points[0].size
-    if not 1 <= num_components <= size:
-        raise ValueError(f"num_components must be in 1..{size}, got {num_components}")
+    num_components = as_count(num_components, "num_components", high=size)
     blocks = [points[i : i + _ROWS_AT_A_TIME] for i in range(0, len(points), _ROWS_AT_A_TIME)]
     mean = sum(_flat(as_float(block)).sum(axis=0) for block in blocks) / len(points)
     scatter = np.zeros((size, size))

@@ -14,6 +14,7 @@ import chex
 import numpy as np
 
 from nn_adv import neighbors
+from nn_adv.border import as_images, as_labels
 from nn_adv.certify.queries import check_queries
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm, float64_sizes
@@ -106,12 +107,11 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
     Raises:
       ValueError: unknown norm, no points, or points and labels as refused by `neighbors.fit`.
     """
-    points, labels = np.asarray(points), np.asarray(labels)
-    if points.ndim == 0 or len(points) == 0:
-        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
-    if labels.shape != points.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be [{len(points)}] integers, got {labels.dtype} of shape {labels.shape}")
     check_norm(norm)
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
+    if not len(points):
+        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
+    labels = as_labels(labels, count=len(points))
     best = (math.inf, (-1, -1))
     for label in np.unique(labels)[:-1]:
         best = min(best, _closest_pair(points, np.flatnonzero(labels == label), np.flatnonzero(labels > label), norm))

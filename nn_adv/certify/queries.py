@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.border import as_bounds, as_images, as_integers, as_labels
 from nn_adv.neighbors import Reference
-from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.neighbors.units import check_squares, other_units, within_unit_range
 
 
 class Queries(NamedTuple):
@@ -38,35 +37,37 @@ def check_queries(
 
     Args:
       reference: points from `neighbors.fit`.
-      images: ``[B, ...]``, uint8 or float, or nested lists of floats.
+      images: ``[B, ...]``, uint8 or float, or nested lists of floats. B may be 0.
       labels: ``[B]``.
       bounds: lowest and highest pixel value, which images and points keep to; or None.
       leave_out: ``[B]`` index of a point, -1 for none; or None.
-      are_embedded_later: whether the points are embedded ones, so that the images need not have as many pixels.
+      are_embedded_later: whether the points are embedded ones, so that the images are no images like them.
 
     Raises:
-      ValueError: images, labels, bounds or left-out points of a wrong shape, type or range.
+      ValueError: images, labels, bounds or left-out points of a wrong shape, type or range, or images in other units
+        than the points or bounds.
     """
-    images = _as_images(images)
-    if not are_embedded_later:
-        _check_size(images, reference.blocks.shape[-1])
-    labels = _check_integers("labels", labels, len(images), 0, reference.num_classes - 1)
-    last = int(reference.num_points or 0) - 1
-    leave_out = np.full(len(images), -1) if leave_out is None else leave_out
-    leave_out = _check_integers("leave_out", leave_out, len(images), -1, last)
     box = check_bounds(bounds)
-    _check_pixels("images", images, box)
-    if box is not None:
-        is_point = (reference.index != NO_POINT)[..., None]
-        _check_pixels("points of the reference", reference.blocks, box, is_point)
-    return Queries(images, labels, box, leave_out)
+    size = None if are_embedded_later else reference.blocks.shape[-1]
+    images = np.asarray(as_images(images, num_pixels=size, float_dtype=np.float32))
+    if not are_embedded_later:
+        _check_units(reference, images, box)
+    as_images(images, bounds=box)
+    labels = as_labels(labels, reference.num_classes, count=len(images))
+    return Queries(images, labels, box, check_leave_out(reference, leave_out, len(images)))
 
 
-def check_counts(**counts: int) -> None:
-    """Raise ValueError for a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+def check_leave_out(reference: Reference, leave_out: chex.Array | None, count: int) -> chex.Array:
+    """Return the index of the point that each of ``count`` images may not use, -1 for none.
+
+    Raises:
+      ValueError: what is no such index for each image.
+    """
+    if leave_out is None:
+        return np.full(count, -1, np.int32)
+    num_points = reference.num_points
+    limits = {} if num_points is None else {"high": num_points - 1}
+    return as_integers(leave_out, "leave_out", low=-1, count=count, **limits)
 
 
 def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -75,63 +76,35 @@ def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | No
     Raises:
       ValueError: bounds that are not two numbers in order.
     """
-    if bounds is None:
-        return None
-    ends = np.asarray(bounds, np.float32)
-    if ends.shape != (2,) or not ends[0] < ends[1]:
-        raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds}")
-    return float(ends[0]), float(ends[1])
+    ends = as_bounds(bounds)
+    return None if ends is None else as_bounds(tuple(float(np.float32(end)) for end in ends))
 
 
-def _as_images(images: chex.Array) -> np.ndarray:
-    try:
-        images = np.asarray(images)
-    except ValueError:
-        raise ValueError("images must be an array [B, ...], got a list of images of different shapes") from None
-    if images.ndim == 0 or len(images) == 0:
-        raise ValueError(f"images must hold at least one image, got shape {images.shape}")
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(f"images must be [B, ...] with at least one pixel each, got shape {images.shape}")
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be uint8 or float, got dtype {images.dtype}")
-    return images
+def check_scale(reference: Reference, images: np.ndarray) -> None:
+    """Refuse points or checked images ``[B, ...]`` of which float32 cannot hold squared distances.
+
+    Raises:
+      ValueError: as `check_squares`.
+    """
+    size = reference.blocks.shape[-1]
+    check_squares("points of the reference", float(np.max(np.abs(reference.pixel_range))), size)
+    if images.dtype != np.uint8 and len(images):
+        check_squares("images", float(max(images.max(), -images.min(), np.max(np.abs(reference.pixel_range)))), size)
 
 
-def _check_size(images: np.ndarray, size: int) -> None:
-    if images[0].size != size:
-        raise ValueError(f"images must be [B, ...] with {size} pixels each, as the points, got shape {images.shape}")
-
-
-def _check_integers(name: str, values: chex.Array, count: int, low: int, high: int) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{name} must be integers [{count}], got {values.dtype} of shape {values.shape}")
-    outside = (values < low) | (values > high)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(f"{name} must be at least {low} and at most {high}, got {values[first]} at index {first}")
-    return values
-
-
-@jax.jit
-def _range(images: chex.Array, is_real: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Return the least and the greatest pixel as float32, without the rows that only fill up a block."""
-    values = images.astype(jnp.float32)
-    return jnp.min(values, where=is_real, initial=jnp.inf), jnp.max(values, where=is_real, initial=-jnp.inf)
-
-
-def _check_pixels(name: str, images: chex.Array, bounds, is_real: chex.Array | bool = True) -> None:
-    if images.dtype == np.uint8:
-        if bounds is None or (bounds[0] <= 0 and bounds[1] >= 1):
-            return
-        low, high = (np.float32(end) / np.float32(255) for end in _range(images, is_real))
-    else:
-        low, high = (np.float32(end) for end in _range(images, is_real))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        # Only images can be: `neighbors.fit` takes no such points.
-        is_finite = np.isfinite(np.asarray(images, np.float32).reshape(len(images), -1)).all(axis=1)
-        raise ValueError(f"{name} must be finite, got NaN or infinity at index {int(np.argmin(is_finite))}")
-    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+def _check_units(reference: Reference, images: np.ndarray, box: tuple[float, float] | None) -> None:
+    """Refuse images, points and a box that cannot belong together."""
+    problem = other_units(reference, images, "images")
+    if problem:
+        raise ValueError(problem)
+    if box is None:
+        return
+    if np.uint8 in (images.dtype, reference.blocks.dtype) and not within_unit_range(*box):
+        raise ValueError(f"bounds must be in the units of the pixels, where uint8 v stands for v / 255, got {box}")
+    low, high = np.asarray(reference.pixel_range)
+    if low < box[0] or high > box[1]:
         # As float32: the fewest digits that tell the numbers apart.
-        ends = ", ".join(str(np.float32(end)) for end in bounds)
-        raise ValueError(f"{name} must be inside the bounds ({ends}), got pixels from {low!s} to {high!s}")
+        ends = ", ".join(str(np.float32(end)) for end in box)
+        raise ValueError(
+            f"points of the reference must be inside the bounds ({ends}), got pixels from {low!s} to {high!s}"
+        )

@@ -19,15 +19,16 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.border import as_count
 from nn_adv.certify.embedded import embedded_radius
 from nn_adv.certify.embeddings import Embedding
-from nn_adv.certify.queries import Queries, check_bounds, check_counts, check_queries
+from nn_adv.certify.queries import Queries, check_bounds, check_queries, check_scale
 from nn_adv.certify.recheck import Screened, recheck
-from nn_adv.certify.rows import earlier_copies, host_rows, pixel_scale, pixel_values
+from nn_adv.certify.rows import earlier_copies, host_rows, pixel_values
 from nn_adv.certify.search import Found, RowCertificate, search
 from nn_adv.neighbors import Reference
 from nn_adv.neighbors.search import flatten_queries
-from nn_adv.threat import Threat, check_norm
+from nn_adv.threat import Threat, check_norm, check_threat
 
 # Below this, times the scale of the pixels, a float32 image cannot come closer to a border.
 _ABSOLUTE_TOLERANCE = 1e-7
@@ -91,6 +92,7 @@ def radius(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     leave_out: chex.Array | None = None,
     embed: Embedding | None = None,
+    points: chex.Array | None = None,
     recheck_all: bool = True,
     batch_size: int = 512,
     tolerance: float = 1e-6,
@@ -104,34 +106,40 @@ def radius(
 
     Args:
       reference: points from `neighbors.fit`, inside the bounds.
-      images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32.
+      images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32. B may be 0.
       labels: ``[B]``; an image that 1NN does not give its label has radius 0.
       norm: "l1", "l2" or "linf".
       bounds: lowest and highest pixel value of a perturbed image, rounded to float32 as pixels are; or None.
       leave_out: index of a point to leave out for each image ``[B]``, -1 for none; None: no point is left out, and a
         training image is its own nearest neighbour.
-      embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded
-        from below, and pixel bounds are not used (see `embedded_radius`).
+      embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded,
+        and pixel bounds are not used (see `embedded_radius`).
+      points: with embed, the images ``[N, ...]`` behind the reference, in the order of `fit`; without them the radius
+        is bounded from below only.
       recheck_all: also check the opponents that were screened out, in float64, for which the distances to all points
         are computed again; without it, their bound is the search's. Witnesses and solved opponents are always checked.
       batch_size: images at a time; memory grows with it times the number of points.
       tolerance: relative gap below which a radius is exact, 0 or more and below 1. A gap of 1e-7, about the spacing of
-        float32 pixels, is allowed besides, times the least power of two that no pixel of image or points exceeds.
+        float32 pixels, is allowed besides, times the least power of two that no pixel of image or points exceeds (of
+        the image moved by its distance to an opponent, where that is less).
 
     Raises:
       ValueError: unknown norm, shapes or dtypes that do not fit, labels out of range, images or points that are not
-        finite or outside the bounds, leave_out out of range, batch_size below 1, tolerance not in [0, 1).
+        finite, outside the bounds, in units that cannot belong together, or so small or large that float32 cannot hold
+        squared distances; leave_out out of range, batch_size below 1, tolerance not in [0, 1).
     """
     check_norm(norm)
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be a share, 0 or more and below 1, got {tolerance}")
-    check_counts(batch_size=batch_size)
+    batch_size = as_count(batch_size, "batch_size")
     if embed is not None:
         check_bounds(bounds)
         options = {"recheck_all": recheck_all, "batch_size": batch_size, "tolerance": tolerance}
         return embedded_radius(
-            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, **options
+            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, points=points, **options
         )
+    if points is not None:
+        raise ValueError("points must be None without embed: the reference holds them")
     queries = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
     return _radius(reference, queries, np.full(len(queries.labels), np.inf), norm, recheck_all, batch_size, tolerance)
 
@@ -160,7 +168,8 @@ def decide(
     Raises:
       ValueError: as in `radius`.
     """
-    check_counts(batch_size=batch_size)
+    check_threat(threat)
+    batch_size = as_count(batch_size, "batch_size")
     queries = check_queries(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
     epsilon = np.asarray(threat.epsilon, np.float64)
     if epsilon.shape not in ((), queries.labels.shape) or not np.all(epsilon >= 0):
@@ -175,20 +184,20 @@ def decide(
 
 def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
+    check_scale(reference, checked_queries.images)
     images, labels, bounds, leave_out = checked_queries
     rows = host_rows(reference)
     copies = earlier_copies(rows)
     left_out = np.where(leave_out >= 0, rows.row_of[leave_out], -1)
     queries = np.asarray(flatten_queries(reference, images))
     values = pixel_values(queries, np.float32)
-    scale = pixel_scale(rows, values)
 
     parts = [
         search(
             reference, rows, copies, jnp.asarray(queries[part]), labels[part], left_out[part], cutoff[part],
-            scale[part], norm=norm, bounds=bounds, tolerance=tolerance,
+            norm=norm, bounds=bounds, tolerance=tolerance,
         )
-        for part in (slice(start, start + batch_size) for start in range(0, len(labels), batch_size))
+        for part in (slice(start, start + batch_size) for start in range(0, max(len(labels), 1), batch_size))
     ]  # fmt: skip
     found = _join(parts)
     checked = recheck(
@@ -196,7 +205,7 @@ def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batc
         norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
-    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * scale <= checked.lower
+    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
     is_exact = is_close & (np.isfinite(checked.upper) | np.isinf(checked.lower))
     has_witness = checked.correct & np.isfinite(checked.upper)
 

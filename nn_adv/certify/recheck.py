@@ -27,7 +27,7 @@ from nn_adv.certify.recheck_views import (
     earlier_copies,
     is_correct,
     may_win,
-    own_floors,
+    own_ranges,
     partial_views,
     reached_within,
     views,
@@ -144,8 +144,8 @@ def recheck(
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         real = _is_possible(images[part], adversarial[part], bounds)
-        floors = np.zeros(len(real))
-        floors[real] = own_floors(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
+        ranges = np.zeros((len(real), 2))
+        ranges[real] = own_ranges(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
         pending: list[_Screening] = []
         batch = (base, images[part], image_labels[part], leave_out[part])
         looked_at = views(*batch) if screened is None else partial_views(*batch, _near_rows(screened, listed, part))
@@ -156,7 +156,7 @@ def recheck(
                 result.upper[b] = 0
                 continue
             if real[k]:
-                result.upper[b] = witness_size(base, view, adversarial[b], floors[k], norm)
+                result.upper[b] = witness_size(base, view, adversarial[b], ranges[k], norm)
             proved = listed.get(b, {})
             result.lower[b] = min(proved.values(), default=np.inf)
             if screened is not None:
@@ -230,7 +230,7 @@ def _screen_all(base: Base, pending: list[_Screening], lower: np.ndarray, norm: 
     """Screen images, those with many opponents in linf together first; their bounds go to ``lower``."""
     many = []
     for some in pending if norm == "linf" else []:
-        some.view.other[:] &= _is_below(base, some.view, some.view.distances, some.anchors, some.target, norm)
+        some.view.other[:] &= _is_below(base, some.view, slice(None), some.anchors, some.target, norm)
         if np.isfinite(some.target) and some.view.other.sum() > _MANY * len(base.points):
             many.append(some)
     if many:
@@ -239,7 +239,7 @@ def _screen_all(base: Base, pending: list[_Screening], lower: np.ndarray, norm: 
             base,
             np.stack([np.pad(some.anchors, (0, width - len(some.anchors)), constant_values=-1) for some in many]),
             np.stack([some.view.values for some in many]),
-            np.stack([some.view.distances - some.view.error for some in many]),
+            np.stack([some.view.distances - some.view.errors for some in many]),
             np.array([some.target for some in many]),
             bounds,
         )
@@ -254,19 +254,19 @@ def _screen(base: Base, view: View, anchors: np.ndarray, target: float, norm: st
 
     The nearest come first: no bound over all is above theirs, so the others need not be proved any farther.
     """
-    opponents = np.flatnonzero(view.other & _is_below(base, view, view.distances, anchors, target, norm))
+    opponents = np.flatnonzero(view.other & _is_below(base, view, slice(None), anchors, target, norm))
     opponents = opponents[np.argsort(view.distances[opponents])]
     size = _FIRST_OPPONENTS
     while len(opponents):
         part, opponents = opponents[:size], opponents[size:]
         target = min(target, float(_single_bounds(base, view, part, anchors, target, norm, bounds).min()))
-        opponents = opponents[_is_below(base, view, view.distances[opponents], anchors, target, norm)]
+        opponents = opponents[_is_below(base, view, opponents, anchors, target, norm)]
         size = min(2 * size, _MAX_OPPONENTS)
     return target
 
 
-def _is_below(base: Base, view: View, distances: np.ndarray, anchors, target: float, norm: str) -> np.ndarray:
-    """Return which opponents at these distances are not proved to be at least ``target`` away by the distance alone.
+def _is_below(base: Base, view: View, rows: np.ndarray | slice, anchors, target: float, norm: str) -> np.ndarray:
+    """Return which opponents among rows are not proved to be at least ``target`` away by their distance alone.
 
     With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality, r_linf >=
     r_2 / sqrt(d) and r_1 >= r_2, and r_1 >= (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread
@@ -278,7 +278,7 @@ def _is_below(base: Base, view: View, distances: np.ndarray, anchors, target: fl
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
     if norm == "l1" and base.spread > 0:
         reach = min(reach, 2 * target * base.spread + nearest)
-    return distances - view.error < reach * (1 + gamma(16))
+    return view.distances[rows] - view.errors[rows] < reach * (1 + gamma(16))
 
 
 def _single_bounds(base, view, opponents, anchors, target, norm, bounds) -> np.ndarray:

@@ -31,12 +31,12 @@ class Base(NamedTuple):
 
 
 class View(NamedTuple):
-    """One image: as given and as values [d], distances [n] and their error, masks [n] of own points and opponents."""
+    """One image: as given and as values [d], distances [n] and their errors, masks [n] of own points and opponents."""
 
     image: np.ndarray
     values: np.ndarray
     distances: np.ndarray
-    error: float
+    errors: np.ndarray
     own: np.ndarray
     other: np.ndarray
 
@@ -67,14 +67,14 @@ def may_win(copies: np.ndarray, leave_out: np.ndarray | int) -> np.ndarray:
 def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray) -> Iterator[View]:
     """Yield the views of images ``[c, d]``, whose distances come from one pass over the points."""
     values = pixel_values(images)
-    distances, errors = _distances(base.points, values, base.labels >= 0)
+    distances, lengths, point_lengths = _distances(base.points, values)
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
         if leave_out[k] >= 0:
             used[leave_out[k]] = False
         own = used & (base.labels == label)
         other = used & ~own & may_win(base.copies, leave_out[k])
-        yield View(images[k], values[k], distances[k], errors[k], own, other)
+        yield View(images[k], values[k], distances[k], _errors(lengths[k], point_lengths, base), own, other)
 
 
 def partial_views(
@@ -85,7 +85,6 @@ def partial_views(
     The others are no opponents in them.
     """
     values = pixel_values(images)
-    length = math.sqrt(values.shape[1]) * max(abs(base.lowest_pixel), abs(base.largest_pixel))  # no point is longer
     for k, some in enumerate(rows):
         used = base.labels >= 0
         if leave_out[k] >= 0:
@@ -93,16 +92,13 @@ def partial_views(
         own = used & (base.labels == image_labels[k])
         distances, listed = np.full(len(used), np.inf), np.zeros(len(used), bool)
         distances[some], listed[some] = sq_lengths(pixel_values(base.points[some]) - values[k]), True
-        error = gamma(values.shape[1] + 8) * (math.sqrt(sq_lengths(values[k])) + length) ** 2
+        errors = np.where(listed, gamma(values.shape[1] + 8) * distances, 0)
         other = used & ~own & listed & may_win(base.copies, leave_out[k])
-        yield View(images[k], values[k], distances, error, own, other)
+        yield View(images[k], values[k], distances, errors, own, other)
 
 
-def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and bounds on their errors [c].
-
-    Each of the three errs by gamma(d) of the lengths it is made of, together gamma(d + 2) (|x| + |z|)^2.
-    """
+def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and lengths |x| [c] and |z| [n]."""
     distances = np.empty((len(values), len(points)))
     sq_norms = np.empty(len(points))
     doubled, own_sq_norms = -2 * values, sq_lengths(values)
@@ -113,8 +109,12 @@ def _distances(points: np.ndarray, values: np.ndarray, used: np.ndarray) -> tupl
         np.matmul(doubled, rows.T, out=distances[:, block])
         distances[:, block] += sq_norms[block]
         distances[:, block] += own_sq_norms[:, None]
-    lengths = np.sqrt(own_sq_norms) + np.sqrt(sq_norms[used].max(initial=0))
-    return distances, gamma(values.shape[1] + 8) * lengths**2
+    return distances, np.sqrt(own_sq_norms), np.sqrt(sq_norms)
+
+
+def _errors(length: np.ndarray, point_lengths: np.ndarray, base: Base) -> np.ndarray:
+    """Bound the errors of `_distances`: each of the three terms errs by gamma(d) of the lengths it is made of."""
+    return gamma(base.points.shape[1] + 8) * (length + point_lengths) ** 2
 
 
 def reached_within(
@@ -163,16 +163,18 @@ def reached_within(
 
 def is_correct(base: Base, view: View) -> bool:
     """Return whether the nearest point is of the own class; near ties are decided exactly, equal ones by the index."""
-    own, other = (view.distances[mask].min(initial=np.inf) for mask in (view.own, view.other))
-    slack = 2 * view.error
+    used = view.own | view.other
+    errors = view.errors
     if base.points.dtype == np.uint8 and view.image.dtype == np.uint8:
         # Integers are the distances of v / 255; rounding those to float32 moves a difference by s = 2^-23 sqrt(d) at
-        # most, and its square D by 2 sqrt(D) s + s^2, once for each of the two that are compared.
+        # most, and its square D by 2 sqrt(D) s + s^2.
         moved = 2.0**-23 * math.sqrt(view.values.size)
-        slack += 4.1 * (math.sqrt(max(own, other, 0)) + moved) * moved if max(own, other) < np.inf else 0
-    if abs(own - other) > slack or own == other == np.inf:
-        return bool(own < other)
-    near = np.flatnonzero((view.own | view.other) & (view.distances <= max(own, other) + slack))
+        errors = errors + 2.05 * (np.sqrt(np.maximum(view.distances, 0)) + moved) * moved
+    reach = (view.distances + errors).min(where=used, initial=np.inf)
+    near = np.flatnonzero(used & (view.distances - errors <= reach)) if reach < np.inf else np.zeros(0, int)
+    is_own = view.own[near]
+    if is_own.all() or not is_own.any():
+        return bool(is_own.any())
     return bool(view.own[_exactly_nearest(base, near, view.image)])
 
 
@@ -195,34 +197,36 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
     return best
 
 
-def own_floors(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
-    """Return for witnesses ``[c, d]`` what no squared distance to a point of their own class lies below, ``[c]``."""
-    floors = np.full(len(witnesses), np.inf)
+def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
+    """Return for witnesses ``[c, d]`` what their squared distance to their own class lies between, ``[c, 2]``."""
+    ranges = np.full((len(witnesses), 2), np.inf)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
         values = pixel_values(witnesses[mine])
         rows = np.flatnonzero(base.labels == label) if label >= 0 else np.zeros(0, int)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            distances, errors = _distances(base.points[block], values, np.ones(len(block), bool))
+            distances, lengths, point_lengths = _distances(base.points[block], values)
             distances[block == leave_out[mine][:, None]] = np.inf
-            floors[mine] = np.minimum(floors[mine], distances.min(axis=1) - errors)
-    return floors
+            errors = _errors(lengths[:, None], point_lengths, base)
+            ends = np.stack([(distances - errors).min(axis=1), (distances + errors).min(axis=1)], axis=1)
+            ranges[mine] = np.minimum(ranges[mine], ends)
+    return ranges
 
 
-def witness_size(base: Base, view: View, witness: np.ndarray, floor: float, norm: str) -> float:
-    """Return the size of a change, rounded up, if an opponent wins against the own class, whose D is ``floor`` or more.
+def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray, norm: str) -> float:
+    """Return the size of a change, rounded up, if an opponent wins against the own class, at a D in a range ``[2]``.
 
-    Otherwise inf. An opponent so far from the image that the change cannot bring it below the floor is not looked at.
+    Otherwise inf. An opponent so far from the image that the change cannot bring it that near is not looked at.
     """
+    floor, ceiling = own_range.tolist()
     values = pixel_values(witness)
     change = values - view.values
     error = 1 + gamma(change.size + 8)
     dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[norm]
     size = float(dual_norms(dual_of, change) * error)
-    close = max(floor, 0) + 8 * view.error
-    reach = (math.sqrt(close) + np.sqrt(sq_lengths(change)) * error) * error
-    opponents = np.flatnonzero(view.other & (view.distances - view.error <= reach**2))
+    reach = (math.sqrt(max(ceiling, 0)) + np.sqrt(sq_lengths(change)) * error) * error
+    opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))
     opponents = opponents[np.argsort(view.distances[opponents])]
     nearest = np.inf
     for start in range(0, len(opponents), _RIVALS):
@@ -230,8 +234,9 @@ def witness_size(base: Base, view: View, witness: np.ndarray, floor: float, norm
         nearest = min(nearest, sq_lengths(part - values).min())
         if nearest * error < floor:
             return size
-    if nearest > close:
+    if nearest > ceiling * error:
         return np.inf
-    distances, errors = _distances(base.points, values[None], base.labels >= 0)
-    moved = view._replace(image=witness, values=values, distances=distances[0], error=errors[0])
+    distances, lengths, point_lengths = _distances(base.points, values[None])
+    errors = _errors(lengths[0], point_lengths, base)
+    moved = view._replace(image=witness, values=values, distances=distances[0], errors=errors)
     return np.inf if is_correct(base, moved) else size

@@ -73,10 +73,13 @@ def earlier_copies(rows: Rows) -> np.ndarray:
     return found
 
 
-def pixel_scale(rows: Rows, images: np.ndarray) -> np.ndarray:
-    """Return the least power of two that no pixel of an image or of the points exceeds, for images ``[B, d]``.
+def pixel_scale(rows: Rows, images: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Return a power of two that no pixel of the image or its nearest witness exceeds, for images ``[B, d]``.
 
-    What depends on the spacing of float32 pixels is stated for 1 and scaled by it.
+    The least that no pixel of image and points exceeds, or less where points farther than ``reach [B]``, the distance
+    of an opponent, are larger. What depends on the spacing of float32 pixels is stated for 1 and scaled by it.
     """
-    largest = np.maximum(np.abs(images).max(axis=1), max(abs(rows.lowest_pixel), abs(rows.lowest_pixel + rows.spread)))
+    largest = np.abs(images).max(axis=1)
+    largest_point = max(abs(rows.lowest_pixel), abs(rows.lowest_pixel + rows.spread))
+    largest = np.minimum(np.maximum(largest, largest_point), largest + reach)
     return np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))))

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.certify import bounds as cheap
-from nn_adv.certify.rows import Rows
-from nn_adv.certify.tasks import Batch, Task, advance, power_of_two
+from nn_adv.certify.rows import Rows, pixel_scale, pixel_values
+from nn_adv.certify.tasks import Batch, Task, advance, nearest_own, power_of_two
 from nn_adv.certify.ties import step_across
 from nn_adv.neighbors import Reference
+from nn_adv.pixels import float64_pixels
+from nn_adv.threat import float64_sizes
 
 _NUM_ANCHORS = 4  # own points of the screen, kept in the certificate
 _FIRST_ROWS = 6  # constraints a task starts with
@@ -45,6 +47,7 @@ class Found(NamedTuple):
       opponent: row of the opponent the witness is nearest to ``[B]``, -1 for none.
       screened: lower bound over the opponents that were not solved ``[B]``, unchecked.
       near: rows of the nearest points, own and others ``[B, K]``, -1 for none.
+      scale: of the pixels around each image ``[B]``, from `pixel_scale`.
     """
 
     certificate: RowCertificate
@@ -52,6 +55,7 @@ class Found(NamedTuple):
     opponent: np.ndarray
     screened: np.ndarray
     near: np.ndarray
+    scale: np.ndarray
 
 
 def search(
@@ -62,7 +66,6 @@ def search(
     labels: np.ndarray,
     left_out: np.ndarray,
     cutoff: np.ndarray,
-    scale: np.ndarray,
     *,
     norm: str,
     bounds: tuple[float, float] | None,
@@ -78,15 +81,19 @@ def search(
       labels: ``[B]``.
       left_out: row left out for each image ``[B]``, -1 for none.
       cutoff: radius beyond which an image is not of interest ``[B]``, where any witness below is enough; inf for none.
-      scale: of the pixels around each image ``[B]``, from `pixel_scale`.
       norm: of the perturbation.
       bounds: of pixels, or None.
       tolerance: relative gap to close.
     """
     with jax.enable_x64(True):
-        pixels = np.asarray(cheap.values64(queries))
+        pixels = np.asarray(float64_pixels(queries))
     # Filled up, so that batches of about the same size share their compilations.
     queries = jnp.pad(queries, ((0, power_of_two(len(labels)) - len(labels)), (0, 0)))
+    own_class, others = _usable(rows, copies, labels, left_out)
+    scores = cheap.screen(reference, queries)
+    own, near = _lowest(scores, own_class, _FIRST_ROWS), _lowest(scores, others, _FIRST_OPPONENTS)
+    towards = pixel_values(rows.points[near[:, 0]], np.float64) - pixels
+    scale = pixel_scale(rows, pixels, np.where(near[:, 0] >= 0, float64_sizes(norm, towards), np.inf))
     batch = Batch(
         reference, rows, queries, pixels, labels, left_out, scale, norm, bounds, tolerance,
         stops_at_witness=np.isfinite(cutoff),
@@ -94,19 +101,16 @@ def search(
         adversarial=pixels.astype(np.float32),
         opponent=np.full(len(labels), -1),
     )  # fmt: skip
-    own_class, others = _usable(rows, copies, labels, left_out)
-    scores = cheap.screen(reference, queries)
-    own, near = _lowest(scores, own_class, _FIRST_ROWS), _lowest(scores, others, _FIRST_OPPONENTS)
+    sq_own, sq_near, singles = _measure(batch, own, near)
+    unsure = _is_own_unsure(batch, scores, own, sq_own, sq_near)
+    if unsure.any():
+        own[unsure] = _nearest_own(batch, np.flatnonzero(unsure), own.shape[1])
+        sq_own, sq_near, singles = _measure(batch, own, near)
     anchors = own[:, :_NUM_ANCHORS]
-    everyone = np.arange(len(labels))
-    sq_own, _ = _single(batch, everyone, own, anchors, norm)
-    sq_own = np.where(own >= 0, sq_own, np.inf).min(axis=1, keepdims=True)
-    sq_near, singles = _single(batch, everyone, near, anchors, norm)
     # Images of another prediction have radius 0: nothing to search. What may be a tie is left to the recheck to judge,
     # and gets a witness in case it is one.
     in_integers = rows.points.dtype == np.uint8 and queries.dtype == np.uint8
     apart = cheap.doubt(sq_own, pixels.shape[1], in_integers=in_integers)
-    sq_near = np.where(near >= 0, sq_near, np.inf)
     is_wrong = (sq_near < sq_own - apart).any(axis=1) | (own[:, 0] < 0)
     batch.best[is_wrong] = 0
     tied = np.flatnonzero((sq_near <= sq_own + apart).any(axis=1) & ~is_wrong)
@@ -116,11 +120,12 @@ def search(
         for wrong, found, bound in zip(is_wrong, near, singles, strict=True)
     ]
     tasks, is_complete = _run(batch, scores, others, own, np.sqrt(sq_own[:, 0]), candidates)
-    screened = np.array([min(found.values(), default=np.inf) for found in candidates])
+    screened = np.array([min(found.values(), default=np.inf) for found in candidates], float)
     # Without a witness the distances rule nothing out, so that nothing is known of the opponents never looked at.
     screened = np.where(is_complete | ~others.any(axis=1), np.minimum(screened, batch.best), 0)
     nearest = np.concatenate([own, near], axis=1)
-    return Found(_certificate(anchors, tasks), batch.adversarial, _winners(batch, candidates), screened, nearest)
+    winners = _winners(batch, candidates)
+    return Found(_certificate(anchors, tasks), batch.adversarial, winners, screened, nearest, scale)
 
 
 def _usable(rows: Rows, copies, labels, left_out) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +139,37 @@ def _usable(rows: Rows, copies, labels, left_out) -> tuple[np.ndarray, np.ndarra
     return usable & is_own, usable & ~is_own
 
 
+def _measure(batch: Batch, own: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the least squared distance to the rows ``own [B, 1]``, those to ``near``, and bounds of the latter."""
+    everyone, anchors = np.arange(len(own)), own[:, :_NUM_ANCHORS]
+    sq_own = np.where(own >= 0, _single(batch, everyone, own, anchors, batch.norm)[0], np.inf)
+    sq_near, singles = _single(batch, everyone, near, anchors, batch.norm)
+    return sq_own.min(axis=1, keepdims=True), np.where(near >= 0, sq_near, np.inf), singles
+
+
+def _is_own_unsure(batch: Batch, scores: jax.Array, own: np.ndarray, sq_own: np.ndarray, sq_near: np.ndarray):
+    """Return for which images ``[B]`` an opponent is nearest unless the scores hide an own point that is nearer."""
+    sq_nearest = sq_near.min(axis=1)
+    limit = np.sqrt(np.pad(sq_nearest, (0, len(scores) - len(own)))).astype(np.float32)
+    ceiling = np.asarray(cheap.score_ceiling(batch.reference, batch.queries, jnp.asarray(limit * np.float32(1 + 1e-6))))
+    lowest = np.asarray(jnp.take_along_axis(scores[: len(own)], own[:, :1], axis=1))[:, 0]
+    return (own[:, 0] >= 0) & (sq_nearest < sq_own[:, 0]) & (lowest <= ceiling[: len(own)])
+
+
+def _nearest_own(batch: Batch, images: np.ndarray, width: int) -> np.ndarray:
+    """Return the rows of a few own points nearest to images ``[T, width]``, searched for, -1 for none."""
+    queries, rows = np.asarray(batch.queries)[images], np.full((len(images), width), -1)
+    for label in np.unique(batch.labels[images]):
+        mine = np.flatnonzero(batch.labels[images] == label)
+        found = nearest_own(batch, queries[mine], int(label))
+        rows[mine, : found.shape[1]] = found
+    return np.where(rows == batch.left_out[images][:, None], -1, rows)
+
+
 def _lowest(scores: jax.Array, usable: np.ndarray, count: int) -> np.ndarray:
     """Return the rows of the lowest usable scores for each of the images, without the filling."""
     padded = np.pad(usable, ((0, len(scores) - len(usable)), (0, 0)))
-    return np.asarray(cheap.lowest(scores, padded, count=min(count, usable.shape[1])))[: len(usable)]
+    return np.array(cheap.lowest(scores, padded, count=min(count, usable.shape[1])))[: len(usable)]
 
 
 def _single(batch: Batch, image, opponents, anchors, norm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +203,7 @@ def _run(batch: Batch, scores, others, own, distance, candidates) -> tuple[list[
     active: list[Task] = []
     width = 1
     while True:
-        ready = np.isfinite(batch.best) & ~is_wide & np.array([bool(found) for found in candidates])
+        ready = np.isfinite(batch.best) & ~is_wide & np.array([bool(found) for found in candidates], bool)
         _widen(batch, scores, others, own[:, :_NUM_ANCHORS], distance, candidates, np.flatnonzero(ready))
         is_wide |= ready
         busy = {task.image for task in active}

@@ -23,6 +23,7 @@ from nn_adv.certify.problems import Problems, lower_bound
 from nn_adv.certify.rows import Rows, pixel_values
 from nn_adv.neighbors import Reference, nearest_in_class
 from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.pixels import float64_pixels
 from nn_adv.threat import float64_sizes
 
 _NEW_ROWS = 4  # own points asked for around a candidate witness
@@ -34,7 +35,7 @@ _ENOUGH_ROUNDS = 10  # without a new constraint: a witness off a solved border i
 _LINEAR_AFTER = 12  # rounds after which an unsolved linear program is left to a library
 _STUCK_AFTER = 5  # rounds without a new constraint after which the constraints are overfulfilled
 # For pixels up to 1, otherwise times their scale:
-_LIFT = 4e-7  # by which its constraints are overfulfilled: several times the rounding of a float32 witness
+_LIFT = 4e-7  # by which constraints of length 1 are overfulfilled: several times the rounding of a float32 witness
 _ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
 _LEAST_SIZE = 1e-9  # where nothing is proven yet
 _FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
@@ -64,7 +65,7 @@ class Task:
 
     @property
     def lift(self) -> float:
-        """By how much the constraints are overfulfilled, for pixels up to 1."""
+        """By how much constraints of length 1 are overfulfilled, for pixels up to 1."""
         return _LIFT * self.shift / _FIRST_SHIFT if self.is_lifted else 0.0
 
 
@@ -123,7 +124,7 @@ def advance(batch: Batch, tasks: list[Task]) -> None:
         group = list(same_width)
         pieces += [group[start : start + most] for start in range(0, len(group), most)]
     # Threads, because a task at a time keeps but one core busy.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_num_cores() if on_cpu else 1) as pool:
         solved = list(pool.map(lambda piece: _solve(batch, piece, one_by_one=on_cpu), pieces))
     tasks = [task for piece in pieces for task in piece]
     candidates, is_converged = map(np.concatenate, zip(*solved, strict=True))
@@ -132,6 +133,11 @@ def advance(batch: Batch, tasks: list[Task]) -> None:
 
 def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
+
+
+def _num_cores() -> int:
+    """Return the number of cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _padded(count: int, sizes: tuple[int, ...]) -> int:
@@ -168,7 +174,8 @@ def _solve(batch: Batch, tasks: list[Task], *, one_by_one: bool) -> tuple[np.nda
             center,
             filled([task.rounds for task in tasks], np.int32),
             filled([0.0 if task.is_lifted else task.shift for task in tasks], np.float64),
-            filled([task.lift * batch.scale[task.image] ** 2 for task in tasks], np.float64),
+            filled([task.lift * batch.scale[task.image] for task in tasks], np.float64),
+            filled([batch.scale[task.image] for task in tasks], np.float64),
             norm=batch.norm,
             limits=batch.limits,
             one_by_one=one_by_one,
@@ -197,13 +204,13 @@ def _solve_rows(reference, queries, *tasks, norm, limits, one_by_one):
 
 
 def _solve_together(
-    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, lift, *, norm, limits
+    reference, queries, image, opponent, rows, multipliers, size, center, rounds, shift, lift, scale, *, norm, limits
 ):
     """Build the problems of S tasks, solve them, and return also the candidate witnesses, moved off the border."""
     points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
-    x = cheap.values64(queries[image])
-    z = cheap.values64(points[opponent])
-    own = cheap.values64(points[rows])
+    x = float64_pixels(queries[image])
+    z = float64_pixels(points[opponent])
+    own = float64_pixels(points[rows])
     is_row = rows >= 0
     gaps = jnp.where(is_row[:, :, None], z[:, None] - own, 0)
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
@@ -214,6 +221,8 @@ def _solve_together(
         multipliers = jnp.where(
             jnp.any(multipliers > 0, axis=1, keepdims=True), multipliers, dual.start(norm, problems)
         )
+    # The rounding of a witness counts by the length of a constraint; of those longer than the pixels, as if by that.
+    lift *= jnp.minimum(scale, jnp.sqrt(jnp.max(jnp.sum(gaps**2, axis=2), axis=1)))
     lifted = problems._replace(heights=jnp.where(is_row, heights + lift[:, None], 0))
     solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds)
     # What multipliers of lifted constraints prove of the true ones.
@@ -240,11 +249,13 @@ def _solve_linear(batch: Batch, task: Task) -> tuple[np.ndarray, bool]:
     gaps = z - own
     heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
     low, high = _room(batch, x)
-    scale = batch.scale[task.image]  # HiGHS has tolerances of its own
-    solved = solve_linear(batch.norm, gaps / scale, heights / scale**2 + task.lift, low / scale, high / scale)
+    scale, length = batch.scale[task.image], np.sqrt(np.max(np.sum(gaps**2, axis=1)))
+    lift = task.lift * scale * min(scale, length)
+    unit = min(scale, 2.0 ** np.ceil(np.log2(max(length, 1e-300))))  # HiGHS has tolerances of its own
+    solved = solve_linear(batch.norm, gaps / unit, (heights + lift) / unit**2, low / unit, high / unit)
     if solved is None:
         return x.astype(np.float32), False
-    task.multipliers, v = solved[0], solved[1] * scale
+    task.multipliers, v = solved[0], solved[1] * unit
     with jax.enable_x64(True):
         problems = Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
         task.bound = max(task.bound, float(lower_bound(batch.norm, problems, task.multipliers[None])[0]))

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv import neighbors
+from nn_adv.border import as_count
 from nn_adv.certify import vote_attack, vote_counting
-from nn_adv.certify.queries import check_counts, check_queries
+from nn_adv.certify.queries import check_leave_out, check_queries, check_scale
 from nn_adv.certify.rows import host_rows, pixel_values
 from nn_adv.neighbors.search import flatten_queries
 from nn_adv.pixels import as_float
@@ -54,18 +55,35 @@ def vote(
 
     Args:
       reference: points from `neighbors.fit`.
-      queries: ``[Q, ...]`` as in `neighbors.nearest`.
-      k: number of votes, at most the number of points that may vote.
-      leave_out: ``[Q]`` index of a point that each query may not use, negative for none; or None.
+      queries: ``[Q, ...]`` as in `neighbors.nearest`; inside jit one that is not finite gets class -1.
+      k: number of votes, at most the number of points that may vote (inside a transformation that is not checked:
+        points that are missing do not vote).
+      leave_out: ``[Q]`` index of a point that each query may not use, -1 for none; or None.
 
     Raises:
-      ValueError: as in `neighbors.nearest`.
+      ValueError: as in `neighbors.nearest`, or leave_out of another shape, kind or range.
     """
-    found = neighbors.nearest(reference, queries, k + (leave_out is not None)).indices
-    if leave_out is not None:
-        is_left_out = found == jnp.asarray(leave_out)[:, None]
+    queries = flatten_queries(reference, queries)
+    if leave_out is None:
+        k = _check_k(reference, k, leaves_out=False)
+        found = neighbors.nearest(reference, queries, k).indices
+    else:
+        left_out = check_leave_out(reference, leave_out, len(queries))
+        is_known = not isinstance(left_out, jax.core.Tracer)
+        k = _check_k(reference, k, leaves_out=is_known and bool((left_out >= 0).any()))
+        most = reference.num_points
+        found = neighbors.nearest(reference, queries, k + 1 if most is None else min(k + 1, most)).indices
+        is_left_out = found == jnp.asarray(left_out)[:, None]
         found = jnp.take_along_axis(found, jnp.argsort(is_left_out, axis=1, stable=True)[:, :k], axis=1)
-    return vote_attack.winner(reference.labels[found], reference.num_classes)
+    is_point = (found >= 0) & (found < len(reference.labels))
+    winners = vote_attack.winner(jnp.where(is_point, reference.labels[found], -1), reference.num_classes)
+    return jnp.where(is_point[:, 0], winners, -1)
+
+
+def _check_k(reference: neighbors.Reference, k: int, *, leaves_out: bool) -> int:
+    """Return the number of votes, refused where fewer points may vote."""
+    most = reference.num_points
+    return as_count(k, "k", high=most and most - leaves_out, what="the points that may vote")
 
 
 def vote_bounds(
@@ -103,12 +121,14 @@ def vote_bounds(
     """
     check_norm(norm)
     clean, labels, bounds, left_out = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
+    check_scale(reference, clean)
     leaves_out = bool((left_out >= 0).any())
-    most = int(reference.num_points or 0) - leaves_out
-    if not 1 <= k <= most:
-        raise ValueError(f"k must be in 1..{most}, the points that may vote, got {k}")
-    check_counts(num_near=num_near, num_steps=num_steps, batch_size=batch_size)
+    k = _check_k(reference, k, leaves_out=leaves_out)
+    num_near, num_steps = as_count(num_near, "num_near"), as_count(num_steps, "num_steps")
+    batch_size = as_count(batch_size, "batch_size")
     shape = clean.shape
+    if not len(clean):
+        return VoteBounds(np.zeros(0), np.zeros(0), np.asarray(as_float(clean)), np.zeros(0, bool))
     images = np.asarray(as_float(flatten_queries(reference, clean)))
     rows = host_rows(reference)
     results = []

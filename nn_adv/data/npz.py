@@ -10,16 +10,25 @@ import zlib
 import numpy as np
 
 from nn_adv.data.dataset import Dataset
+from nn_adv.paths import as_path
 
 _SPLITS = ("train", "test")
+# What NumPy and zipfile raise for files that are damaged, or none of theirs.
+_UNREADABLE = (
+    *(AttributeError, EOFError, OSError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+# What the first axis of an image is, and not its last, where the channels come first.
+_CHANNELS, _MOST_CHANNELS = (1, 3), 4
+_ROUNDING = 1e-3  # as far out of [0, 1] as arithmetic or resampling takes pixels that were meant to be inside
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
     """Load train_images, train_labels, test_images, test_labels and, if there, class_names from an npz file.
 
-    Images are [N, H, W, C]: uint8, where v means v / 255, or floats in [0, 1], kept as float32. Labels are whole
-    numbers 0..C-1, [N], where C is the number of class_names or one more than the largest label; each class needs a
-    training image.
+    Images are [N, H, W, C]: uint8, where v means v / 255, or floats, kept as float32 and as such in [0, 1]: 1.000000001
+    is 1. Labels are whole numbers 0..C-1, [N], where C is the number of class_names or one more than the largest
+    label; each class needs a training image. Names stored as bytes are read as UTF-8.
 
     Args:
         path: The file, as written by `np.savez` or `np.savez_compressed`; pickled objects are not read.
@@ -31,7 +40,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         ValueError: If the file cannot be read or an array is unfit: one line naming the array, the first bad index
             and what is wanted.
     """
-    path = pathlib.Path(path).expanduser()
+    path = as_path(path, "npz path")
     arrays = _read(path)
     images = {split: _checked_images(f"{split}_images", arrays[f"{split}_images"]) for split in _SPLITS}
     if images["test"].shape[1:] != images["train"].shape[1:] or images["test"].dtype != images["train"].dtype:
@@ -50,7 +59,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         test_images=images["test"],
         test_labels=labels["test"],
         class_names=class_names,
-        title=path.stem,
+        title=path.stem.encode(errors="replace").decode(),  # names of files may hold what no text does
     )
 
 
@@ -63,7 +72,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             return {key: file[key] for key in (*required, "class_names") if key in file}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"cannot load {path} ({reason}): it must be an npz file, without pickled objects, of the arrays "
@@ -80,17 +89,32 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or not images.size:
         remedy = " (add the channel axis: images[..., None])" if images.ndim == 3 else ""
         raise ValueError(f"{name} must be [N, H, W, C], none of them 0, got {list(images.shape)}{remedy}")
+    if images.shape[1] in _CHANNELS and min(images.shape[2:]) > _MOST_CHANNELS:
+        raise ValueError(
+            f"{name} must be [N, H, W, C], got {list(images.shape)}, which looks like [N, C, H, W]: save "
+            "np.moveaxis(images, 1, -1)"
+        )
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name} must be uint8 in 0..255 or floats in [0, 1], got {images.dtype}")
-    fits = (images >= 0) & (images <= 1)  # false for NaN too
+    with np.errstate(over="ignore"):
+        rounded = images.astype(np.float32)
+    fits = (rounded >= 0) & (rounded <= 1)  # false for NaN too
     if not fits.all():
         first = np.unravel_index(np.argmin(fits), images.shape)
         where = ", ".join(str(axis) for axis in first)
-        remedy = "as uint8, or divided by 255" if images[first] > 1 else "after replacing or leaving out such images"
-        raise ValueError(f"{name} must lie in [0, 1], got {images[first]:.6g} at [{where}]: save it {remedy}")
-    return images.astype(np.float32)
+        raise ValueError(f"{name} must lie in [0, 1], got {images[first]!s} at [{where}]: save it {_remedy(images)}")
+    return rounded
+
+
+def _remedy(images: np.ndarray) -> str:
+    """Say what to do with floats that do not all lie in [0, 1]."""
+    if not np.isfinite(images).all() or images.min() < -_ROUNDING:
+        return "after replacing or leaving out such images"
+    if images.max() <= 1 + _ROUNDING:
+        return "after np.clip(images, 0, 1)"
+    return "as uint8, or divided by 255"
 
 
 def _checked_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
@@ -112,7 +136,10 @@ def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[st
         names = np.arange(min(int(train_labels.max()) + 1, len(train_labels)))
     if names.size < 2:
         raise ValueError(f"class_names or train_labels must give two classes or more, got {names.size}")
-    return tuple(str(name) for name in np.ravel(names))
+    try:
+        return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in np.ravel(names))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"class_names must be texts, or bytes of UTF-8, got {error.object!r}") from error
 
 
 def _check_classes(labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:

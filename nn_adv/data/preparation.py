@@ -23,6 +23,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from nn_adv.paths import as_path
+
 _VERSIONS = {"cifar10": "3.0.2", "fashion_mnist": "3.0.1", "mnist": "3.0.1"}
 _TIMEOUT_SECONDS = 30
 _IDX_HEADER_BYTES = {"images": 16, "labels": 8}
@@ -33,8 +35,8 @@ def folder_of(name: str, data_dir: str | os.PathLike[str] | None = None) -> path
     """Return where the prepared data set is looked for, whether or not it is there."""
     if name not in _VERSIONS:
         raise ValueError(f"name must be one of {', '.join(_VERSIONS)}, got {name!r}")
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(root).expanduser().absolute() / name / _VERSIONS[name]
+    root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets" if data_dir is None else data_dir
+    return as_path(root, "data_dir").absolute() / name / _VERSIONS[name]
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:

@@ -27,7 +27,7 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
     Raises:
         ValueError: For an unknown name, an unfit npz file, or a data set that is not here and cannot be downloaded.
     """
-    if name.startswith(_NPZ_PREFIX):
+    if isinstance(name, str) and name.startswith(_NPZ_PREFIX):
         return npz.load_npz(name.removeprefix(_NPZ_PREFIX))
     if name == "digits":
         return _load_digits()

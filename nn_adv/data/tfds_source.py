@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from nn_adv.data import pictures
 from nn_adv.data.dataset import Dataset
 from nn_adv.data.preparation import prepare
 
@@ -71,7 +70,13 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
         ) from error
     shape = source.dataset_info.features["image"].shape
     images = np.empty((len(records), *shape), np.uint8)
-    for image, record in zip(images, records, strict=True):
-        image[...] = np.asarray(Image.open(io.BytesIO(record["image"]))).reshape(shape)
+    for number, record in enumerate(records):
+        try:
+            images[number] = pictures.decode(record["image"], shape)
+        except ValueError as error:
+            raise ValueError(
+                f"{split} image {number} in {folder} is none of this dataset's: {error}; name another data_dir to have "
+                "it made there"
+            ) from error
     labels = np.fromiter((record["label"] for record in records), np.int32, len(records))
     return images, labels, any(record["image"].startswith(_JPEG_MAGIC) for record in records)

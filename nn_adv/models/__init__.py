@@ -7,6 +7,7 @@ from nn_adv.models.preact_resnet import Form, PreActResNet
 from nn_adv.models.registry import NAMES, PUBLISHED_NAMES, create
 from nn_adv.models.resnet import ResNet
 from nn_adv.models.small_cnn import SmallCNN
+from nn_adv.models.strided_cnn import StridedCNN
 from nn_adv.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "SmallCNN",
+    "StridedCNN",
     "create",
     "wide_resnet",
 ]

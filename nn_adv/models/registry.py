@@ -21,6 +21,7 @@ from nn_adv.models.resnet import ResNet
 from nn_adv.models.robust_architectures import ra_wide_resnet, wrn_a4
 from nn_adv.models.small_cnn import SmallCNN
 from nn_adv.models.sodef import SODEF
+from nn_adv.models.strided_cnn import StridedCNN
 from nn_adv.models.wide_resnet import BOOSTING_FORM, PSSILU_FORM, dm_wide_resnet, robust_wide_resnet, wide_resnet
 from nn_adv.models.xcit import XCiT
 
@@ -42,6 +43,7 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "resnet50": (functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True), ("width", *_COMMON)),
     "robust_wide_resnet": (robust_wide_resnet, ("stage_sizes", "widths", *_COMMON)),
     "small_cnn": (SmallCNN, ("conv_features", "dense_features", "dropout", *_COMMON)),
+    "strided_cnn": (StridedCNN, ("widths", "strides", *_COMMON)),
     "wide_resnet": (wide_resnet, ("standardise_images", *_WIDE)),
 }
 # Likewise, of networks that are here for their published weights: they compute in the precision of those.
@@ -152,5 +154,6 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "conv_features": ("four positive whole numbers", lambda value: _COUNTS[1](value) and len(value) == 4),
     "hidden_sizes": ("a list of positive whole numbers or empty", lambda value: value == () or _COUNTS[1](value)),
     "stage_sizes": _COUNTS,
+    "strides": _COUNTS,
     "widths": _COUNTS,
 }

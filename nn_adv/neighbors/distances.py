@@ -22,6 +22,7 @@ _EXACT_TERMS = 1024
 # Columns added per pass over an elementwise tile: more are slower, and 128 * 255 no longer fits int16.
 _UNROLL = 16
 _UNIT_ROUNDOFF = 2.0**-24
+_LEAST_NORMAL = 2.0**-126  # smaller float32 numbers, read or computed, count as 0
 
 
 def round_to_bfloat16(values: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,18 +105,15 @@ def elementwise_tile(norm: str, queries: chex.Array, points: chex.Array) -> jax.
     return lax.bitcast_convert_type(total, jnp.float32) if as_bits else total
 
 
-def integer_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
-    """Return exact int32 distances (squared for l2) of one uint8 query ``[d]`` to points ``[m, d]``, in 1/255."""
-    return _reduce(norm, points.astype(jnp.int32) - query.astype(jnp.int32))
-
-
 def float64_distances(norm: str, query: chex.Array, points: chex.Array) -> jax.Array:
-    """Return float64 distances (squared for l2) of one query ``[d]`` to points ``[m, d]``; call under enable_x64."""
-    points = pixels.float64_pixels(points) if points.dtype == jnp.uint8 else points.astype(jnp.float64)
-    return _reduce(norm, points - query.astype(jnp.float64))
+    """Return float64 distances (squared for l2) of one query ``[d]`` to points ``[m, d]``; call under enable_x64.
 
-
-def _reduce(norm: str, difference: chex.Array) -> jax.Array:
+    Between uint8 images they are exact integers, in units of 1/255.
+    """
+    if query.dtype == points.dtype == jnp.uint8:
+        difference = points.astype(jnp.float64) - query.astype(jnp.float64)
+    else:
+        difference = pixels.float64_pixels(points) - pixels.float64_pixels(query)
     if norm == "l2":
         return jnp.sum(jnp.square(difference), axis=-1)
     return (jnp.sum if norm == "l1" else jnp.max)(jnp.abs(difference), axis=-1)
@@ -127,17 +125,20 @@ def l2_ceiling(query_norms: chex.Array, rounding: chex.Array, terms: int) -> Cal
     The screen computes ``|q|^2 - 2 q.z + |z|^2`` in float32 for a query moved by at most ``rounding``, so the exact
     score is at most ``(t + rounding)^2``. Each inner product of m terms errs by at most ``gamma_m |q| |z|``
     (Higham 2002, "Accuracy and stability of numerical algorithms", 3.1), and ``|z| <= |q| + t + rounding``.
+    Underflow may move every pixel, and change every product, by a few times the least normal number.
     """
     gamma = (terms + 16) * _UNIT_ROUNDOFF * 1.01
+    moved, lost = 4 * np.sqrt(terms) * _LEAST_NORMAL, (4 * terms + 64) * _LEAST_NORMAL
 
     def ceiling(distance):
-        reach = distance * (1 + 1e-5) + rounding
-        return reach**2 * (1 + 1e-5) + gamma * (2 * query_norms + reach) ** 2
+        reach = distance * (1 + 1e-5) + rounding + np.float32(moved)
+        return reach**2 * (1 + 1e-5) + gamma * (2 * query_norms + reach) ** 2 + np.float32(lost)
 
     return ceiling
 
 
 def elementwise_ceiling(norm: str, size: int) -> Callable[[chex.Array], jax.Array]:
     """Return U as `l2_ceiling` does, for direct scores: a sum (l1) or the largest (linf) of ``size`` rounded terms."""
-    roundings = (size if norm == "l1" else 0) + 16
-    return lambda distance: distance * np.float32(1 + roundings * _UNIT_ROUNDOFF * 1.01)
+    terms = size if norm == "l1" else 1
+    share, lost = (terms + 16) * _UNIT_ROUNDOFF * 1.01, (4 * terms + 64) * _LEAST_NORMAL
+    return lambda distance: distance * np.float32(1 + share) + np.float32(lost)

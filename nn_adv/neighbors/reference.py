@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from nn_adv.border import as_count, as_images, as_labels
+
 # Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
 GROUP_SIZE = 8
 # The original index of a padding row: above every real one, so it loses every tie.
 NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
 PADDING_SQ_NORM = 2**30
-# Above this size squared distances of uint8 images (up to d 255^2) could reach the padding's: floats are used instead.
-_MAX_INTEGER_PIXELS = PADDING_SQ_NORM // 255**2 - 1
 _MAX_BLOCK_SIZE = 1024
+# Points whose largest pixel exceeds the median one by more than this factor do not move the center.
+_FAR = 2**10
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
 _BLOCK_OVERHEAD = 32
 
@@ -38,9 +40,12 @@ class Reference:
       index: original index of every row ``[N, b]``; `NO_POINT` in the padding. Ascending within a class.
       labels: class of every point by its original index ``[N * b]``; the tail is unused.
       class_start: class c owns the blocks ``class_start[c]`` to ``class_start[c + 1]``, ``[C + 1]``.
-      sq_norms: ``[N, b]``; uint8: int32 squared norms of ``point - 128``; float32: of ``point - center``.
-      center: mean of the points ``[d]`` in [0, 1] units; expanded distances around it lose fewer digits.
+      sq_norms: ``[N, b]``; uint8: squared norms of ``point - 128``, int32 where `sums_fit_int32`, else float32;
+        float32: of ``point - center``.
+      center: mean of the points, those far out left aside ``[d]``, in [0, 1] units; expanded distances around it lose
+        fewer digits.
       centered_sq_norms: float32 squared norms of ``point - center`` ``[N, b]`` in [0, 1] units; inf in the padding.
+      pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
     """
@@ -52,6 +57,7 @@ class Reference:
     sq_norms: chex.Array
     center: chex.Array
     centered_sq_norms: chex.Array
+    pixel_range: chex.Array
     num_classes: int = struct.field(pytree_node=False)
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
 
@@ -63,6 +69,11 @@ class Reference:
         return int(np.sum(np.asarray(self.index) != NO_POINT))
 
 
+def sums_fit_int32(norm: str, size: int) -> bool:
+    """Return whether distances between uint8 images of ``size`` pixels, squared in l2, stay below the padding's."""
+    return size * (255**2 if norm == "l2" else 255) < PADDING_SQ_NORM
+
+
 def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size: int | None = None) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
@@ -71,8 +82,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     functions as an argument: one that closes over it compiles the points in as a constant.
 
     Args:
-      points: ``[n, ...]``, uint8 or float, of any trailing shape.
-      labels: ``[n]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
+      points: ``[N, ...]``, uint8 or float, of any trailing shape.
+      labels: ``[N]`` integers in ``0 .. num_classes - 1``. A class may have no point: it is infinitely far.
       num_classes: number of classes C.
       block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
@@ -81,16 +92,18 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
         is neither uint8 nor float, num_classes or block_size below 1.
     """
-    points, labels = np.asarray(points), np.asarray(labels)
-    _check(points, labels, num_classes, block_size)
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
+    if not len(points):
+        raise ValueError(f"points must be [N, ...] with at least one point, got shape {points.shape}")
+    num_classes = as_count(num_classes, "num_classes")
+    labels = as_labels(labels, num_classes, count=len(points))
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
-    if points.dtype == np.uint8 and points.shape[1] > _MAX_INTEGER_PIXELS:
-        points = points.astype(np.float32) / np.float32(255)
-    elif points.dtype != np.uint8:
-        points = points.astype(np.float32, copy=False)
     counts = np.bincount(labels, minlength=num_classes)
-    size = _choose_block_size(counts) if block_size is None else -(-block_size // GROUP_SIZE) * GROUP_SIZE
+    if block_size is None:
+        size = _choose_block_size(counts)
+    else:
+        size = -(-as_count(block_size, "block_size") // GROUP_SIZE) * GROUP_SIZE
     blocks_per_class = -(-counts // size)
     class_start = np.concatenate([[0], np.cumsum(blocks_per_class)])
     rows = int(class_start[-1]) * size
@@ -104,13 +117,15 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     labels_by_index = np.zeros(rows, np.int32)
     labels_by_index[: len(points)] = labels
     unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
-    center = (points.mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
+    center = (_without_far(points).mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
     is_point = index != NO_POINT
     with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
         centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
     sq_norms: np.ndarray = centered
     if points.dtype == np.uint8:
-        sq_norms = np.where(is_point, _integer_sq_norms(stored), PADDING_SQ_NORM).astype(np.int32)
+        fits = sums_fit_int32("l2", points.shape[1])
+        padding, dtype = (PADDING_SQ_NORM, np.int32) if fits else (np.inf, np.float32)
+        sq_norms = np.where(is_point, _integer_sq_norms(stored), padding).astype(dtype)
 
     per_block = (int(class_start[-1]), size)
     return Reference(
@@ -121,34 +136,10 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
         sq_norms=jnp.asarray(sq_norms.reshape(per_block)),
         center=jnp.asarray(center),
         centered_sq_norms=jnp.asarray(centered.reshape(per_block)),
+        pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / unit),
         num_classes=num_classes,
         image_shape=image_shape,
     )
-
-
-def _check(points: np.ndarray, labels: np.ndarray, num_classes: int, block_size: int | None) -> None:
-    if points.ndim < 2 or points.size == 0:
-        raise ValueError(f"points must be [n, ...] with at least one point of one pixel, got shape {points.shape}")
-    if labels.shape != points.shape[:1]:
-        raise ValueError(f"labels must be [n] with n = {len(points)}, got shape {labels.shape}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got dtype {labels.dtype}")
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels[first]} at index {first}")
-    if points.dtype == np.uint8:
-        return
-    if not jnp.issubdtype(points.dtype, jnp.floating):
-        raise ValueError(f"points must be uint8 or float, got dtype {points.dtype}")
-    rows = points.reshape(len(points), -1)
-    finite = np.concatenate([np.isfinite(part.astype(np.float32)).all(axis=1) for part in _slices(rows)])
-    if not finite.all():
-        raise ValueError(f"points must be finite float32, got NaN or infinity at index {int(np.argmin(finite))}")
 
 
 def _choose_block_size(counts: np.ndarray) -> int:
@@ -168,6 +159,15 @@ def _rows(labels: np.ndarray, counts: np.ndarray, first_row: np.ndarray) -> np.n
     rows = np.empty(len(labels), np.int64)
     rows[order] = np.repeat(first_row[:-1], counts) + rank_in_class
     return rows
+
+
+def _without_far(points: np.ndarray) -> np.ndarray:
+    """Return the points that are not far larger than most: one alone would take the center away from all others."""
+    if points.dtype == np.uint8:
+        return points
+    largest = np.maximum(points.max(axis=1), -points.min(axis=1))
+    is_far = largest > _FAR * np.median(largest)
+    return points[~is_far] if is_far.any() else points
 
 
 def _integer_sq_norms(rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.neighbors import distances
-from nn_adv.neighbors.reference import NO_POINT, Reference
+from nn_adv.neighbors.reference import NO_POINT, Reference, sums_fit_int32
 from nn_adv.pixels import as_float
 
 
@@ -34,33 +34,41 @@ def largest(dtype) -> chex.Array:
 
 
 def make_screen(reference: Reference, queries: chex.Array, norm: str) -> Screen:
-    """Return the fastest screen for queries ``[Q, d]``: exact integers if both sides are uint8, else bounded floats."""
+    """Return the fastest screen for queries ``[Q, d]``: exact integers between uint8 images, else bounded floats.
+
+    Integers are floats too where their sums may not fit int32.
+    """
     points_are_integers = reference.blocks.dtype == jnp.uint8
     if queries.dtype == jnp.uint8 and not points_are_integers:
         queries = as_float(queries)
-    is_integer = queries.dtype == jnp.uint8
-    if norm == "l2" and is_integer:
+    is_exact = queries.dtype == jnp.uint8 and sums_fit_int32(norm, queries.shape[-1])
+    if norm != "l2":
+        return _elementwise_screen(reference, queries, norm, is_exact)
+    if is_exact:
         return _integer_l2_screen(reference, queries)
-    if norm == "l2":
-        return (_pixel_l2_screen if points_are_integers else _float_l2_screen)(reference, queries)
+    return (_pixel_l2_screen if points_are_integers else _float_l2_screen)(reference, queries)
+
+
+def _elementwise_screen(reference: Reference, queries: chex.Array, norm: str, is_exact: bool) -> Screen:
+    in_integers = queries.dtype == jnp.uint8
+    dtype = jnp.int16 if is_exact else jnp.float32
+    values = queries.astype(dtype)
 
     def tile(number):
         points = reference.blocks[number]
-        if is_integer:
-            return distances.elementwise_tile(norm, queries.astype(jnp.int16), points.astype(jnp.int16))
-        points = as_float(points)
-        return distances.elementwise_tile(norm, queries, points)
-
-    def masked_tile(number):
-        scores = tile(number)
+        points = points.astype(dtype) if in_integers else as_float(points)
+        scores = distances.elementwise_tile(norm, values, points)
         return jnp.where(reference.index[number][None] == NO_POINT, largest(scores.dtype), scores)
 
-    return Screen(queries, masked_tile, None if is_integer else distances.elementwise_ceiling(norm, queries.shape[-1]))
+    if is_exact:
+        return Screen(queries, tile, None)
+    bound = distances.elementwise_ceiling(norm, queries.shape[-1])
+    return Screen(queries, tile, lambda distance: bound(distance * 255 if in_integers else distance))
 
 
 def _integer_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
     centered = distances.centered_pixels(queries)
-    norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1)
+    norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1, dtype=jnp.int32)
 
     def tile(number):
         return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number])
@@ -69,13 +77,15 @@ def _integer_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
 
 
 def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
-    """Screen float queries against uint8 points in bfloat16: the points are exact, the queries are moved a little."""
-    exact = queries * 255 - 128
+    """Screen against uint8 points in bfloat16: they are exact, as are uint8 queries; others are moved a little."""
+    size, in_integers = queries.shape[-1], queries.dtype == jnp.uint8
+    exact = queries.astype(jnp.float32) - 128 if in_integers else queries * 255 - 128
     centered, moved = distances.round_to_bfloat16(exact)
-    size = queries.shape[-1]
-    # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
-    slack = 6e-5 * np.sqrt(size) * jnp.maximum(1, jnp.max(jnp.abs(queries), axis=-1))
-    rounding = distances.float64_norms(exact - moved) * 1.001 + slack
+    rounding = jnp.zeros(len(queries), jnp.float32)
+    if not in_integers:
+        # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
+        slack = np.float32(6e-5 * np.sqrt(size)) * jnp.maximum(1, jnp.max(jnp.abs(queries), axis=-1))
+        rounding = distances.float64_norms(exact - moved) * 1.001 + slack
     norms = distances.float64_norms(moved)
 
     def tile(number):

@@ -10,6 +10,7 @@ proof fails are searched in float64 from end to end.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nn_adv.border import as_count, as_images
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
 from nn_adv.neighbors.screens import Screen, largest, make_screen
+from nn_adv.neighbors.units import other_units
 from nn_adv.threat import check_norm
 
 _QUERY_BLOCK = 1024
@@ -57,29 +60,30 @@ def nearest(reference: Reference, queries: chex.Array, k: int = 1, *, norm: str 
     """Find the k nearest points of every query, exactly.
 
     The answer is that of a float64 brute force (integers between uint8 images, where distances are exact); points at
-    the same distance come in the order of their index. Usable under jit; not differentiable. Queries must be finite.
+    the same distance come in the order of their index. Distances below the least normal float32 number, 1.2e-38, are 0.
+    Usable under jit, where a query that is not finite gets distances NaN and indices -1; not differentiable.
 
     Args:
       reference: points from `fit`.
-      queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points.
+      queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points. Q may be 0.
       k: number of neighbours, at most the number of points (inside a transformation that is not checked: missing
         neighbours come last, with distance inf and the largest int32 as index).
       norm: "l1", "l2" or "linf".
 
     Raises:
-      ValueError: unknown norm, k below 1 or above the number of points, queries of another shape or an integer dtype.
+      ValueError: unknown norm, k below 1 or above the number of points, queries of another shape or an integer dtype or
+        not finite, or uint8 queries for float points that do not lie in [0, 1].
     """
     check_norm(norm)
-    num_points = reference.num_points
-    if k < 1 or (num_points is not None and k > num_points):
-        raise ValueError(f"k must be in 1..{'n' if num_points is None else num_points}, got {k}")
+    k = as_count(k, "k", high=reference.num_points)
     return _nearest(reference, lax.stop_gradient(flatten_queries(reference, queries)), k=k, norm=norm)
 
 
 def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
     """Return the distance from every query to every class ``[Q, C]``: *squared* for l2, plain for l1 and linf.
 
-    As exact as `nearest`, rounded once to float32. A class without points is at inf.
+    As exact as `nearest`, rounded once to float32: squares of distances below 1.1e-19 are 0, above 1.8e19 they are inf.
+    A class without points is at inf. Inside jit a query that is not finite is at NaN.
 
     Args:
       reference: points from `fit`.
@@ -97,7 +101,7 @@ def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> j
     """Return the class of the nearest point of every query, ``[Q]`` int32; ties go to the lowest point index.
 
     A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
-    integers: rounding 1/255 decides such a tie between floats.
+    integers: rounding 1/255 decides such a tie between floats. Inside jit a query that is not finite gets class -1.
 
     Args:
       reference: points from `fit`.
@@ -107,7 +111,8 @@ def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> j
     Raises:
       ValueError: as in `nearest`.
     """
-    return reference.labels[nearest(reference, queries, norm=norm).indices[:, 0]]
+    index = nearest(reference, queries, norm=norm).indices[:, 0]
+    return jnp.where(index < 0, -1, reference.labels[index])
 
 
 def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Numeric, k: int = 1) -> Neighbors:
@@ -120,21 +125,24 @@ def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Nume
       k: number of neighbours.
 
     Raises:
-      ValueError: queries of another shape or an integer dtype.
+      ValueError: as in `nearest`.
     """
-    return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label), k=k)
+    k = as_count(k, "k")
+    if not isinstance(label, jax.core.Tracer):
+        label = as_count(label, "label", low=0, high=reference.num_classes - 1)
+    return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label, jnp.int32), k=k)
 
 
 def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
-    """Return queries as ``[Q, d]``, uint8 or float32, after checking shape and dtype."""
-    queries = jnp.asarray(queries)
+    """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
     size = reference.blocks.shape[-1]
-    if queries.ndim < 2 or int(np.prod(queries.shape[1:])) != size:
-        raise ValueError(f"queries must be [Q, ...] with {size} pixels each, got shape {queries.shape}")
-    if queries.dtype != jnp.uint8 and not jnp.issubdtype(queries.dtype, jnp.floating):
-        raise ValueError(f"queries must be uint8 or float, got dtype {queries.dtype}")
-    queries = queries.reshape(len(queries), -1)
-    return queries if queries.dtype == jnp.uint8 else queries.astype(jnp.float32)
+    queries = as_images(queries, name="queries", num_pixels=size, float_dtype=np.float32)
+    problem = other_units(reference, queries, "queries")
+    if problem and queries.dtype == np.uint8:
+        raise ValueError(problem)
+    if problem:  # floats may lie anywhere
+        warnings.warn(problem, stacklevel=3)
+    return jnp.asarray(queries).reshape(len(queries), size)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "norm"))
@@ -170,13 +178,23 @@ def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) ->
 
 
 def _map_query_blocks(search: Callable, queries: chex.Array):
-    """Apply ``search`` to equal blocks of queries, one after the other."""
+    """Apply ``search`` to equal blocks of queries, one after the other; what is not finite gets NaN and -1."""
+    if queries.dtype == jnp.uint8:
+        return _map_finite_blocks(search, queries)
+    is_finite = jnp.all(jnp.isfinite(queries), axis=1)[:, None]
+    results = _map_finite_blocks(search, jnp.where(is_finite, queries, 0))
+    return jax.tree.map(
+        lambda x: jnp.where(is_finite, x, jnp.asarray(jnp.nan if x.dtype == jnp.float32 else -1, x.dtype)), results
+    )
+
+
+def _map_finite_blocks(search: Callable, queries: chex.Array):
     count = len(queries)
     num_blocks = max(1, -(-count // _QUERY_BLOCK))
-    if num_blocks == 1:
+    if num_blocks == 1 and count:
         return search(queries)
-    size = -(-count // num_blocks)
-    padded = jnp.pad(queries, ((0, num_blocks * size - count), (0, 0)), mode="edge")
+    size = max(1, -(-count // num_blocks))
+    padded = jnp.pad(queries, ((0, num_blocks * size - count), (0, 0)), mode="edge" if count else "constant")
     results = lax.map(search, padded.reshape(num_blocks, size, -1))
     return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
 
@@ -185,10 +203,9 @@ def _search(reference: Reference, screen: Screen, first, last, *, k: int, norm: 
     """Return float32 distances and indices ``[Q, k]`` of the nearest points in blocks ``first`` to ``last``."""
     if screen.ceiling is None:
         found = _screen_blocks(reference, screen, first, last, k)
-        values, indices = found.scores, found.keys
         if k > 1:  # the k nearest are in the k best groups, but two of them may share one
-            values, indices = _measure_again(reference, screen.queries, found.groups, k, norm)
-        return _finish_integers(values, norm, squared), indices
+            return _measure_again(reference, screen.queries, found.groups, k, norm, squared)
+        return _finish_integers(found.scores, norm, squared), found.keys
     # The last group is not measured: its score bounds all that was left out.
     found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
@@ -263,14 +280,10 @@ def _measure_again(reference: Reference, queries, groups, k: int, norm: str, squ
 
 
 def _exact_nearest(query, points, index, k: int, norm: str, squared: bool):
-    """Return exact distances and indices ``[k]`` of one query among points ``[m, d]``: int32, or rounded to float32."""
-    if query.dtype == jnp.uint8:
-        values = distances.integer_distances(norm, query, points)
-        best = _nearest_of(values, index, k)
-        return best.scores, best.keys
+    """Return exact distances, rounded once to float32, and indices ``[k]`` of one query among points ``[m, d]``."""
     with jax.enable_x64(True):
         best = _nearest_of(distances.float64_distances(norm, query, points), index, k)
-        return _finish_float64(best.scores, norm, squared), best.keys
+        return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
 
 
 def _nearest_of(values, index, k: int) -> _Candidates:
@@ -292,7 +305,7 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
                 return _smallest(_Candidates(*map(_concatenate, best, found)), k)
 
             best = lax.fori_loop(*limits, visit, start)
-            return _finish_float64(best.scores, norm, squared), best.keys
+            return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
 
     def replace(state):
         unproven, values, indices = state
@@ -305,11 +318,12 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
 
 def _finish_integers(values: chex.Array, norm: str, squared: bool) -> jax.Array:
     with jax.enable_x64(True):
-        exact = values.astype(jnp.float64) * (1 / 255**2 if norm == "l2" else 1 / 255)
-        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, exact)
-        return _finish_float64(exact, norm, squared)
+        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, values.astype(jnp.float64))
+        return _finish_float64(exact, norm, squared, in_integers=True)
 
 
-def _finish_float64(values: chex.Array, norm: str, squared: bool) -> jax.Array:
+def _finish_float64(values: chex.Array, norm: str, squared: bool, in_integers: bool) -> jax.Array:
+    if in_integers:
+        values = values * (1 / 255**2 if norm == "l2" else 1 / 255)
     root = norm == "l2" and not squared
     return (jnp.sqrt(values) if root else values).astype(jnp.float32)

@@ -41,7 +41,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     ``E_c[D] / T^2``, is exact up to float32 rounding; it keeps ``[C, Q, d]`` floats for the backward pass, whatever
     the number of points. The reference is a constant. A second derivative is right, but its memory grows with the
     points. Distances are expanded around the mean of the points in float32: their absolute error, about 1e-7 of the
-    squared norms, is divided by T.
+    squared norms, is divided by T; squares of distances below 1.1e-19 are 0.
 
     Args:
       reference: points from `fit`.
@@ -52,7 +52,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
 
     Raises:
-      ValueError: queries of another shape or an integer dtype.
+      ValueError: queries as in `nearest`.
     """
     queries = flatten_queries(reference, queries)
     if queries.dtype == jnp.uint8:
@@ -93,10 +93,10 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
     """Accumulate the moments over all blocks; ``queries [Q, d]`` are centred."""
     shape = (reference.num_classes, len(queries))
     start = _Moments(
-        peak=jnp.full(shape, -jnp.inf),
-        weight=jnp.zeros(shape),
-        distance=jnp.zeros(shape),
-        point=jnp.zeros((*shape, queries.shape[-1])) if want_points else None,
+        peak=jnp.full(shape, -jnp.inf, jnp.float32),
+        weight=jnp.zeros(shape, jnp.float32),
+        distance=jnp.zeros(shape, jnp.float32),
+        point=jnp.zeros((*shape, queries.shape[-1]), jnp.float32) if want_points else None,
     )
     query_sq_norms = jnp.sum(jnp.square(queries), axis=-1)
     block_class = jnp.searchsorted(reference.class_start, jnp.arange(reference.blocks.shape[0]), side="right") - 1

@@ -14,7 +14,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nn_adv.paths import as_path
+
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
+_PUBLISHED = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json")
 _REQUIRED = ("name", "dataset", "threat", "architecture", "files")
 
 
@@ -105,8 +108,8 @@ def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
       OSError: it cannot be read.
       ValueError: it is not of that form; one line that names the record and the field.
     """
-    where = "the catalogue" if path is None else os.fspath(path)
-    file = importlib.resources.files("nn_adv.zoo").joinpath("catalogue.json") if path is None else pathlib.Path(path)
+    where = _where(path)
+    file = _PUBLISHED if path is None else as_path(path, "catalogue")
     try:
         records = json.loads(file.read_text("utf-8"))
     except ValueError as error:
@@ -135,9 +138,12 @@ def find(name: str, path: str | os.PathLike[str] | None = None) -> Entry:
     entries = read(path)
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=3) or list(entries)[:3]
-    where = "the catalogue" if path is None else os.fspath(path)
-    raise ValueError(f"no network {name!r} in {where}; it has {', '.join(near)}, {len(entries)} in all")
+    near = difflib.get_close_matches(str(name), entries, n=3) or list(entries)[:3]
+    raise ValueError(f"no network {name!r} in {_where(path)}; it has {', '.join(near)}, {len(entries)} in all")
+
+
+def _where(path: str | os.PathLike[str] | None) -> str:
+    return "the catalogue" if path is None else str(path)
 
 
 def _entry(record: dict[str, Any]) -> Entry:

@@ -18,10 +18,22 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from nn_adv.paths import as_path
+
 # Entries under which training scripts keep the weights, beside the epoch, the optimizer and so on.
 _USUAL_KEYS = ("state_dict", "model")
 _SHOWN = 5
-_ZIP = b"PK\x03\x04"  # what PyTorch's files begin with since 1.6
+# How files begin: PyTorch's are zips, since 1.6, or pickles.
+_ZIP, _PICKLE = rb"PK\x03\x04", rb"\x80[\x02-\x05]"
+_SAFETENSORS = rb"(?s).{4}\0{4}\{"
+_FORMATS = {
+    _ZIP: ("a zip, as PyTorch's files are", "give it a name that ends in .pt"),
+    _PICKLE: ("a pickle, as PyTorch's older files are", "give it a name that ends in .pt"),
+    _SAFETENSORS: ("a safetensors file", "give it a name that ends in .safetensors"),
+    rb"\x1f\x8b": ("a gzip file", "unpack it"),
+    rb"(?s).{257}ustar": ("a tar file", "unpack it"),
+}
+_WEB_PAGE = rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)"
 _FOLDER_BIT = 0x10  # among a record's attributes
 _NUM_PICKLES = 5  # of the older format: what it is, its version, the machine, the content, the names of the storages
 _CHUNK = 1 << 20
@@ -63,8 +75,8 @@ def read_state_dict(
       MemoryError: it does not fit into memory.
       ImportError: it is a file of PyTorch's, which is not installed.
     """
-    path = pathlib.Path(path)
-    _check_head(path)
+    path = as_path(path)
+    _check_head(path, path.suffix)
     if path.suffix == ".safetensors":
         read_metadata(path)  # its header and its length agree: what fails from here on is not damage
         try:
@@ -93,7 +105,7 @@ def write_state_dict(
       OSError: it could not be written, the dtype of an array included.
       ImportError: it is to be a file of PyTorch's, which is not installed.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     arrays = {key: np.require(value, requirements="C") for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -116,10 +128,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
       OSError: there is no such file.
       Damaged: it is cut off, or no such file.
+      ValueError: it is a file of another kind.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    path = as_path(path)
+    _check_head(path, ".safetensors")
     with _damage_told(path, "safetensors file"), safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})
 
@@ -136,32 +148,39 @@ def check(path: pathlib.Path, suffix: str) -> None:
     Raises:
       OSError: there is no such file, or it cannot be read from the disk.
       Damaged: it is not.
-      ValueError: it is of PyTorch's older format and needs code.
+      ValueError: it is a file of another kind, or of PyTorch's older format and needs code.
       MemoryError: it is of PyTorch's older format and does not fit into memory.
       ImportError: it is of PyTorch's older format, and PyTorch is not installed.
     """
-    _check_head(path)
+    _check_head(path, suffix)
     if suffix == ".safetensors":
         read_metadata(path)
     elif _is_zip(path):
-        with _damage_told(path, "file of tensors"):
-            _check_zip(path)
+        _check_zip(path)
     else:
         _load_torch(path)
 
 
-def _check_head(path: pathlib.Path) -> None:
-    """Raise a clear error for what is plainly not weights, before any library says something less clear."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    with path.open("rb") as file:
-        head = file.read(512)
+def _check_head(path: pathlib.Path, suffix: str) -> None:
+    """Raise a clear error for what is plainly another kind of file, before any library says something less clear."""
+    head = _head(path)
     if not head:
         raise Damaged(path, "is empty")
-    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
+    if re.match(_WEB_PAGE, head):
         raise Damaged(
             path, "is a web page, not weights (a quota, which lasts a day at Google Drive, a sign-in or a warning)"
         )
+    readable = (_SAFETENSORS,) if suffix == ".safetensors" else (_ZIP, _PICKLE)
+    for beginning, (kind, remedy) in _FORMATS.items():
+        if beginning not in readable and re.match(beginning, head):
+            raise ValueError(f"{path} is {kind}: {remedy}")
+
+
+def _head(path: pathlib.Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with path.open("rb") as file:
+        return file.read(512)
 
 
 @contextlib.contextmanager
@@ -181,16 +200,13 @@ def _reason(error: Exception) -> str:
 
 
 def _is_zip(path: pathlib.Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+    return re.match(_ZIP, _head(path)) is not None
 
 
 def _check_zip(path: pathlib.Path) -> None:
     """Hold a zip of PyTorch's against its checksums, which PyTorch does not look at."""
-    with zipfile.ZipFile(path) as archive:
+    with _damage_told(path, "file of tensors"), zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        if not any(record.filename.endswith("/data.pkl") for record in records):
-            raise zipfile.BadZipFile("it is a zip without data.pkl")
         for record in records:
             if record.external_attr & _FOLDER_BIT and not record.is_dir():  # PyTorch would not read it, and not say so
                 raise zipfile.BadZipFile(f"{record.filename} is marked as a folder")
@@ -198,11 +214,13 @@ def _check_zip(path: pathlib.Path) -> None:
                 with archive.open(record) as stream:
                     while stream.read(_CHUNK):
                         pass
+    if not any(record.filename.endswith("/data.pkl") for record in records):
+        raise ValueError(f"{path} is a zip of something else than tensors (it has no data.pkl): unpack it")
 
 
 def _check_pickles(path: pathlib.Path) -> None:
     """Check that the older format's pickles have their ends: a name cut off in them would pass for code."""
-    with path.open("rb") as file:
+    with _damage_told(path, "file of tensors"), path.open("rb") as file:
         for _ in range(_NUM_PICKLES):
             for _ in pickletools.genops(file):
                 pass
@@ -219,8 +237,7 @@ def _import_torch(path: pathlib.Path):
 def _load_torch(path: pathlib.Path) -> Any:
     torch = _import_torch(path)
     is_zip = _is_zip(path)
-    with _damage_told(path, "file of tensors"):
-        (_check_zip if is_zip else _check_pickles)(path)
+    (_check_zip if is_zip else _check_pickles)(path)
     remedy = "if you trust whoever made it, load it in PyTorch once and save its state_dict() alone"
     try:
         with torch.serialization.safe_globals(_harmless_globals()):

@@ -19,6 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from nn_adv import models
+from nn_adv.paths import as_path
 from nn_adv.zoo import catalogue as catalogues
 from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads
@@ -106,7 +107,7 @@ def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]
     cache = _cache(entry, folder)
     try:
         kept = files.read_metadata(cache).get(_FINGERPRINTS)
-    except (FileNotFoundError, files.Damaged):
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another kind
         return found
     return (json.loads(kept) if kept else {cache.name: _fingerprint(cache)}) | found
 
@@ -136,7 +137,7 @@ def _network(architecture: str, num_classes: int, arguments: str) -> nn.Module:
 
 
 def _place(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
-    return pathlib.Path(folder).expanduser() / entry.dataset / entry.threat
+    return as_path(folder, "folder") / entry.dataset / entry.threat
 
 
 def _cache(entry: Entry, folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -210,6 +211,8 @@ def _is_from_elsewhere(cache: pathlib.Path) -> bool:
         return cache.is_file() and _SOURCE not in files.read_metadata(cache)
     except files.Damaged:
         return False
+    except ValueError:  # a file of another kind
+        return True
 
 
 def _renamed(entry: Entry, key: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:

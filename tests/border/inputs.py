@@ -5,6 +5,9 @@ Images are of a handful of pixels that are multiples of 1/8, so that every float
 
 from __future__ import annotations
 
+import gzip
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,14 +27,16 @@ class Case(NamedTuple):
     Attributes:
       name: of the case.
       make: the right value to this one.
-      is_wide: whether its numbers are of more digits than a float32 holds, which JAX keeps if float64 is enabled.
       message: of a wrong value, a regular expression that the error's one line must match; "{name}" in it stands for
         what the entry calls the argument. None where the value is right.
+      error: what is raised for a wrong value.
+      is_wide: whether its numbers may have more digits than a float32, which JAX keeps where float64 is enabled.
     """
 
     name: str
     make: Callable[[Any], Any]
     message: str | None = None
+    error: type[Exception] | tuple[type[Exception], ...] = ValueError
     is_wide: bool = False
 
 
@@ -139,7 +144,12 @@ def _no_pixels() -> tuple[Case, ...]:
         Case("NaN", _with(np.nan, (2, 1, 1, 0)), "{name} must be finite.*got nan at index 2"),
         Case("infinity", _with(-np.inf, (2, 1, 1, 0)), "{name} must be finite.*got -inf at index 2"),
         Case("NaN, in half precision", lambda x: _with(np.nan)(x).astype(np.float16), "{name} .*got nan at index 2"),
-        Case("too large for a float32", lambda x: _with(1e300)(x.astype(float)), "{name} .*got inf at index 2", True),
+        Case(
+            "too large for a float32",
+            lambda x: _with(1e300)(x.astype(float)),
+            "{name} .*got inf at index 2",
+            is_wide=True,
+        ),
     )
 
 
@@ -175,6 +185,86 @@ _THREATS = (
     Case("no threat", lambda t: 0.125, "{name} must be a Threat, got 0.125"),
 )
 
+
+def _path(name: str, path: Callable[[pathlib.Path], Any], message: str | None = None) -> Case:
+    """Make a case out of the path of what is there, in the home: another one, or what lies elsewhere in its place."""
+    return Case(name, lambda _: path, message, (OSError, ValueError))
+
+
+def _beside(name: str, make: Callable[[pathlib.Path, bytes], Any]) -> Case:
+    """Make a case of another file in place of the right one, which the error must name."""
+
+    def path(good):
+        other = good.with_name(name.replace(" ", "-") + good.suffix)
+        make(other, good.read_bytes())
+        return other
+
+    return _path(name, path, name.replace(" ", "-"))
+
+
+_NO_PATH = "{name} must be a path, a text that is not empty or a pathlib.Path, got "
+_PATHS = (
+    _path("text", str),
+    _path("home", lambda good: f"~/{good.name}"),
+    _path("home, as a path", lambda good: pathlib.Path("~") / good.name),
+    _path("number", lambda good: 5, _NO_PATH + "5"),
+    _path("bytes", lambda good: os.fsencode(good), _NO_PATH + "b'"),
+    _path("empty", lambda good: "", _NO_PATH + "''"),
+    _path("null byte", lambda good: f"{good}\0", _NO_PATH),
+    _path("home of nobody", lambda good: "~no-such-user/a", "{name} ~no-such-user/a begins with a home that is not"),
+)
+_FILES = (
+    _beside("missing", lambda path, content: None),
+    _beside("folder", lambda path, content: path.mkdir()),
+    _beside("emptied", lambda path, content: path.touch()),
+    _beside("cut in half", lambda path, content: path.write_bytes(content[: len(content) // 2])),
+    _beside("begun wrongly", lambda path, content: path.write_bytes(b"?!" + content[2:])),
+    _beside("of another kind", lambda path, content: path.write_bytes(gzip.compress(content))),
+    _beside("loop of links", lambda path, content: path.symlink_to(path)),
+)
+_NORM_MESSAGE = "norm must be one of l1, l2, linf, got "
+_NORMS = (
+    Case("text of NumPy", np.str_),
+    Case("unknown", lambda norm: "l3", _NORM_MESSAGE + "'l3'"),
+    Case("upper case", lambda norm: "L2", _NORM_MESSAGE + "'L2'"),
+    Case("number", lambda norm: 2, _NORM_MESSAGE + "2"),
+    Case("infinity", lambda norm: np.inf, _NORM_MESSAGE + "inf"),
+    Case("bytes", lambda norm: b"l2", _NORM_MESSAGE + "b'l2'"),
+    Case("None", lambda norm: None, _NORM_MESSAGE + "None"),
+    Case("array", lambda norm: np.array(["l2"]), _NORM_MESSAGE + "array"),
+)
+# How many, at most as many as there are points.
+_NEIGHBORS = (
+    Case("int64", np.int64),
+    Case("uint8", np.uint8),
+    Case("array without axes", np.array),
+    Case("JAX number", jnp.asarray),
+    Case("0", lambda k: 0, "{name} must be (in 1|at least 1).*, got 0"),
+    Case("-1", lambda k: -1, "{name} must be (in 1|at least 1).*, got -1"),
+    Case("one beyond", lambda k: COUNT + 1, r"{name} must be in 1\.\.\d.*, got 7"),
+    Case("float", lambda k: 2.0, "{name} must be a whole number.*, got 2.0"),
+    Case("text", lambda k: "2", "{name} must be a whole number.*, got '2'"),
+    Case("list", lambda k: [2], r"{name} must be a whole number.*, got \[2\]"),
+    Case("None", lambda k: None, "{name} must be a whole number.*, got None"),
+)
+_BOUNDS_MESSAGE = r"bounds must be \(lowest, highest\) or None, got "
+_BOUNDS = (
+    Case("list", list),
+    Case("whole numbers", lambda bounds: (0, 1)),
+    Case("array", np.array),
+    Case("array of float16", lambda bounds: np.array(bounds, np.float16)),
+    Case("JAX array", jnp.asarray),
+    Case("numbers of NumPy", lambda bounds: tuple(map(np.float32, bounds))),
+    Case("reversed", lambda bounds: bounds[::-1], _BOUNDS_MESSAGE),
+    Case("equal", lambda bounds: (0.5, 0.5), _BOUNDS_MESSAGE),
+    Case("NaN", lambda bounds: (0.0, np.nan), _BOUNDS_MESSAGE),
+    Case("three", lambda bounds: (0.0, 0.5, 1.0), _BOUNDS_MESSAGE),
+    Case("one", lambda bounds: 1.0, _BOUNDS_MESSAGE),
+    Case("text", lambda bounds: "01", _BOUNDS_MESSAGE + "'01'"),
+    Case("pair of texts", lambda bounds: ("0", "1"), _BOUNDS_MESSAGE),
+    Case("a row for each", lambda bounds: [[0, 0], [1, 1]], _BOUNDS_MESSAGE),
+)
+
 KINDS: dict[str, Kind] = {
     "labels": _LABELS,
     "indices": _INDICES,
@@ -188,4 +278,10 @@ KINDS: dict[str, Kind] = {
     "queries": Kind(_images(2), (*_floats(), *_no_pixels())),
     "key": Kind(jax.random.key(3), _KEYS),
     "threat": Kind(Threat("linf", 0.125), _THREATS),
+    # A function from the path of what is right to the path that is tried: of a file, or of anything.
+    "path": Kind(lambda good: good, _PATHS),
+    "file": Kind(lambda good: good, (*_PATHS, *_FILES)),
+    "norm": Kind("l2", _NORMS),
+    "k": Kind(2, _NEIGHBORS),
+    "bounds": Kind((0.0, 1.0), _BOUNDS),
 }

@@ -40,8 +40,9 @@ def _attack(fn, **options):
     return lambda images, labels, key, threat: fn(logits_fn, images, labels, key=key, threat=threat, **options)
 
 
-def _minimum_norm(images, labels, key):
-    return attacks.minimum_norm(logits_fn, images, labels, key=key, norm="linf", num_steps=2, num_restarts=2)
+def _minimum_norm(images, labels, key, norm, bounds):
+    options = {"norm": norm, "bounds": bounds, "num_steps": 2, "num_restarts": 2}
+    return attacks.minimum_norm(logits_fn, images, labels, key=key, **options)
 
 
 def _tempered_apgd(images, labels, key, threat):
@@ -103,7 +104,8 @@ ENTRIES = (
     Entry("attacks.fab", _attack(attacks.fab, num_steps=1, num_restarts=2), _STANDARD),
     Entry("attacks.pgd", _attack(attacks.pgd, num_steps=1, step_size=0.125), _STANDARD),
     Entry("attacks.square", _attack(attacks.square, num_queries=2), _STANDARD),
-    Entry("attacks.minimum_norm", _minimum_norm, {"images": "images", "labels": "labels", "key": "key"}),
+    Entry("attacks.minimum_norm", _minimum_norm,
+          {"images": "images", "labels": "labels", "key": "key", "norm": "norm", "bounds": "bounds"}),
     Entry("attacks.tempered_apgd", _tempered_apgd, _STANDARD),
     Entry("attacks.ensemble", _ensemble, _STANDARD | {"indices": "indices"}, narrows=_NO_INDICES),
     Entry("attacks.perturb", _perturb, {"x": "images", "y": "labels", "indices": "indices"}, narrows=_NO_INDICES),

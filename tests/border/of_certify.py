@@ -12,23 +12,31 @@ from tests.border.table import Entry
 _QUESTION = {"images": "pixels", "labels": "labels"}
 
 
-def _radius(images, labels, leave_out):
-    return certify.radius(reference(), images, labels, norm="l2", leave_out=leave_out)._asdict() | {"status": ()}
-
-
-def _decide(images, labels, threat, leave_out):
-    found = certify.decide(reference(), images, labels, threat=threat, leave_out=leave_out)
+def _numbers(found):
+    """Leave out what is told by words."""
     return found._replace(status=())
 
 
-def _vote_bounds(images, labels, leave_out):
-    return certify.vote_bounds(
-        reference(), images, labels, k=3, norm="l2", leave_out=leave_out, num_near=4, num_steps=2
-    )
+def _radius(images, labels, leave_out, norm, bounds):
+    return _numbers(certify.radius(reference(), images, labels, norm=norm, bounds=bounds, leave_out=leave_out))
 
 
-def _margin_bound(images, labels):
-    return certify.margin_bound(reference(), images, labels, distance_norm="l2", threat_norm="linf")
+def _decide(images, labels, threat, leave_out):
+    return _numbers(certify.decide(reference(), images, labels, threat=threat, leave_out=leave_out))
+
+
+def _vote(queries, k, leave_out):
+    return certify.vote(reference(), queries, k, leave_out=leave_out)
+
+
+def _vote_bounds(images, labels, leave_out, k, norm, bounds):
+    options = {"k": k, "norm": norm, "bounds": bounds, "num_near": 4, "num_steps": 2}
+    return certify.vote_bounds(reference(), images, labels, leave_out=leave_out, **options)
+
+
+def _margin_bound(images, labels, distance_norm, threat_norm):
+    norms = {"distance_norm": distance_norm, "threat_norm": threat_norm}
+    return certify.margin_bound(reference(), images, labels, **norms)
 
 
 @functools.cache
@@ -41,27 +49,34 @@ def _embedded_reference():
     return neighbors.fit(_pool()(KINDS["points"].standard), KINDS["labels"].standard, 3)
 
 
-def _embedded_radius(images, labels, leave_out, points):
-    found = certify.embedded_radius(
-        certify.radius, _embedded_reference(), images, labels, embed=_pool(), norm="l2", points=points,
-        leave_out=leave_out,
-    )  # fmt: skip
-    return found._replace(status=())
+def _embedded_radius(images, labels, leave_out, points, norm):
+    options = {"embed": _pool(), "norm": norm, "points": points, "leave_out": leave_out}
+    return _numbers(certify.embedded_radius(certify.radius, _embedded_reference(), images, labels, **options))
+
+
+def _radius_embedded(images, labels, leave_out, points, norm):
+    options = {"embed": _pool(), "norm": norm, "points": points, "leave_out": leave_out}
+    return _numbers(certify.radius(_embedded_reference(), images, labels, **options))
 
 
 _NONE = {"leave_out": {"none of them": "then no point is left out"}}
+_NO_POINTS = {"points": {"none of them": "then there is no upper bound"}}
+_EMBEDDED = {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points", "norm": "norm"}
+_ANY_CLASS = "there may be any number of classes"
 ENTRIES = (
-    Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out"}, narrows=_NONE),
+    Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out", "norm": "norm", "bounds": "bounds"},
+          narrows=_NONE),
+    Entry("certify.radius.embed", _radius_embedded, _EMBEDDED, shared=("points",), narrows=_NONE | _NO_POINTS),
     Entry("certify.decide", _decide, _QUESTION | {"threat": "threat", "leave_out": "leave_out"}, narrows=_NONE),
-    Entry("certify.vote", lambda queries, leave_out: certify.vote(reference(), queries, 3, leave_out=leave_out),
-          {"queries": "queries", "leave_out": "leave_out"}, narrows=_NONE),
-    Entry("certify.vote_bounds", _vote_bounds, _QUESTION | {"leave_out": "leave_out"}, narrows=_NONE),
-    Entry("certify.margin_bound", _margin_bound, {"images": "queries", "labels": "labels"}),
-    Entry("certify.separation", lambda points, labels: certify.separation(points, labels),
-          {"points": "points", "labels": "labels"}, needs_some="no two points"),
-    Entry("certify.embedded_radius", _embedded_radius,
-          {"images": "queries", "labels": "labels", "leave_out": "leave_out", "points": "points"}, shared=("points",),
-          narrows=_NONE | {"points": {"none of them": "then there is no upper bound"}}),
+    Entry("certify.vote", _vote, {"queries": "queries", "k": "k", "leave_out": "leave_out"}, narrows=_NONE),
+    Entry("certify.vote_bounds", _vote_bounds,
+          _QUESTION | {"leave_out": "leave_out", "k": "k", "norm": "norm", "bounds": "bounds"}, narrows=_NONE),
+    Entry("certify.margin_bound", _margin_bound,
+          {"images": "queries", "labels": "labels", "distance_norm": "norm", "threat_norm": "norm"}),
+    Entry("certify.separation", lambda points, labels, norm: certify.separation(points, labels, norm=norm),
+          {"points": "points", "labels": "labels", "norm": "norm"},
+          narrows={"labels": {"1..C": _ANY_CLASS, "one beyond": _ANY_CLASS}}, needs_some="no two points"),
+    Entry("certify.embedded_radius", _embedded_radius, _EMBEDDED, shared=("points",), narrows=_NONE | _NO_POINTS),
     Entry("certify.average_pool", lambda images: _pool()(images), {"images": "queries"}),
     Entry("certify.low_pass", lambda images: certify.low_pass(SHAPE, 2)(images), {"images": "queries"}),
     Entry("certify.pca", lambda points: certify.pca(points, 2)(KINDS["points"].standard), {"points": "points"},

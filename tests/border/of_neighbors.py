@@ -15,17 +15,18 @@ def reference() -> neighbors.Reference:
     return neighbors.fit(KINDS["points"].standard, KINDS["labels"].standard, NUM_CLASSES)
 
 
-def _search(fn, *arguments, **options):
-    return lambda queries: fn(reference(), queries, *arguments, **options)
+def _search(fn, *arguments):
+    return lambda queries, **options: fn(reference(), queries, *arguments, **options)
 
 
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
-    Entry("neighbors.nearest", _search(neighbors.nearest, 2), {"queries": "queries"}),
-    Entry("neighbors.class_distances", _search(neighbors.class_distances, norm="l1"), {"queries": "queries"}),
-    Entry("neighbors.predict", _search(neighbors.predict, norm="linf"), {"queries": "queries"}),
-    Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1, 2), {"queries": "queries"}),
+    Entry("neighbors.nearest", _search(neighbors.nearest), {"queries": "queries", "k": "k", "norm": "norm"}),
+    Entry("neighbors.class_distances", _search(neighbors.class_distances), {"queries": "queries", "norm": "norm"}),
+    Entry("neighbors.predict", _search(neighbors.predict), {"queries": "queries", "norm": "norm"}),
+    Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1), {"queries": "queries", "k": "k"},
+          narrows={"k": {"one beyond": "a class may have fewer points"}}),
     Entry("neighbors.soft_logits", _search(neighbors.soft_logits, 0.1), {"queries": "queries"}),
 )  # fmt: skip
 

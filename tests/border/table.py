@@ -12,6 +12,8 @@ import numpy as np
 
 from tests.border.inputs import KINDS, Case
 
+_NOT_PER_IMAGE = ("bounds", "file", "k", "key", "norm", "path", "threat")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
@@ -47,7 +49,7 @@ class Entry:
     def per_image(self) -> tuple[str, ...]:
         """Keywords of what is one per image."""
         kinds = {keyword: kind for keyword, kind in self.takes.items() if keyword not in self.shared}
-        return tuple(keyword for keyword, kind in kinds.items() if kind not in ("key", "threat"))
+        return tuple(keyword for keyword, kind in kinds.items() if kind not in _NOT_PER_IMAGE)
 
     def try_nothing(self) -> Any:
         """Call it without images."""

@@ -45,6 +45,20 @@ def test_every_sweep_item_passes_the_checks():
         assert config.training.num_epochs == 3 and config.seeds == (0, 1, 2)
 
 
+def test_epsilons_under_their_former_name_are_told():
+    config = config_file.get_config("digits")
+    config.radii = {"linf": 0.1}
+    with pytest.raises(ValueError, match="configuration's radii is named epsilons: rename it"):
+        main._experiment(config)
+
+
+@pytest.mark.parametrize("path", ["/my/da,ta.npz", "a,b,cpu,c.npz", "no suffix, but a comma"])
+def test_paths_may_hold_commas(path):
+    plain, small = (config_file.get_config(f"npz:{path}{options}") for options in ("", ",cpu"))
+    assert plain.dataset == small.dataset == f"npz:{path}"
+    assert (plain.model.name, small.model.name) == ("mlp", "strided_cnn")
+
+
 @pytest.mark.parametrize("argument", ["imagenet", "", "mnist,gpu", "digits,cpu"])
 def test_unknown_arguments_are_refused(argument):
     with pytest.raises(ValueError, match="config argument"):
@@ -57,18 +71,18 @@ def test_unknown_arguments_are_refused(argument):
         ({"methods": ("1nn", "magic")}, "methods must be some of .* got magic"),
         ({"methods": ()}, "methods"),
         ({"seeds": ()}, "seeds"),
-        ({"radii": {"l3": 1.0}}, "norm must be one of"),
-        ({"radii": {"linf": -0.1}}, "radii.linf must be a finite number >= 0, got -0.1"),
-        ({"radii": {"linf": 0.1}}, "method trades-l2 needs radii.l2"),
+        ({"epsilons": {"l3": 1.0}}, "norm must be one of"),
+        ({"epsilons": {"linf": -0.1}}, "epsilons.linf must be a finite number >= 0, got -0.1"),
+        ({"epsilons": {"linf": 0.1}}, "method trades-l2 needs epsilons.l2"),
         ({"seeds": (-1,)}, "seeds"),
         ({"seeds": (0, 0)}, "seeds must not hold anything twice"),
         ({"tasks": {"names": ("0v1", "0v1")}}, "tasks.names must not hold anything twice"),
         ({"tasks": {"holdout": 0.0}}, "tasks.holdout"),
         ({"model": {"name": "vit"}}, "model.name must be one of"),
         ({"curve": (-1.0,)}, "curve"),
-        ({"radii": {"linf": float("inf")}}, "radii.linf must be a finite number >= 0, got inf"),
+        ({"epsilons": {"linf": float("inf")}}, "epsilons.linf must be a finite number >= 0, got inf"),
         ({"curve": (float("nan"),)}, "curve"),
-        ({"curve": ("a",)}, "curve must hold finite multiples >= 0 of the main radius"),
+        ({"curve": ("a",)}, "curve must hold finite multiples >= 0 of the main epsilon"),
         ({"evaluation": {"num_queries": 0}}, "evaluation.num_queries"),
         ({"evaluation": {"attacks": ("square", "square")}}, "evaluation.attacks must not hold anything twice"),
         ({"evaluation": {"num_restarts": 0}}, "evaluation.num_restarts"),
@@ -81,9 +95,9 @@ def test_unknown_arguments_are_refused(argument):
 )
 def test_wrong_values_are_refused_by_name(changes, message):
     config = config_file.get_config("digits")
-    if "radii" in changes:
-        del config.radii
-        config.radii = {}
+    if "epsilons" in changes:
+        del config.epsilons
+        config.epsilons = {}
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         plan.check(config)
@@ -98,7 +112,7 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     assert identity == plan.row_identity(other, dataset)
     other.model.wide_resnet.depth = 10  # not the network that is used
     assert identity == plan.row_identity(other, dataset)
-    other.radii.linf = 0.2
+    other.epsilons.linf = 0.2
     assert identity != plan.row_identity(other, dataset)
     dataset.train_images[0] = 1
     assert identity != plan.row_identity(config, dataset)

@@ -54,10 +54,28 @@ def test_class_names_are_taken_from_the_file(tmp_path):
     assert _load(tmp_path, class_names=np.array(["cat", "dog", "fox"])).class_names == ("cat", "dog", "fox")
 
 
-def _with_pixel(value):
-    images = _floats(6)
+@pytest.mark.parametrize("kind", ["S", "U", object])
+def test_class_names_stored_as_bytes_are_texts(tmp_path, kind):
+    names = ["cat", "été", "狐"]
+    if kind is object:
+        with pytest.raises(ValueError, match="without pickled objects"):
+            _load(tmp_path, class_names=np.array(names, object))
+        return
+    stored = np.array([name.encode() if kind == "S" else name for name in names])
+    assert stored.dtype.kind == kind
+    assert _load(tmp_path, class_names=stored).class_names == tuple(names)
+
+
+def _with_pixel(value, dtype=np.float32):
+    images = _floats(6, dtype)
     images[2, 3, 4, 1] = value
     return {"train_images": images, "test_images": _floats(3)}
+
+
+@pytest.mark.parametrize("value", [1.000000001, 1 + 2**-25, -1e-60])
+def test_what_float32_rounds_into_the_range_is_in_it(tmp_path, value):
+    dataset = _load(tmp_path, **_with_pixel(value, np.float64))
+    assert dataset.train_images[2, 3, 4, 1] == np.float32(value) == round(value)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +85,17 @@ def _with_pixel(value):
         (_with_pixel(np.inf), r"train_images must lie in \[0, 1\], got inf at \[2, 3, 4, 1\]"),
         (_with_pixel(-0.01), r"train_images must lie in \[0, 1\], got -0.01.* at \[2, 3, 4, 1\]"),
         (_with_pixel(1.01), r"train_images .* got 1.01.* at \[2, 3, 4, 1\]: save it as uint8, or divided by 255"),
+        (
+            _with_pixel(1.0000002, np.float64),
+            r"got 1.0000002 at \[2, 3, 4, 1\]: save it after np.clip\(images, 0, 1\)",
+        ),
+        (_with_pixel(1e300, np.float64), r"got 1e\+300 at .*divided by 255"),
+        (
+            {"train_images": np.zeros((6, 3, 32, 32), np.uint8)},
+            r"train_images must be \[N, H, W, C\], got \[6, 3, 32, 32\], .* like \[N, C, H, W\]: save np\.moveaxis",
+        ),
+        ({"train_images": np.zeros((6, 1, 28, 28), np.float32)}, r"like \[N, C, H, W\]: save np\.moveaxis"),
+        ({"class_names": np.array([b"a", b"b", b"\xe9"])}, r"class_names must be texts, .* got b'\\xe9'"),
         (
             {"train_images": np.zeros((6, 4, 5), np.uint8)},
             r"must be \[N, H, W, C\].* got \[6, 4, 5\] .*\[\.\.\., None\]",
@@ -112,3 +141,44 @@ def test_single_array_file_is_no_npz(tmp_path):
     np.save(path, np.zeros(3))
     with pytest.raises(ValueError, match="cannot load"):
         data.load(f"npz:{path}")
+
+
+def test_every_damaged_byte_is_one_line_or_changes_no_array(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, **_arrays())
+    content, expected = path.read_bytes(), _arrays()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 9]) + content[place + 1 :])
+        try:
+            dataset = data.load(f"npz:{path}")
+        except ValueError as error:
+            assert "\n" not in str(error), place
+        else:
+            np.testing.assert_array_equal(dataset.train_images, expected["train_images"])
+            np.testing.assert_array_equal(dataset.test_labels, expected["test_labels"])
+
+
+def test_one_row_and_flat_features_are_images_too(tmp_path):
+    for shape in ((1, 9, 1), (1, 1, 40), (3, 3, 3), (3, 4, 9)):
+        images = np.zeros((6, *shape), np.uint8)
+        assert _load(tmp_path, train_images=images, test_images=images[:3]).image_shape == shape
+
+
+def test_the_home_is_expanded(tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", **_arrays())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.load("npz:~/mine.npz").title == "mine"
+    with pytest.raises(ValueError, match="npz path ~no-such-user/mine.npz begins with a home that is not known"):
+        data.load("npz:~no-such-user/mine.npz")
+
+
+@pytest.mark.parametrize("name", ["npz:", "npz:\0"])
+def test_what_is_no_path_is_told(name):
+    with pytest.raises(ValueError, match="npz path must be a path, a text that is not empty"):
+        data.load(name)
+
+
+def test_a_name_that_is_no_text_gives_a_title_that_is(tmp_path):
+    path = tmp_path / "caf\udce9.npz"  # a name in Latin 1
+    np.savez(path, **_arrays())
+    assert data.load(f"npz:{path}").title == "caf?"

@@ -182,3 +182,35 @@ def test_folder_made_meanwhile_by_another_process_is_used(mirror, tmp_path, monk
 
     monkeypatch.setattr(urllib.request, "urlopen", overtaken)
     assert data.prepare("mnist", tmp_path / "prepared") == tmp_path / "prepared" / "mnist" / "3.0.1"
+
+
+def _save_as(monkeypatch, mode):
+    save = PIL.Image.Image.save
+    monkeypatch.setattr(PIL.Image.Image, "save", lambda image, file, kind: save(image.convert(mode), file, kind))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA"])
+def test_pictures_of_another_mode_are_the_same_pixels(mirror, tmp_path, monkeypatch, mode):
+    splits = mirror("mnist")
+    _save_as(monkeypatch, mode)
+    dataset = data.load("mnist", data_dir=tmp_path / "prepared")
+    np.testing.assert_array_equal(
+        _sorted_rows(dataset.train_images, dataset.train_labels), _sorted_rows(*splits["train"])
+    )
+
+
+def test_pictures_that_lose_values_are_refused_with_their_number_and_folder(mirror, tmp_path, monkeypatch):
+    mirror("cifar10")
+    save = PIL.Image.Image.save
+    translucent = PIL.Image.new("L", (32, 32), 99)
+
+    def saved(image, file, kind):
+        image.putalpha(translucent)
+        save(image, file, kind)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", saved)
+    with pytest.raises(
+        ValueError, match=r"train image 0 in .*3\.0\.2 is none of this dataset's: it has transp"
+    ) as error:
+        data.load("cifar10", data_dir=tmp_path / "prepared")
+    assert "\n" not in str(error.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
@@ -42,6 +44,11 @@ def test_title_is_the_name_unless_given():
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="cifar10, digits, fashion_mnist, mnist or npz:PATH, got 'imagenet'"):
         data.load("imagenet")
+
+
+def test_a_path_alone_is_no_name():
+    with pytest.raises(ValueError, match="npz:PATH, got PosixPath"):
+        data.load(pathlib.Path("mine.npz"))
 
 
 @pytest.mark.slow

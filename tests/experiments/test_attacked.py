@@ -15,7 +15,7 @@ NUM_IMAGES = 30
 def _config():
     config = config_file.get_config("digits")
     config.evaluation.update(attacks=("apgd-margin", "square"), num_steps=3, num_queries=3, batch_size=8)
-    config.radii.update(linf=0.1, l2=0.3)
+    config.epsilons.update(linf=0.1, l2=0.3)
     config.curve = (0.5, 2.0)
     return config
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, main, plan, radii, results
+from experiments import audit, failures, main, plan, radii, results, runner
 from experiments.report import audit as report
 from nn_adv import data
 from tests.experiments.test_binary_tasks import ROOT
@@ -22,7 +22,7 @@ TINY = {
     "variants": ((3, 1, "margin"), (3, 2, "cross-entropy")),
     "every_variant_at_every_temperature": False,
     "tasks": {"kind": "pairs", "names": ("3v8",), "train_per_class": 20},
-    "radii": {"linf": (0.1, 0.2), "l2": (), "l1": ()},
+    "epsilons": {"linf": (0.1, 0.2), "l2": (), "l1": ()},
 }
 
 
@@ -37,7 +37,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("audit")
-    return workdir, audit.run(tiny_config(), workdir)
+    return workdir, runner.run(audit, tiny_config(), workdir).page
 
 
 def _rows(workdir):
@@ -77,34 +77,34 @@ def test_rows_count_what_the_radii_say(finished):
 
 def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp_path, monkeypatch):
     config = tiny_config(temperatures=(0.3,))
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     before = _rows(tmp_path)
     monkeypatch.setattr(radii, "measure", lambda *_, **__: pytest.fail("radii were computed twice"))
     config.temperatures = (0.3, 0.03)
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     after = _rows(tmp_path)
     assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
     for name, row in after.items():
         assert row["audited"] == _rows(finished[0])[name]["audited"]
     monkeypatch.setattr(audit, "_audit", lambda *_: pytest.fail("an attack was run twice"))
-    audit.run(config, tmp_path)
+    runner.run(audit, config, tmp_path)
     config.step_share = 1.0
     with pytest.raises(results.ResultsError, match="step_share"):
-        audit.run(config, tmp_path)
+        runner.run(audit, config, tmp_path)
 
 
 def test_an_image_that_breaks_inside_its_radius_is_named(tmp_path):
     config = tiny_config(temperatures=(0.3,))
-    audit.run(config, tmp_path / "right")
+    runner.run(audit, config, tmp_path / "right")
     known = radii.load(tmp_path / "right" / "radii" / "3v8-linf.npz")
     wrong = np.where(known.correct, known.upper + 0.1, 0)
     radii.save(tmp_path / "wrong" / "radii" / "3v8-linf.npz", known._replace(lower=wrong, upper=wrong))
     config.num_inside = 20
-    with pytest.raises(
-        ValueError, match=r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
-    ):
-        audit.run(config, tmp_path / "wrong")
-    assert not _rows(tmp_path / "wrong")
+    with pytest.raises(failures.SomeFailed):
+        runner.run(audit, config, tmp_path / "wrong")
+    reasons = {failure["reason"] for failure in failures.read(tmp_path / "wrong").values()}  # one, of the whole group
+    wrong = r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
+    assert len(reasons) == 1 and re.match(wrong, *reasons) and not _rows(tmp_path / "wrong")
 
 
 def test_the_report_shows_points_beside_the_exact_answer(finished):
@@ -121,7 +121,7 @@ def test_the_report_shows_points_beside_the_exact_answer(finished):
         points = (int(line["unbroken"]) - int(line["certified"])) / int(line["count"])
         assert float(line["overstated_most"]) == pytest.approx(points, abs=1e-6)
         assert float(line["low95"]) - 1e-6 <= points <= float(line["high95"]) + 1e-6
-    assert max(map(len, audit.summary(tiny_config(), rows).splitlines())) <= 100
+    assert max(map(len, report.terminal_text(rows).splitlines())) <= 100
 
 
 def _row(temperature, certified, at_most, unbroken):
@@ -160,8 +160,8 @@ def test_every_sweep_item_passes_the_checks():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"radii": {"linf": (), "l2": (), "l1": ()}}, "radii must give"),
-        ({"radii": {"linf": (-0.1,)}}, "epsilon must be a radius"),
+        ({"epsilons": {"linf": (), "l2": (), "l1": ()}}, "epsilons must give"),
+        ({"epsilons": {"linf": (-0.1,)}}, "epsilon must be a radius"),
         ({"temperatures": (0.0,)}, "temperatures must be above 0"),
         ({"temperature": -1.0}, "temperature must be above 0"),
         ({"variants": ()}, "variants must hold"),
@@ -186,7 +186,7 @@ def test_unknown_arguments_are_refused(argument):
 
 def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = tiny_config(), tiny_config(temperatures=(5.0,), batch_size=3, variants=((1, 1, "margin"),))
-    dataset, _ = audit.prepare(config)
+    dataset = data.load("digits")
     assert audit._row_identity(config, dataset) == audit._row_identity(other, dataset)
     other.num_images = 21
     assert audit._row_identity(config, dataset) != audit._row_identity(other, dataset)
@@ -196,7 +196,7 @@ def test_only_what_a_row_says_belongs_to_its_identity():
 def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished):
     flags = [f"--config.{key}={TINY[key]!r}" for key in ("num_images", "num_inside", "temperatures", "variants")]
     flags += ["--config.tasks.kind=pairs", "--config.tasks.names=('3v8',)", "--config.tasks.train_per_class=20"]
-    flags += [f"--config.radii.{key}={value!r}" for key, value in TINY["radii"].items()]
+    flags += [f"--config.epsilons.{key}={value!r}" for key, value in TINY["epsilons"].items()]
     flags += ["--config.temperature=0.3", "--config.every_variant_at_every_temperature=False"]
     command = [sys.executable, "-m", "experiments.main", "--config=configs/audit.py:digits", *flags]
     command.append(f"--workdir={finished[0]}")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import accuracies, binary_tasks, plan, radii, results
+from experiments import accuracies, binary_tasks, plan, radii, results, runner
 from nn_adv import data
 from tests.certify import truths
 
@@ -48,8 +48,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    page = binary_tasks.run(tiny_config(), workdir)
-    return workdir, page
+    return workdir, runner.run(binary_tasks, tiny_config(), workdir).page
 
 
 def counted(workdir):
@@ -103,7 +102,7 @@ def test_1nn_has_the_radii_of_brute_force(finished):
     (row,) = [row for row in results.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
     (file,) = row["files"]
     known = radii.load(workdir / file)
-    experiment = plan.make_experiment(tiny_config())
+    experiment = plan.prepare_tasks(tiny_config())
     task, dataset = experiment.tasks[0], experiment.dataset
     kept = np.sort(np.concatenate([task.train_index, task.holdout_index]))  # 1NN may use what networks hold out
     labels = (dataset.train_labels[kept] == 8).astype(np.int32)
@@ -136,7 +135,7 @@ def test_what_is_only_bounded_is_counted_from_both_sides():
         image=np.arange(4),
     )
     config = tiny_config(curve=(0.5,), fine_curve=())
-    config.radii.linf, config.radii.l2 = 0.4, 1.0
+    config.epsilons.linf, config.epsilons.l2 = 0.4, 1.0
     found = {
         (item["split"], item["norm"], item["epsilon"], item["kind"]): item["robust"]
         for item in accuracies.exact(config, known)
@@ -182,7 +181,7 @@ def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path
 
     monkeypatch.setattr(binary_tasks.accuracies, "exact", wrong)
     with pytest.raises(ValueError, match=r"certified <= exact <= attacked does not hold: .* exact .* > clean"):
-        binary_tasks.run(config, tmp_path)
+        runner.run(binary_tasks, config, tmp_path)
     assert counted(tmp_path) and "trust nothing" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -190,14 +189,14 @@ def test_finished_run_runs_nothing_again(finished, monkeypatch):
     workdir, _ = finished
     before = counted(workdir)
     monkeypatch.setattr(binary_tasks, "_row", lambda *_, **__: pytest.fail("a unit was run twice"))
-    binary_tasks.run(tiny_config(), workdir)
+    runner.run(binary_tasks, tiny_config(), workdir)
     assert counted(workdir) == before
 
 
 def test_shards_together_do_what_one_run_does(finished, tmp_path):
     apart = [tmp_path / "a", tmp_path / "b"]
     for index, workdir in enumerate(apart):
-        binary_tasks.run(tiny_config(), workdir, shard=(index, 2))
+        runner.run(binary_tasks, tiny_config(), workdir, shard=(index, 2))
     both = tmp_path / "both"
     results.merge(both, apart)
     assert counted(both) == counted(finished[0])
@@ -206,18 +205,18 @@ def test_shards_together_do_what_one_run_does(finished, tmp_path):
 
 def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
     config = tiny_config(methods=("1nn",))
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     config.tasks.names = ("3v8", "1v7", "0v1")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     assert len(counted(tmp_path)) == 3
-    config.radii.linf = 0.2
-    with pytest.raises(results.ResultsError, match=r"radii\.linf: 0\.1 -> 0\.2.*--workdir"):
-        binary_tasks.run(config, tmp_path)
+    config.epsilons.linf = 0.2
+    with pytest.raises(results.ResultsError, match=r"epsilons\.linf: 0\.1 -> 0\.2.*--workdir"):
+        runner.run(binary_tasks, config, tmp_path)
 
 
 def test_more_seeds_train_more_networks_but_no_second_1nn():
     config = tiny_config(seeds=(0, 1))
-    groups = plan.make_groups(config, plan.make_experiment(config).tasks)
+    groups = plan.make_groups(config, plan.prepare_tasks(config).tasks)
     names = [unit.name for group in groups for unit in group]
     assert len(names) == len(set(names)) == 6
     assert sum("1nn" in name for name in names) == 2
@@ -227,7 +226,7 @@ def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
     everything = counted(finished[0])["digits/3v8/1nn/0"]
     config = tiny_config(methods=("1nn",))
     config.evaluation.splits = ("test",)
-    page = binary_tasks.run(config, tmp_path)
+    page = runner.run(binary_tasks, config, tmp_path).page
     assert counted(tmp_path)["digits/3v8/1nn/0"] == [item for item in everything if item["split"] == "test"]
     assert "train images" not in page.with_suffix(".md").read_text()
 
@@ -243,7 +242,7 @@ def test_a_network_that_cannot_take_the_images_is_refused_before_anything_starts
     config = tiny_config()
     config.model.name = "small_cnn"  # its four convolutions need more than 8 x 8 pixels
     with pytest.raises(ValueError, match=r"model.name small_cnn does not take images of shape \(8, 8, 1\)"):
-        plan.make_experiment(config)
+        plan.prepare_tasks(config)
 
 
 def _command(workdir, *flags):
@@ -255,8 +254,9 @@ def _command(workdir, *flags):
     return [sys.executable, "-m", "experiments.main", "--config=configs/binary_tasks.py:digits", *small, *flags]
 
 
-def _run(command):
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def _run(command, **environment):
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, env=environment, encoding="utf-8")
 
 
 def _kill_when(command, happened):
@@ -292,7 +292,7 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
     assert counted(tmp_path) == counted(finished[0])
 
 
-def test_own_float_arrays_run_end_to_end(tmp_path):
+def _save_own_arrays(path):
     digits = data.load("digits")
     arrays = {}
     for split, images, labels in (
@@ -301,41 +301,51 @@ def test_own_float_arrays_run_end_to_end(tmp_path):
     ):
         kept = labels < 2
         arrays |= {f"{split}_images": images[kept] / np.float32(255), f"{split}_labels": labels[kept]}
-    np.savez(tmp_path / "mine.npz", **arrays)
-    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("1nn", "trades-l2"))
-    config.radii.linf = 0.0
+    np.savez(path, **arrays)
+
+
+def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monkeypatch):
+    _save_own_arrays(tmp_path / "mine.npz")
+    config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("trades-l2",))
+    config.epsilons.linf = 0.0
     config.tasks.names = ()
     config.evaluation.attacks = ()  # the standard ensemble
-    binary_tasks.run(config, tmp_path / "run")
+    runner.run(binary_tasks, config, tmp_path / "run")
+    (before,) = results.read_rows(tmp_path / "run")[0]
+    (tmp_path / "mine.npz").rename(tmp_path / "a, b.npz")
+    monkeypatch.chdir(tmp_path)
+    config.dataset, config.methods = "npz:a, b.npz", ("1nn", "trades-l2")
+    runner.run(binary_tasks, config, tmp_path / "run")
+    rows, _ = results.read_rows(tmp_path / "run")
+    assert before in rows and len(rows) == 2 and {row["dataset"] for row in rows} == {"mine"}
     found = counted(tmp_path / "run")
-    assert len(found) == 2
-    clean = [e["robust"] for e in found[f"{config.dataset}/0v1/1nn/0"] if e["norm"] is None]
+    clean = [e["robust"] for e in found["npz/0v1/1nn/0"] if e["norm"] is None]
     assert clean == [20, 20]
 
 
 def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
     config = tiny_config(methods=("1nn",))
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     digits = data.load("digits")
     changed = dataclasses.replace(digits, train_images=digits.train_images // 2)
     monkeypatch.setattr(data, "load", lambda *_, **__: changed)
     with pytest.raises(results.ResultsError, match="data: .* -> "):
-        binary_tasks.run(config, tmp_path)
+        runner.run(binary_tasks, config, tmp_path)
 
 
 @pytest.mark.slow
 def test_another_choice_of_pairs_trains_anew_beside_the_old(tmp_path):
     config = tiny_config(methods=("standard",))
     config.tasks.names = ("0v1", "8v9")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     config.tasks.names = ("0v1", "3v8", "8v9")
-    binary_tasks.run(config, tmp_path)
+    runner.run(binary_tasks, config, tmp_path)
     assert len(counted(tmp_path)) == 3
 
 
 def test_a_shard_without_work_makes_no_report(tmp_path):
     config = tiny_config(methods=("1nn",))
-    assert binary_tasks.run(config, tmp_path, shard=(5, 6)) is None
+    assert runner.run(binary_tasks, config, tmp_path, shard=(5, 6)) is None
 
 
 @pytest.mark.parametrize(
@@ -349,6 +359,8 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
         (["--config.evaluation.splits=('dev',)"], "evaluation.splits must be one or both of train, test"),
         (["--shard=2/2"], "--shard must be i/n"),
         (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
+        (["--workers=2", "--distributed"], "--distributed and --workers do not go together"),
+        (["--workers=0"], "--workers must be at least 1, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path):
@@ -357,6 +369,31 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+_POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "signs"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, ("<", "~", "Linf")),
+        pytest.param(_POSIX, ("<", "~", "Linf"), marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, ("≤", "±", "L∞"), marks=pytest.mark.slow),  # Python takes UTF-8 for it
+    ],
+)
+def test_no_terminal_and_no_name_of_a_folder_ends_a_run(finished, tmp_path, environment, signs):
+    """A folder in the home, whose name is no text: file systems know bytes, here a letter in Latin 1."""
+    shutil.copytree(finished[0], tmp_path / "one")
+    workdir = os.fsdecode(b"~/caf\xe9")
+    done = _run(_command(workdir, "--merge=~/one"), HOME=str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"4 rows added to {tmp_path}/caf\\udce9" in done.stdout
+    assert f"Report: {tmp_path}/caf\\udce9/report/report.html" in done.stdout
+    assert all(sign in done.stdout for sign in signs)
+    assert counted(tmp_path / "caf\udce9") == counted(finished[0])
+    assert "≤" in (tmp_path / "caf\udce9/report/report.md").read_text("utf-8")
+    assert not (ROOT / "~").exists()
 
 
 @pytest.mark.slow

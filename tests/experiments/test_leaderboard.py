@@ -24,12 +24,14 @@ from experiments import (
     leaderboard_rows,
     radii,
     results,
+    runner,
 )
 from nn_adv import certify, data, models, neighbors, zoo
 from nn_adv.zoo import convert
 from tests.experiments.test_binary_tasks import ROOT, _kill_when
 
 OWN = "tests.experiments.leaderboard_models"
+LABELLED = ("images", "labels")
 EVALUATION = {
     "attacks": ("apgd-ce",),
     "num_steps": 3,
@@ -99,7 +101,7 @@ def tiny_config(weights, **changes):
 @pytest.fixture(scope="module")
 def finished(weights, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    leaderboard.run(tiny_config(weights), workdir)
+    runner.run(leaderboard, tiny_config(weights), workdir)
     return workdir
 
 
@@ -159,8 +161,10 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
         weights, models=("*", f"{OWN}:flax_model", f"{OWN}:function", f"{OWN}:too_few_classes", f"{OWN}:broken")
     )
     with pytest.raises(failures.SomeFailed) as caught:
-        leaderboard.run(config, tmp_path)
-    assert str(caught.value).startswith("5 of 9 models failed, for the reasons given above: Off, Other, Torn, ")
+        runner.run(leaderboard, config, tmp_path)
+    assert str(caught.value).startswith(
+        "5 of 9 units failed, for the reasons given above: digits/Off, digits/Other, digits/Torn, "
+    )
     stored = failures.read(tmp_path)
     for name, reason in (
         ("Off", "it classifies .* published"),
@@ -176,9 +180,9 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     assert rows[f"{OWN}:function"]["clean"]["verdict"] == "nothing published"
     assert stored["digits/Off"]["clean"]["verdict"] == "off"
     assert "RuntimeError" in stored[f"digits/{OWN}:broken"]["traceback"]
-    page = caught.value.page.read_text()
+    page = caught.value.report.page.read_text()
     assert "5 models failed" in page and "no such luck" in page
-    with open(caught.value.page.parent / "leaderboard.csv", newline="") as file:
+    with open(caught.value.report.page.parent / "leaderboard.csv", newline="") as file:
         told = {line["model"]: line for line in csv.DictReader(file) if line["failed"]}
     assert set(told) == {"Off", "Torn", "Other", f"{OWN}:too_few_classes", f"{OWN}:broken"}
     assert told["Off"]["clean_verdict"] == "off" and float(told["Off"]["clean_difference"]) == pytest.approx(
@@ -189,10 +193,10 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     config.clean.tolerance = 4.0
     config.models = ("One", "Off")
     before = _rows(tmp_path)
-    assert leaderboard.run(config, tmp_path) == caught.value.page
+    assert runner.run(leaderboard, config, tmp_path).page == caught.value.report.page
     after = _rows(tmp_path)
     assert set(after) - set(before) == {"Off"} and after["One"] == before["One"]
-    assert "digits/Off" not in failures.read(tmp_path) and "models failed" not in caught.value.page.read_text()
+    assert "digits/Off" not in failures.read(tmp_path) and "models failed" not in caught.value.report.page.read_text()
 
 
 def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_path, monkeypatch):
@@ -213,11 +217,11 @@ def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_pa
     monkeypatch.setattr(attacked.attacks, "ensemble", stop_at(ensemble, 3))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            leaderboard.run(tiny_config(weights), tmp_path)
+            runner.run(leaderboard, tiny_config(weights), tmp_path)
     assert list((tmp_path / "attacks").glob("*.npz")) and set(_rows(tmp_path)) == {"1nn"}
     config = tiny_config(weights)
     config.evaluation.batch_size = 10  # which changes no result
-    leaderboard.run(config, tmp_path)
+    runner.run(leaderboard, config, tmp_path)
     assert _counted(tmp_path) == _counted(finished)
     assert calls.count(measure) == 4  # two were kept, the third was stopped
     # The third was stopped before it was kept that the second had ended: the second is entered once more, at its end.
@@ -228,22 +232,23 @@ def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_pa
 def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     apart = [tmp_path / "a", tmp_path / "b"]
     for index, workdir in enumerate(apart):
-        leaderboard.run(tiny_config(weights), workdir, shard=(index, 2))
+        runner.run(leaderboard, tiny_config(weights), workdir, shard=(index, 2))
         assert 0 < len(_rows(workdir)) < 3
     results.merge(tmp_path / "both", apart)
     assert _counted(tmp_path / "both") == _counted(finished)
 
 
 def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch, caplog):
+    jax.clear_caches()
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     with jax.log_compiles():
-        leaderboard.run(tiny_config(weights, models=("One",)), tmp_path)
+        runner.run(leaderboard, tiny_config(weights, models=("One",)), tmp_path)
     assert _compiled(caplog)
     caplog.clear()
     gc.collect()
     alive = sum(array.nbytes for array in jax.live_arrays())
     with jax.log_compiles():
-        leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+        runner.run(leaderboard, tiny_config(weights, models=("One", "Two")), tmp_path)
     gc.collect()
     assert not _compiled(caplog)
     assert sum(array.nbytes for array in jax.live_arrays()) <= alive
@@ -255,21 +260,21 @@ def _compiled(caplog):
 
 def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
     config = tiny_config(weights, models=(f"{OWN}:constants",))
-    leaderboard.run(config, tmp_path)
+    runner.run(leaderboard, config, tmp_path)
     gc.collect()
     assert not [array for array in jax.live_arrays() if array.shape == (64, 10)]
 
 
 def test_probabilities_are_refused_where_logits_are_expected(weights, tmp_path):
-    with pytest.raises(failures.SomeFailed, match="1 of 2 models failed.*:probabilities"):
-        leaderboard.run(tiny_config(weights, models=("One", f"{OWN}:probabilities")), tmp_path)
+    with pytest.raises(failures.SomeFailed, match="1 of 2 units failed.*:probabilities"):
+        runner.run(leaderboard, tiny_config(weights, models=("One", f"{OWN}:probabilities")), tmp_path)
     (failure,) = failures.read(tmp_path).values()
     assert set(_rows(tmp_path)) == {"One"} and "probabilities returns probabilities (none" in failure["reason"]
 
 
 def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
-    board = leaderboard.prepare(tiny_config(weights, models=("Off",)))
-    (off,) = board.models
+    board = leaderboard.load(tiny_config(weights, models=("Off",)))
+    off = board.units[0].model
     classifier = contestants.load(off, board.config, board.dataset)
     with pytest.raises(admission.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
         admission.clean_accuracy(off, classifier, board.config, board.dataset)
@@ -281,14 +286,14 @@ def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
 def test_few_clean_images_allow_for_their_sampling(weights):
     config = tiny_config(weights, models=("Off",))
     config.clean.images = 100
-    board = leaderboard.prepare(config)
-    classifier = contestants.load(board.models[0], config, board.dataset)
-    clean = admission.clean_accuracy(board.models[0], classifier, config, board.dataset)
+    board = leaderboard.load(config)
+    classifier = contestants.load(board.units[0].model, config, board.dataset)
+    clean = admission.clean_accuracy(board.units[0].model, classifier, config, board.dataset)
     assert clean["count"] == 100 and clean["verdict"].startswith("agrees within ")
     # All of five are right, as they are more often than not.
     config.clean.images = 5
     everything = classifiers.Classifier(Partial(lambda images: jax.nn.one_hot(board.dataset.test_labels[:16], 10)))
-    assert admission.clean_accuracy(board.models[0], everything, config, board.dataset)["correct"] == 5
+    assert admission.clean_accuracy(board.units[0].model, everything, config, board.dataset)["correct"] == 5
 
 
 @pytest.mark.parametrize(
@@ -306,7 +311,7 @@ def test_why_a_function_of_the_users_failed_is_one_line(weights, tmp_path, name,
         pytest.importorskip("torch")
     own = f"torch:{OWN}:{name[6:]}" if name.startswith("torch:") else f"{OWN}:{name}"
     with pytest.raises(failures.SomeFailed):
-        leaderboard.run(tiny_config(weights, models=(own,)), tmp_path)
+        runner.run(leaderboard, tiny_config(weights, models=(own,)), tmp_path)
     (failure,) = failures.read(tmp_path).values()
     assert re.search(message, failure["reason"]), failure["reason"]
 
@@ -314,17 +319,17 @@ def test_why_a_function_of_the_users_failed_is_one_line(weights, tmp_path, name,
 def test_another_network_under_the_name_of_a_row_is_refused(weights, finished):
     other = finished.parent / "other_weights"
     shutil.copytree(weights, other)
-    leaderboard.run(tiny_config(other), finished)  # a copy is the same
+    runner.run(leaderboard, tiny_config(other), finished)  # a copy is the same
     place = other / "digits" / "Linf"
     shutil.copy(place / "Two.safetensors", place / "One.safetensors")
     with pytest.raises(
         ValueError, match=r"rows of other networks of these names, changed since: One \(One.safetensors\)"
     ):
-        leaderboard.run(tiny_config(other), finished)
+        runner.run(leaderboard, tiny_config(other), finished)
     records = json.loads((other / "catalogue.json").read_text())
     (other / "catalogue.json").write_text(json.dumps([record | {"output": "probabilities"} for record in records]))
     with pytest.raises(ValueError, match=r"One \(catalogue, One.safetensors\), Two \(catalogue\)"):
-        leaderboard.run(tiny_config(other), finished)
+        runner.run(leaderboard, tiny_config(other), finished)
 
 
 def test_what_broke_each_image_is_kept(finished):
@@ -340,14 +345,14 @@ def test_what_broke_each_image_is_kept(finished):
 
 def test_a_network_asked_for_by_its_name_that_lacks_weights_is_told_at_the_start(weights, tmp_path, capfd):
     config = tiny_config(weights, models=("1nn", "One", "Two"), weights_dir=str(tmp_path))
-    with pytest.raises(failures.SomeFailed, match="2 of 3 models failed.*: One, Two"):
-        leaderboard.run(config, tmp_path / "run")
+    with pytest.raises(failures.SomeFailed, match="2 of 3 units failed.*: digits/One, digits/Two"):
+        runner.run(leaderboard, config, tmp_path / "run")
     assert capfd.readouterr().err.startswith(f"no weights in {tmp_path}, so these will fail: One, Two")
 
 
 def test_a_torch_module_joins(weights, tmp_path):
     pytest.importorskip("torch")
-    leaderboard.run(tiny_config(weights, models=(f"torch:{OWN}:torch_module",)), tmp_path)
+    runner.run(leaderboard, tiny_config(weights, models=(f"torch:{OWN}:torch_module",)), tmp_path)
     (row,) = _rows(tmp_path).values()
     assert row["model"]["architecture"] == "own, in torch"
 
@@ -392,7 +397,7 @@ def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
         ({"sort_by": "l1"}, "sort_by must be one of clean, l2, linf, mean"),
         ({"clean": {"tolerance": -1.0}}, "clean.tolerance must be at least 0"),
         ({"evaluation": {"attacks": ("magic",)}}, "evaluation.attacks"),
-        ({"radii": {"linf": 0.0, "l2": 0.0}}, "radii must give"),
+        ({"epsilons": {"linf": 0.0, "l2": 0.0}}, "epsilons must give"),
     ],
 )
 def test_mistakes_are_refused_before_anything_starts(weights, changes, message):
@@ -429,12 +434,12 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
         for name in names:
             shutil.copy(weights / "digits" / "Linf" / f"{name}.safetensors", place)
     configs = [tiny_config(weights, models=("*",), weights_dir=str(folder)) for folder in folders]
-    boards = [leaderboard.prepare(config) for config in configs]
-    assert [model.name for model in boards[0].models] == ["Off", "One", "Other", "Torn", "Two"]
-    assert boards[0].models == boards[1].models
+    boards = [leaderboard.load(config) for config in configs]
+    assert [unit.model.name for unit in boards[0].units] == ["Off", "One", "Other", "Torn", "Two"]
+    assert boards[0].units == boards[1].units
     workdir = tmp_path / "run"
     for shard, config in enumerate(configs):
-        leaderboard.run(config, workdir, shard=(shard, 2))
+        runner.run(leaderboard, config, workdir, shard=(shard, 2))
     told = capfd.readouterr().err
     assert told.count(f"3 of 3 networks of this shard have no weights in {folders[0]} and are left out: put them") == 1
     assert told.count(f"1 of 2 networks of this shard have no weights in {folders[1]}") == 1
@@ -442,7 +447,7 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
     page = (workdir / "report" / "report.md").read_text()
     assert "Not complete: 1 of 2 networks of this shard have no weights in" in page
     assert "Not complete: 3 models still to be run." in page
-    leaderboard.run(configs[1], workdir, shard=(0, 2))
+    runner.run(leaderboard, configs[1], workdir, shard=(0, 2))
     assert set(_rows(workdir)) == {"One", "Two"}
 
 
@@ -450,21 +455,21 @@ def test_a_progress_file_that_cannot_be_read_fails_its_model_only(weights, finis
     damaged = tmp_path / "attacks" / "digits-One.npz"
     damaged.parent.mkdir()
     damaged.write_bytes(b"nothing")
-    with pytest.raises(failures.SomeFailed, match=r"1 of 2 models failed.*: One"):
-        leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    with pytest.raises(failures.SomeFailed, match=r"1 of 2 units failed.*: digits/One"):
+        runner.run(leaderboard, tiny_config(weights, models=("One", "Two")), tmp_path)
     assert re.search(r"digits-One\.npz cannot be read.*remove it", failures.read(tmp_path)["digits/One"]["reason"])
     assert set(_rows(tmp_path)) == {"Two"}
     damaged.unlink()
-    leaderboard.run(tiny_config(weights, models=("One", "Two")), tmp_path)
+    runner.run(leaderboard, tiny_config(weights, models=("One", "Two")), tmp_path)
     assert _rows(tmp_path)["One"]["evaluations"] == _counted(finished)["One"]
 
 
 def test_bounds_that_contradict_each_other_do_not_hide_what_failed(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(leaderboard.report, "order_violations", lambda rows: ["One: 3 > 2"])
+    monkeypatch.setattr(runner, "order_violations", lambda rows: ["One: 3 > 2"])
     with pytest.raises(
-        ValueError, match=r"does not hold: One: 3 > 2; see .*report\.html; 1 of 2 models failed.*: Torn"
+        ValueError, match=r"does not hold: One: 3 > 2; .* see .*report\.html; 1 of 2 units failed.*: digits/Torn"
     ):
-        leaderboard.run(tiny_config(weights, models=("One", "Torn")), tmp_path)
+        runner.run(leaderboard, tiny_config(weights, models=("One", "Torn")), tmp_path)
 
 
 def _command(weights, workdir, models):
@@ -486,7 +491,9 @@ def test_the_command_goes_on_after_a_kill_and_tells_failures_by_its_exit_status(
     assert _kill_when(command, lambda: any(path.stat().st_size for path in tmp_path.glob("rows-*.jsonl")))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: 1 of 4 models failed, for the reasons given above: Torn;")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: 1 of 4 units failed, for the reasons given above: digits/Torn;"
+    )
     assert "Torn failed: " in done.stderr and "Torn.safetensors is damaged" in done.stderr
     assert "Report: " in done.stdout and "1NN keeps exactly" in done.stdout
     assert _counted(tmp_path) == _counted(finished)
@@ -494,3 +501,20 @@ def test_the_command_goes_on_after_a_kill_and_tells_failures_by_its_exit_status(
         _command(weights, tmp_path, ("1nn", "One")), cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(weights))
+    config = config_file.get_config("digits,~/catalogue.json")
+    assert config.weights_dir == "~"
+    config.models = ("1nn", "One")
+    assert [unit.model.name for unit in leaderboard.load(config).units] == ["1nn", "One"]
+    digits = data.load("digits")
+    arrays = {f"{split}_{what}": getattr(digits, f"{split}_{what}") for split in ("train", "test") for what in LABELLED}
+    config = tiny_config(weights, models=("1nn",))
+    for name in ("mine", "moved"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        config.dataset = f"npz:{tmp_path}/{name}.npz"
+        runner.run(leaderboard, config, tmp_path / "run")
+    (row,) = results.read_rows(tmp_path / "run")[0]
+    assert row["unit"] == "npz/1nn" and row["dataset"] == "mine"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from configs import leaderboard as config_file
-from experiments import leaderboard
 from experiments.report import leaderboard as report
 from experiments.report import leaderboard_figures as figures
 from experiments.report import leaderboard_tables as tables
@@ -35,7 +34,7 @@ ROWS = [_network("A", linf=40, l2=20), _network("B", linf=30, l2=50), _network("
 def test_the_terminals_table_has_the_order_that_is_asked_for(sort_by, names):
     config = config_file.get_config("digits")
     config.sort_by = sort_by
-    lines = leaderboard.summary(config, ROWS).splitlines()
+    lines = report.terminal_text(ROWS, config.sort_by).splitlines()
     assert "".join(line[0] for line in lines if line[:2] in ("A ", "B ", "C ")) == names
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.report import tables, units
+from experiments.checks import order_violations
+from experiments.report import tables
 from experiments.report.tables import CLEAN, WORST, Threat
 from tests.experiments.report_rows import evaluation, realistic_rows, row
 
@@ -169,7 +170,7 @@ def test_a_violated_order_of_bounds_is_found(kinds, expected):
         evaluation("test", None if kind == "clean" else "linf", 0.0 if kind == "clean" else 0.1, kind, 100, robust)
         for kind, robust in kinds.items()
     ]
-    found = units.order_violations([row("0v1", "1nn", evaluations)])
+    found = order_violations([row("0v1", "1nn", evaluations)])
     assert len(found) == len(expected)
     for text, part in zip(found, expected, strict=True):
         assert part in text and "digits/0v1/1nn/0" in text
@@ -188,7 +189,7 @@ def test_a_violated_order_of_bounds_is_found(kinds, expected):
 )
 def test_what_is_proven_may_not_exceed_what_broke_at_a_smaller_radius(measured, expected):
     evaluations = [evaluation("test", "linf", epsilon, kind, 100, robust) for epsilon, kind, robust in measured]
-    found = units.order_violations([row("0v1", "1nn", evaluations)])
+    found = order_violations([row("0v1", "1nn", evaluations)])
     assert len(found) == len(expected)
     for text, part in zip(found, expected, strict=True):
         assert part in text
@@ -199,7 +200,7 @@ def test_bounds_over_different_images_are_not_compared():
         evaluation("test", "linf", 0.1, kind, count, robust)
         for kind, count, robust in (("exact", 100, 50), ("attacked", 10, 6))
     ]
-    assert units.order_violations([row("0v1", "1nn", evaluations)]) == []
+    assert order_violations([row("0v1", "1nn", evaluations)]) == []
 
 
 def test_pairs_are_parsed_and_other_tasks_are_not():

@@ -1,11 +1,13 @@
 """Training and exporting a zoo on a few digits: the files load as published ones do, and give the same outputs."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from configs import small_zoo as config_file
-from experiments import plan, results, small_zoo
+from experiments import failures, plan, results, runner, small_zoo
 from nn_adv import data, evaluation, models, training, zoo
 
 torch = pytest.importorskip("torch")
@@ -24,7 +26,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("zoo")
-    return workdir, small_zoo.run(tiny_config(), workdir)
+    return workdir, runner.run(small_zoo, tiny_config(), workdir).page
 
 
 def test_the_catalogue_has_every_network_in_robustbench_layout(finished):
@@ -50,7 +52,7 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
     dataset = data.load("digits")
     images = dataset.test_images[:20] / np.float32(255)
     loaded = zoo.load(method, workdir, catalogue=catalogue)
-    prepared = small_zoo.prepare(tiny_config())
+    prepared = small_zoo.load(tiny_config())
     trained = small_zoo._train(prepared, plan.make_recipe(tiny_config(), method), method, workdir)  # its checkpoint
     expected = prepared.model.apply(trained.variables[0], images)
     np.testing.assert_allclose(loaded.logits_fn(images), expected, rtol=1e-5, atol=1e-5)
@@ -63,17 +65,17 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
 def test_another_network_is_added_and_those_that_are_there_are_not_trained_again(finished, monkeypatch):
     workdir, catalogue = finished
     before = (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns
-    assert small_zoo.run(tiny_config(methods=(*METHODS, "pgd-l2")), workdir) == catalogue
+    assert runner.run(small_zoo, tiny_config(methods=(*METHODS, "pgd-l2")), workdir).page == catalogue
     assert (workdir / "digits" / "L2" / "pgd-l2.pt").is_file()
     assert (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns == before
     assert list(zoo.read(catalogue)) == [*METHODS, "pgd-l2"]
     monkeypatch.setattr(small_zoo, "_row", lambda *_: pytest.fail("a network was trained twice"))
-    small_zoo.run(tiny_config(), workdir)
+    runner.run(small_zoo, tiny_config(), workdir)
     moved = (workdir / "digits" / "L2" / "pgd-l2.pt").rename(workdir / "elsewhere.pt")
     with pytest.raises(ValueError, match="has no digits/L2/pgd-l2.pt any more: put it back"):
-        small_zoo.run(tiny_config(), workdir)
+        runner.run(small_zoo, tiny_config(), workdir)
     moved.rename(workdir / "digits" / "L2" / "pgd-l2.pt")
-    assert "trades-both" in small_zoo.summary(tiny_config(), results.read_rows(workdir)[0])
+    assert "trades-both" in small_zoo.summary(results.read_rows(workdir)[0])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
         ({"methods": ("1nn",)}, "methods must be some of standard, .* got 1nn"),
         ({"methods": ()}, "methods must be some of .* got none"),
         ({"methods": ("standard", "standard")}, "methods must not hold anything twice"),
-        ({"radii": {"l2": 0.0}}, "method trades-both needs radii.l2"),
+        ({"epsilons": {"l2": 0.0}}, "method trades-both needs epsilons.l2"),
         ({"model": {"name": "small_cnn"}}, "model.name must be one of preact_resnet18, resnet18, wide_resnet"),
     ],
 )
@@ -101,8 +103,10 @@ def test_a_diverged_training_is_not_exported(tmp_path, monkeypatch):
     config = tiny_config(methods=("standard",))
     history = training.History(*(np.full((1, 1), np.nan) for _ in training.History._fields))
     monkeypatch.setattr(small_zoo, "_train", lambda *_: training.Trained([{}], history, np.zeros(1)))
-    with pytest.raises(ValueError, match="training standard diverged .* lower training.learning_rate"):
-        small_zoo.run(config, tmp_path)
+    with pytest.raises(failures.SomeFailed):
+        runner.run(small_zoo, config, tmp_path)
+    (failure,) = failures.read(tmp_path).values()
+    assert re.match("training standard diverged .* lower training.learning_rate", failure["reason"])
     assert not list(tmp_path.rglob("*.pt"))
 
 

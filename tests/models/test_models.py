@@ -29,6 +29,7 @@ _SIZES = [
     ("resnet50", {}, (32, 32, 3), 23_520_842),
     ("robust_wide_resnet", {}, (32, 32, 3), 68_116_698),
     ("small_cnn", {}, (28, 28, 1), 312_202),
+    ("strided_cnn", {}, (32, 32, 3), 35_962),
     ("wide_resnet", {}, (32, 32, 3), 36_479_194),
     ("wide_resnet", {"depth": 34}, (32, 32, 3), 46_160_474),
 ]
@@ -45,6 +46,7 @@ _TINY = {
     "resnet50": {"width": 2},
     "robust_wide_resnet": {"stage_sizes": (1, 1, 1), "widths": (4, 8, 6)},
     "small_cnn": {"conv_features": (2, 2, 4, 4), "dense_features": 8},
+    "strided_cnn": {"widths": (4, 4), "strides": (1, 2)},
     "wide_resnet": _TINY_WIDE,
 }
 

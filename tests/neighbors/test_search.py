@@ -83,6 +83,103 @@ def test_failed_proofs_are_searched_again(norm):
     _check(points, _labels(400, 2), np.ones((8, 6), np.float32), 2, 4, norm, block_size=256)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_large_uint8_images_have_the_ties_of_the_integers(norm):
+    # 75 x 75 x 3: squares may not fit int32. Half of the points mirror the others at their query, which one pixel alone
+    # decides in linf: rounding v / 255 would put either first.
+    size, rng = 16_875, np.random.default_rng(0)
+    queries = rng.integers(100, 156, (2, size))
+    offsets = rng.integers(-90, 91, (8, size)) * (rng.random((8, size)) < 0.9)
+    offsets[np.arange(8), np.arange(8)] = 91
+    points = np.concatenate([queries[i] + sign * offsets[4 * i : 4 * i + 4] for sign in (1, -1) for i in (0, 1)])
+    _check(points.astype(np.uint8), _labels(16, 2), queries.astype(np.uint8), 2, 4, norm, block_size=8)
+    # 200 in every pixel is as far as 255 in half of them, in l2 and l1: more than an int32 holds, to the last digit.
+    points = np.zeros((9, 36_000), np.uint8)
+    points[:, :28_800] = 200
+    points[8, :28_800] = 0
+    points[8, :23_040] = 250
+    points[3, 0] += 1
+    points[5, 0] -= 1
+    _check(points, _labels(9, 2), np.zeros((2, 36_000), np.uint8), 2, 9, norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("power", [-62, -63, -65, -120, -126, -140, 62])
+def test_pixels_of_any_size(norm, power):
+    # Squares, and at last the pixels themselves, leave the normal numbers of float32.
+    points, queries = (
+        _random(seed, count, 6, "float32").astype(float) * 2.0**power for seed, count in ((0, 400), (2, 8))
+    )
+    points, queries = points.astype(np.float32), queries.astype(np.float32)
+    reference = neighbors.fit(points, _labels(400, 2), 2, block_size=256)
+    found = neighbors.nearest(reference, queries, 4, norm=norm)
+    expected_distances, expected_indices = truths.nearest(points, queries, 4, norm)
+    np.testing.assert_array_equal(found.indices, expected_indices)
+    is_normal = expected_distances >= 2.0**-126
+    np.testing.assert_allclose(found.distances, np.where(is_normal, expected_distances, 0), rtol=2e-7)
+
+
+def test_one_far_point_does_not_take_the_center_away():
+    points = _random(0, 400, 6, "float32")
+    points[7] = 1e9
+    reference = _check(points, _labels(400, 2), _random(2, 8, 6, "float32"), 2, 4, "l2", block_size=256)
+    np.testing.assert_allclose(reference.center, np.delete(points, 7, axis=0).mean(axis=0, dtype=float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_that_are_not_finite(norm, dtype):
+    reference = neighbors.fit(_random(0, 400, 6, dtype), _labels(400, 2), 2, block_size=256)
+    queries = _random(2, 8, 6, "float32")
+    expected = neighbors.nearest(reference, queries, 4, norm=norm)
+    expected_classes = neighbors.predict(reference, queries, norm=norm)
+    expected_table = neighbors.class_distances(reference, queries, norm=norm)
+    queries[1, 2], queries[4, 0], queries[6, 5] = np.nan, np.inf, -np.inf
+    for search_fn in (neighbors.nearest, neighbors.predict, neighbors.class_distances):
+        with pytest.raises(ValueError, match="queries must be finite, got nan at index 1"):
+            search_fn(reference, queries, norm=norm)
+    is_bad = ~np.isfinite(queries).all(axis=1)
+    found = jax.jit(functools.partial(neighbors.nearest, k=4, norm=norm))(reference, queries)
+    assert np.isnan(found.distances[is_bad]).all() and (np.asarray(found.indices)[is_bad] == -1).all()
+    np.testing.assert_array_equal(found.indices[~is_bad], expected.indices[~is_bad])
+    np.testing.assert_array_equal(found.distances[~is_bad], expected.distances[~is_bad])
+    classes = jax.jit(functools.partial(neighbors.predict, norm=norm))(reference, queries)
+    np.testing.assert_array_equal(classes, np.where(is_bad, -1, expected_classes))
+    table = jax.jit(functools.partial(neighbors.class_distances, norm=norm))(reference, queries)
+    np.testing.assert_array_equal(table, np.where(is_bad[:, None], np.nan, expected_table))
+
+
+@pytest.mark.parametrize("point_dtype", DTYPES)
+@pytest.mark.parametrize("query_dtype", DTYPES)
+def test_no_queries_at_all(point_dtype, query_dtype):
+    reference = neighbors.fit(_random(0, 40, 4, point_dtype).reshape(40, 2, 2), _labels(40, 3), 3)
+    queries = np.zeros((0, 2, 2), query_dtype)
+    for norm in NORMS:
+        found = neighbors.nearest(reference, queries, 3, norm=norm)
+        assert found.distances.shape == found.indices.shape == (0, 3)
+        assert neighbors.predict(reference, queries, norm=norm).shape == (0,)
+        assert neighbors.class_distances(reference, queries, norm=norm).shape == (0, 3)
+    assert neighbors.nearest_in_class(reference, queries, 1, 2).indices.shape == (0, 2)
+    assert neighbors.soft_logits(reference, queries, 0.1).shape == (0, 3)
+
+
+def test_units_that_cannot_belong_together():
+    pixels, floats = _random(0, 20, 4, "uint8"), _random(0, 20, 4, "uint8").astype(np.float32)
+    by_floats, by_pixels = (neighbors.fit(points, np.zeros(20, int), 1) for points in (floats, pixels))
+    for call in (neighbors.nearest, neighbors.predict, lambda *pair: neighbors.soft_logits(*pair, 1.0)):
+        with pytest.raises(ValueError, match="queries must be in the units .* points lie between .* and 25") as error:
+            call(by_floats, pixels)
+        assert "\n" not in str(error.value)
+        with pytest.warns(UserWarning, match="queries must be in the units of the points: .* divide pixels of 0..255"):
+            call(by_pixels, floats)
+    unit = neighbors.fit(floats / 255, np.zeros(20, int), 1)
+    np.testing.assert_array_equal(neighbors.nearest(unit, pixels).indices[:, 0], np.arange(20))
+    # One pixel may be far out.
+    few = floats / 255
+    few[:, 0] += 4
+    neighbors.nearest(by_pixels, few)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_scores_that_leave_float32(scale):
     # Squares under- or overflow float32: every proof fails, and float64 decides.
@@ -207,9 +304,9 @@ def test_tasks_of_one_shape_compile_once():
         ({"norm": "l3"}, "norm must be one of"),
         ({"k": 0}, r"k must be in 1\.\.20, got 0"),
         ({"k": 21}, r"k must be in 1\.\.20, got 21"),
-        ({"queries": np.zeros((2, 5), np.uint8)}, r"queries must be \[Q, ...\] with 4 pixels"),
-        ({"queries": np.zeros(4, np.uint8)}, r"queries must be \[Q, ...\]"),
-        ({"queries": np.zeros((2, 4), np.int32)}, "queries must be uint8 or float, got dtype int32"),
+        ({"queries": np.zeros((2, 5), np.uint8)}, r"queries must be \[N, ...\] with 4 pixels"),
+        ({"queries": np.zeros(4, np.uint8)}, r"queries must be \[N, ...\]"),
+        ({"queries": np.zeros((2, 4), np.int32)}, "queries must be uint8 or floating point, got dtype int32"),
     ],
 )
 def test_bad_search(change, message):

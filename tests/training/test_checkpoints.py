@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,12 +156,6 @@ def test_a_full_disk_is_one_line_and_the_save_before_stays(tmp_path, monkeypatch
     np.testing.assert_array_equal(state["a"], np.arange(3))
 
 
-def test_a_damaged_identity_names_its_file_and_the_remedy(tmp_path):
-    (tmp_path / "training.json").write_text("")
-    with pytest.raises(ValueError, match=r"training\.json is damaged .*: delete the folder"):
-        Checkpoints(tmp_path, {"what": "test"})
-
-
 def test_names_with_dots_and_constants_come_back(tmp_path):
     model = models.create("wide_resnet", 3, depth=10, widen_factor=1, mean=0.5, std=0.2)
     state = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
@@ -171,3 +166,100 @@ def test_names_with_dots_and_constants_come_back(tmp_path):
         epoch, restored = checkpoints.restore(jax.tree.map(np.zeros_like, state))
     assert epoch == 1 and jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def _stopped(folder):
+    """A training stopped after its fourth epoch, with the states of two epochs."""
+    with pytest.raises(_Stop):
+        _train(folder, stop_after=3)
+    assert {path.name for path in folder.iterdir()} == {"3", "4", "training.json"}
+
+
+def _change_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _largest_array(step):
+    return max((step / "default" / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
+
+
+_DAMAGES = {
+    "_METADATA": lambda step: _change_a_byte(step / "default" / "_METADATA"),
+    "emptied _METADATA": lambda step: (step / "default" / "_METADATA").write_bytes(b""),
+    "gone _METADATA": lambda step: (step / "default" / "_METADATA").unlink(),
+    "manifest": lambda step: _change_a_byte(step / "default" / "manifest.ocdbt"),
+    "array": lambda step: _change_a_byte(_largest_array(step)),  # nothing of the format's own would tell
+    "emptied array": lambda step: _largest_array(step).write_bytes(b""),
+    "digests": lambda step: _change_a_byte(step / "digests.json"),
+    "everything": lambda step: shutil.rmtree(step) or step.mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES.values(), ids=list(_DAMAGES))
+def test_a_damaged_state_is_replaced_by_the_one_before(tmp_path, uninterrupted, damage):
+    _stopped(tmp_path)
+    damage(tmp_path / "4")
+    with pytest.warns(UserWarning, match=r"checkpoint of epoch 4 \(.+\) in .* is damaged .* continues from epoch 3$"):
+        trained, epochs = _train(tmp_path)
+    assert epochs == [3, 4, 5]
+    _assert_identical(trained, uninterrupted)
+
+
+def test_an_empty_folder_of_a_higher_number_is_no_state(tmp_path, uninterrupted):
+    _stopped(tmp_path)
+    (tmp_path / "99").mkdir()
+    with pytest.warns(UserWarning, match=r"checkpoint of epoch 99 .* continues from epoch 4$"):
+        trained, epochs = _train(tmp_path)
+    assert epochs == [4, 5]
+    _assert_identical(trained, uninterrupted)
+    assert _train(tmp_path)[1] == []  # what was saved since is the newest
+
+
+def test_where_every_state_is_damaged_the_folder_and_the_remedy_are_named(tmp_path):
+    _stopped(tmp_path)
+    for number in ("3", "4"):
+        _change_a_byte(tmp_path / number / "default" / "_METADATA")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read \(epoch 4 .*, 3 .*\): delete the") as caught:
+        _train(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "4").exists()
+
+
+def test_states_without_digests_are_read(tmp_path, uninterrupted):
+    """A process killed right after a save has not written them."""
+    _stopped(tmp_path)
+    (tmp_path / "4" / "digests.json").unlink()
+    trained, epochs = _train(tmp_path)
+    assert epochs == [4, 5]
+    _assert_identical(trained, uninterrupted)
+
+
+def test_states_of_nobody_knows_what_are_refused(tmp_path):
+    _stopped(tmp_path)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(ValueError, match=r"has checkpoints but no training\.json, which says of what: put it back"):
+        _train(tmp_path, recipe=dataclasses.replace(_RECIPE, batch_size=4))
+    assert not (tmp_path / "training.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "5", "{", '"a"'])
+def test_a_damaged_identity_names_its_file_and_the_remedy(tmp_path, content):
+    (tmp_path / "training.json").write_text(content)
+    with pytest.raises(ValueError, match=r"training\.json is damaged .*: delete the folder"):
+        Checkpoints(tmp_path, {"what": "test"})
+
+
+def test_a_file_is_no_folder_of_checkpoints(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(ValueError, match="checkpoint_dir must be a folder, .*file.* is or goes through a file"):
+            Checkpoints(folder, {})
+
+
+def test_the_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Checkpoints("~/here", {"what": "test"})
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import http.server
 import io
@@ -144,11 +145,19 @@ def test_safetensors_are_checked_by_their_header(server, tmp_path):
     whole = (tmp_path / "whole.safetensors").read_bytes()
     server.content = whole
     assert download.fetch(File("x.safetensors", server.url()), tmp_path).read_bytes() == whole
-    for content in (whole[:-1], CONTENT):
+    for content in (whole[:-1], b"neither of these"):
         server.content = content
         with pytest.raises(OSError, match="what came is damaged, cut off or no safetensors file"):
             download.fetch(File("y.safetensors", server.url()), tmp_path)
     assert _names(tmp_path) == ["whole.safetensors", "x.safetensors"]
+
+
+def test_a_whole_file_of_another_kind_is_kept_for_the_reader_to_name(server, tmp_path):
+    for name in ("x.safetensors", "x.pt"):
+        server.content = CONTENT if name == "x.safetensors" else gzip.compress(CONTENT)
+        path = download.fetch(File(name, server.url()), tmp_path)
+        with pytest.raises(ValueError, match=r"is a zip.*\.pt$|is a gzip file: unpack it"):
+            files.read_state_dict(path)
 
 
 def test_the_older_format_of_pytorch_is_taken_if_it_is_whole(server, tmp_path):

@@ -1,9 +1,11 @@
 import argparse
 import errno
+import gzip
 import os
 import pathlib
 import resource
 import signal
+import tarfile
 import weakref
 import zipfile
 
@@ -349,11 +351,56 @@ def test_a_check_takes_whole_files_only(tmp_path, name):
             files.check(path, suffix)
 
 
-def test_a_zip_of_something_else_is_no_file_of_tensors(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-        archive.writestr("weights/a.txt", "a")
-    with pytest.raises(files.Damaged, match=r"no file of tensors \(it is a zip without data\.pkl\)"):
-        files.check(tmp_path / "x.pt", ".pt")
+def _zip_of_something_else(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/a.txt", "a" * 999)
+
+
+def _tar(path, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        archive.addfile(tarfile.TarInfo("weights.pt"))
+
+
+def _torch_file(path, zipped):
+    torch = pytest.importorskip("torch")
+    torch.save(_tensors(torch), path, _use_new_zipfile_serialization=zipped)
+
+
+_OTHERS = {
+    "safetensors": (lambda path: safetensors.numpy.save_file(STATE, path), "a safetensors file: give it .*safetensors"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"weights" * 99)), "a gzip file: unpack it"),
+    "gzipped tar": (lambda path: _tar(path, "w:gz"), "a gzip file: unpack it"),
+    "tar": (_tar, "a tar file: unpack it"),
+    "zip": (_zip_of_something_else, r"a zip"),
+    "PyTorch's": (lambda path: _torch_file(path, True), r"a zip, as PyTorch's files are: give it a name .*\.pt"),
+    "PyTorch's older": (lambda path: _torch_file(path, False), r"a pickle, as PyTorch's older .*: give it .*\.pt"),
+}
+_OWN = {".pt": ("PyTorch's", "PyTorch's older"), ".safetensors": ("safetensors",)}
+
+
+@pytest.mark.parametrize("kind", _OTHERS)
+@pytest.mark.parametrize("suffix", _OWN)
+def test_a_whole_file_of_another_kind_is_called_what_it_is(tmp_path, suffix, kind):
+    write, message = _OTHERS[kind]
+    path = tmp_path / f"x{suffix}"
+    write(path)
+    if kind in _OWN[suffix]:
+        _assert_same(files.read_state_dict(path), STATE)
+        return
+    for read in (files.read_state_dict, lambda path: files.check(path, suffix)):
+        with pytest.raises(ValueError, match=f"is {message}") as caught:
+            read(path)
+        assert not isinstance(caught.value, files.Damaged) and "delete" not in str(caught.value)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    files.write_state_dict("~/deep/x.safetensors", STATE, metadata={"a": "b"})
+    _assert_same(files.read_state_dict("~/deep/x.safetensors"), STATE)
+    assert files.read_metadata("~/deep/x.safetensors") == {"a": "b"}
+    assert os.listdir(tmp_path) == ["deep"]
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])

@@ -401,3 +401,25 @@ def test_a_wheel_holds_the_catalogue(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(copy)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert "nn_adv/zoo/catalogue.json" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_file_of_another_kind_under_the_name_of_what_is_kept_stays(own, network, state):
+    own.write(state)
+    path = own.place / "Tiny.safetensors"
+    path.write_bytes((own.place / "Tiny.pt").read_bytes())
+    np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
+    assert path.read_bytes() == (own.place / "Tiny.pt").read_bytes()
+    (own.place / "Tiny.pt").unlink()
+    with pytest.raises(ValueError, match=r"Tiny\.safetensors is a zip, as PyTorch's files are: give it a name"):
+        own.load()
+    assert set(zoo.fingerprints(zoo.find("Tiny", own.catalogue), own.folder)) == {"catalogue"}
+
+
+def test_the_home_is_expanded(own, network, state, monkeypatch):
+    own.write(state)
+    monkeypatch.setenv("HOME", str(own.folder))
+    model = zoo.load("Tiny", "~", catalogue="~/own.json")
+    np.testing.assert_array_equal(_logits(model.logits_fn), _expected(network))
+    assert zoo.has_weights(model.entry, "~") and "Tiny.pt" in zoo.fingerprints(model.entry, "~")
+    with pytest.raises(ValueError, match=r"no network 'Tony' in ~/own\.json; it has Tiny, 1 in all"):
+        zoo.find("Tony", "~/own.json")

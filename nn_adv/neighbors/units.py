@@ -1,0 +1,63 @@
+"""Whether images and points can be in the same units, and in units that float32 can square; not seen inside jit."""
+
+from __future__ import annotations
+
+import math
+
+import chex
+import jax
+import numpy as np
+
+from nn_adv.neighbors.reference import Reference
+
+# Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
+_UNIT_RANGE = (-1.0, 2.0)
+# Floats of this mean size are no pixels of 0..1.
+_MEAN_SIZE = 2.0
+# Largest pixels of which float32 holds the squares of distances (times the square root of d), with some digits.
+_LEAST, _MOST = 2.0**-50, 2.0**60
+
+
+def other_units(reference: Reference, images: chex.Array, name: str) -> str | None:
+    """Say in one line why images ``[N, ...]`` cannot be in the units of the points; None where they can.
+
+    uint8 pixels v stand for v / 255, so floats beside them must be pixels of 0..1.
+    """
+    points_are_integers, in_integers = (array.dtype == np.uint8 for array in (reference.blocks, images))
+    if any(isinstance(array, jax.core.Tracer) for array in (reference.pixel_range, images)):
+        return None
+    low, high = np.asarray(reference.pixel_range).tolist()
+    if in_integers and not points_are_integers and not within_unit_range(low, high):
+        return (
+            f"{name} must be in the units of the points: uint8 pixels v stand for v / 255, but the points lie between "
+            f"{low:.6g} and {high:.6g}; fit the points as uint8, or give {name} as floats in their units"
+        )
+    size = 0.0 if in_integers or not points_are_integers or not len(images) else float(np.mean(np.abs(images)))
+    if size > _MEAN_SIZE:
+        return (
+            f"{name} must be in the units of the points: uint8 points v stand for v / 255, but the pixels of {name} "
+            f"are {size:.6g} in size on average; divide pixels of 0..255 by 255, or give them as uint8"
+        )
+    return None
+
+
+def within_unit_range(low: float, high: float) -> bool:
+    """Return whether pixels between two numbers may be pixels of 0..1."""
+    return _UNIT_RANGE[0] <= low and high <= _UNIT_RANGE[1]
+
+
+def check_squares(name: str, largest: float, size: int) -> None:
+    """Raise ValueError where float32 cannot hold squared distances between images of ``size`` pixels.
+
+    Args:
+      name: of the images.
+      largest: no pixel of them is larger in size, and one is as large.
+      size: number of pixels of one.
+    """
+    most = _MOST / math.sqrt(size)
+    if largest == 0 or _LEAST <= largest <= most:
+        return
+    raise ValueError(
+        f"{name} must have a largest pixel between {_LEAST:.3g} and {most:.3g} in size, whose squares float32 holds, "
+        f"got {largest:.6g}; multiply points and images by a power of two"
+    )
