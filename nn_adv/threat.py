@@ -60,6 +60,21 @@ def check_threat(threat: Threat) -> None:
         raise ValueError(f"threat must be a Threat, got {threat!r}")
 
 
+def as_threat(threat: Threat, images: chex.Array) -> Threat:
+    """Return the threat with its radius in the dtype of ``images [B, ...]``, which steps and distances have.
+
+    Raises:
+      ValueError: no threat, or neither one radius nor one per image.
+    """
+    check_threat(threat)
+    epsilon = jnp.asarray(threat.epsilon, images.dtype)
+    if epsilon.shape not in ((), images.shape[:1]):
+        raise ValueError(
+            f"threat must have one epsilon, or one per image [{images.shape[0]}], got shape {epsilon.shape}"
+        )
+    return Threat(threat.norm, epsilon, threat.bounds)
+
+
 def check_norm(norm: str) -> None:
     """Raise ValueError unless ``norm`` is one of `NORMS`."""
     if not isinstance(norm, str) or norm not in NORMS:

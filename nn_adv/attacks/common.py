@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.border import as_images, as_integers, as_key, as_labels
-from nn_adv.threat import Threat, check_threat
+from nn_adv.threat import Threat, as_threat, check_threat
 
 _PROBABILITY_TOLERANCE = 1e-2  # a softmax in bfloat16 is off by up to a few thousandths
 GENERATOR = "threefry2x32"
@@ -174,11 +173,7 @@ def check_inputs(images: chex.Array, labels: chex.Array, key: chex.PRNGKey, thre
     check_threat(threat)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     count = images.shape[0]
-    epsilon = jnp.asarray(threat.epsilon, images.dtype)
-    if epsilon.shape not in ((), (count,)):
-        raise ValueError(f"threat must have one epsilon, or one per image [{count}], got shape {epsilon.shape}")
-    threat = dataclasses.replace(threat, epsilon=epsilon)
-    return Inputs(images, as_labels(labels, count=count), image_keys(key, count), threat)
+    return Inputs(images, as_labels(labels, count=count), image_keys(key, count), as_threat(threat, images))
 
 
 def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:

@@ -78,6 +78,7 @@ def segment_attack(
     check_norm(norm)
     points = as_images(points, name="points", takes_uint8=False)
     images = as_images(images, takes_uint8=False, num_pixels=int(np.prod(points.shape[1:])))
+    points = points.astype(images.dtype)
     if not 1 <= num_candidates <= points.shape[0]:
         raise ValueError(f"num_candidates must be 1 to the number of points, {points.shape[0]}, got {num_candidates}")
     point_labels = as_labels(point_labels, count=points.shape[0], name="point_labels")

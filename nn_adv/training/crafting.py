@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_images, as_key
-from nn_adv.threat import Threat, check_threat, perturbation_size
+from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
 _START_SCALE = 0.001
@@ -101,6 +101,7 @@ def craft(
     num_steps = as_count(num_steps, "num_steps", low=0)
     chex.assert_equal_shape([images, *noise])
     step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+    threat, step_size = as_threat(threat, images), jnp.asarray(step_size, images.dtype)
     return run(_ascend, logits_fn, images, log_target, noise, threat, step_size, num_steps=num_steps)
 
 

@@ -49,6 +49,7 @@ EXEMPT = {
     "pixels.as_float": "the unit of pixels, for arrays of any shape: tests/test_pixels.py",
     "pixels.float64_pixels": _OP,
     "threat.Threat": "tried in the functions that take it; tests/test_threat.py",
+    "threat.as_threat": "tried in the functions that take one",
     "threat.check_norm": _PLAIN,
     "threat.check_threat": "tried in the functions that take one",
     "threat.covering_threshold": _OP,

@@ -36,13 +36,12 @@ def _objective(fn, **options):
     return call
 
 
-def _count(values):
-    """How many images the rest of a call is made for: none if none are tried."""
-    return 0 if isinstance(values, np.ndarray) and len(values.reshape(-1)) == 0 else COUNT
+def _count(images):
+    return 0 if isinstance(images, np.ndarray) and images.shape[:1] == (0,) else COUNT
 
 
 def _trades_loss(images, labels, key):
-    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : _count(labels)]
+    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : _count(images)]
     return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial, key=key, beta=1.0)
 
 
