@@ -161,7 +161,8 @@ def _attack(rows, images, labels, near, k: int, norm: str, bounds, num_classes: 
         vote_attack.attack(
             images, labels, points, point_labels, k=k, norm=norm, bounds=bounds, num_classes=num_classes,
             num_steps=num_steps,
-        )
+        ),
+        images.dtype,
     )  # fmt: skip
 
 
