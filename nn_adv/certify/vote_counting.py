@@ -61,13 +61,14 @@ def near_rows(
     scores, center_distances = map(np.asarray, _scores(reference, images))
     # Float32 scores are expanded around the center: what d rounded products may add (Higham 2002, 3.1), and a little.
     gamma = (images.shape[1] + 32) * 2.0**-24 * 1.01
+    lost = (4 * images.shape[1] + 64) * 2.0**-126  # by underflow
     chosen = []
     for score, label, out, reach in zip(scores, labels, left_out, center_distances, strict=True):
         score = np.where(np.isfinite(score), score, 0).astype(np.float64)  # overflown: listed, and measured in float64
         usable = (rows.origins != NO_POINT) & (rows.origins != out)
         own, _ = _smallest(score, usable & (rows.labels == label), max(num_near, k + _SPARE_POINTS))
         opponents, next_score = _smallest(score, usable & (rows.labels != label), num_near)
-        slack = gamma * (2.001 * reach + np.sqrt(max(next_score, 0))) ** 2 if np.isfinite(next_score) else 0
+        slack = gamma * (2.001 * reach + np.sqrt(max(next_score, 0))) ** 2 + lost if np.isfinite(next_score) else 0
         chosen.append(Near(own, opponents, np.sqrt(max(next_score - slack, 0)) * (1 - 1e-5)))
     return chosen
 

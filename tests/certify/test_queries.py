@@ -96,6 +96,41 @@ def test_bounds_that_are_none_are_refused(name, bounds):
         ASKED[name](IMAGES, LABELS[:5], bounds=bounds)
 
 
+@pytest.mark.parametrize("name", WITH_BOUNDS)
+def test_units_that_cannot_belong_together_are_refused(name):
+    pixels, floats = (RNG.integers(0, 256, (20, 4)).astype(dtype) for dtype in (np.uint8, np.float32))
+    asked = {
+        "radius": lambda reference, images: certify.radius(reference, images, LABELS[:5], norm="l2", bounds=(0, 255)),
+        "decide": lambda reference, images: certify.decide(
+            reference, images, LABELS[:5], threat=Threat("l2", 1.0, (0, 255))
+        ),
+        "vote_bounds": lambda reference, images: certify.vote_bounds(
+            reference, images, LABELS[:5], k=1, norm="l2", bounds=(0, 255)
+        ),
+    }[name]
+    for points, images, message in (
+        (floats, pixels, "images must be in the units of the points: .* but the points lie between .* fit the points"),
+        (pixels, floats, "images must be in the units of the points: .* divide pixels of 0..255 by 255"),
+        (pixels, pixels, r"bounds must be in the units of the pixels, .* got \(0.0, 255.0\)"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            asked(neighbors.fit(points, LABELS, 3), images[:5])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("power", [-51, 60])
+@pytest.mark.parametrize("name", ["radius", "vote_bounds"])
+def test_pixels_that_float32_cannot_square_are_refused(name, power):
+    scale = np.float32(2.0**power)
+    reference = neighbors.fit(POINTS * scale, LABELS, 3)
+    ask = functools.partial(getattr(certify, name), norm="l2", bounds=None, **({"k": 3} if name != "radius" else {}))
+    with pytest.raises(ValueError, match="points of the reference must have a largest pixel between .* power of two"):
+        ask(reference, IMAGES * scale, LABELS[:5])
+    if power > 0:
+        with pytest.raises(ValueError, match="images must have a largest pixel between .*power of two"):
+            ask(REFERENCE, IMAGES * scale, LABELS[:5])
+
+
 def test_bounds_are_pixels():
     assert queries.check_bounds((0, 0.2)) == (0.0, float(np.float32(0.2)))
     assert queries.check_bounds(None) is None

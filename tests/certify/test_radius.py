@@ -1,5 +1,8 @@
 """Radii and decisions on small problems against one LP or QP per opponent with every constraint, and on bad input."""
 
+import concurrent.futures
+import os
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -294,6 +297,62 @@ def test_an_image_on_a_tie_of_many_pixels_has_a_witness_as_near(norm):
         reference = neighbors.fit(points, np.array([0, 0, 0, 1, 1, 1]), 2)
         found = certify.radius(reference, images, np.array([0]), norm=norm)
         assert found.correct[0] and found.status[0] == "exact" and 0 < found.upper[0] < 1e-6
+
+
+def test_large_images_have_the_ties_of_the_integers():
+    # 75 x 75 x 3: squares of distances may not fit int32. Rounding to float32 makes either class nearer.
+    rng = np.random.default_rng(0)
+    images, offsets = rng.integers(64, 192, (2, 16_875)), rng.integers(-60, 60, (2, 16_875))
+    points = np.concatenate([images + offsets, images - offsets]).astype(np.uint8)
+    reference = neighbors.fit(points, np.array([0, 0, 1, 1]), 2)
+    pairs = np.repeat(images, 2, axis=0).astype(np.uint8)
+    found = certify.radius(reference, pairs, np.array([0, 1, 0, 1]), norm="linf")
+    np.testing.assert_array_equal(found.correct, [True, False, True, False])
+    np.testing.assert_array_equal(found.status, "exact")
+    assert np.all(found.lower < 1e-9) and np.all(found.upper < 1e-7) and np.all(found.upper[::2] > 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("far", [3e5, 1e9])
+def test_a_far_point_changes_nothing_nearby(norm, far):
+    rng = np.random.default_rng(1)
+    points, images = rng.random((200, 6)).astype(np.float32), rng.random((12, 6)).astype(np.float32)
+    points[7] = far
+    labels = rng.integers(0, 3, 200)
+    reference = neighbors.fit(points, labels, 3)
+    predicted = np.asarray(neighbors.predict(reference, images))
+    found = certify.radius(reference, images, predicted, norm=norm, bounds=None)
+    assert found.correct.all()
+    np.testing.assert_array_equal(found.status, "exact")
+    assert np.all(found.upper - found.lower <= 1e-6 * found.upper + 8e-7)
+    for b in range(3):
+        truth = true_radius(points, labels, images[b], predicted[b], norm=norm, bounds=None)
+        np.testing.assert_allclose([found.lower[b], found.upper[b]], truth, rtol=1e-6, atol=8e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_tight_clusters_are_exact(norm):
+    rng = np.random.default_rng(0)
+    points, images = (0.5 + 1e-3 * rng.random((count, 8)).astype(np.float32) for count in (300, 30))
+    labels = rng.integers(0, 3, 300)
+    reference = neighbors.fit(points, labels, 3)
+    predicted = np.asarray(neighbors.predict(reference, images))
+    found = certify.radius(reference, images, predicted, norm=norm)
+    np.testing.assert_array_equal(found.status, "exact")
+    for b in range(3):
+        truth = true_radius(points, labels, images[b], predicted[b], norm=norm, bounds=(0.0, 1.0))
+        assert found.lower[b] <= truth * (1 + 1e-7) and truth * (1 - 1e-7) <= found.upper[b] <= truth + 1.1e-7
+
+
+def test_threads_are_as_many_as_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    used = []
+    pool = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda count: used.append(count) or pool(count))
+    reference, images, labels, *_ = _problem()
+    certify.radius(reference, images, labels, norm="l2")
+    assert used and set(used) == {1}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

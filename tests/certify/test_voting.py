@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -230,6 +231,12 @@ def test_refuses_what_it_cannot_use():
         bounds_of(k=15)
     with pytest.raises(ValueError, match="k must be in 1..13, the points that may vote, got 14"):
         bounds_of(k=14, leave_out=np.arange(12))
+    reference = neighbors.fit(points, labels, 3)
+    with pytest.raises(ValueError, match="k must be in 1..13, the points that may vote, got 14"):
+        voting.vote(reference, images, 14, leave_out=np.arange(12))
+    everyone = voting.vote(reference, images, 14, leave_out=np.full(12, -1))
+    np.testing.assert_array_equal(everyone, voting.vote(reference, images, 14))
+
     for name in ("num_near", "num_steps", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             bounds_of(**{name: 0})
@@ -239,3 +246,18 @@ def test_refuses_what_it_cannot_use():
         bounds_of(labels=clean + 5)
     with pytest.raises(ValueError, match="images must be finite"):
         bounds_of(images=images * np.float32(np.nan), bounds=None)
+
+
+def test_inside_jit_who_is_missing_does_not_vote():
+    points, labels, images = _problem(0, 3)
+    reference = neighbors.fit(points, labels, 3)
+    voted = jax.jit(voting.vote, static_argnums=2)(reference, images, 20)
+    np.testing.assert_array_equal(voted, _vote(points, labels, images, 14))
+    leave_out = np.arange(12)
+    without = jax.jit(lambda out: voting.vote(reference, images, 14, leave_out=out))(leave_out)
+    np.testing.assert_array_equal(without, _vote(points, labels, images, 13, leave_out))
+    images[[2, 5], 0] = np.nan, np.inf
+    voted = jax.jit(voting.vote, static_argnums=2)(reference, images, 3)
+    np.testing.assert_array_equal(np.asarray(voted)[[2, 5]], -1)
+    with pytest.raises(ValueError, match="queries must be finite, got nan at index 2"):
+        voting.vote(reference, images, 3)
