@@ -299,6 +299,7 @@ def test_an_image_on_a_tie_of_many_pixels_has_a_witness_as_near(norm):
         assert found.correct[0] and found.status[0] == "exact" and 0 < found.upper[0] < 1e-6
 
 
+@pytest.mark.slow
 def test_large_images_have_the_ties_of_the_integers():
     # 75 x 75 x 3: squares of distances may not fit int32. Rounding to float32 makes either class nearer.
     rng = np.random.default_rng(0)
