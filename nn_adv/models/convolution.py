@@ -14,8 +14,6 @@ from jax import lax
 
 # The layout of nn.Conv for images: batch, height, width, channels; kernels height, width, input, output.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# A position of the output that takes at most that many numbers of the images takes each by an instruction of its own.
-_UNROLLED = 32
 # Channels of images that are too few for the routine of the padded convolutions to make.
 _FEW_CHANNELS = 3
 # Numbers of images and results together that stay in a core's cache between one use and the next.
@@ -36,7 +34,6 @@ def conv_general_dilated(
       such a layout to its fast routines: a step of an attack then runs an order of magnitude slower. Here the axes
       are exchanged for real. With strides, most of that convolution would be zeros, and with one to three channels
       its result is too narrow for the routine: there one matrix product makes all terms, which are added in place.
-    * A convolution of few numbers, as of the pixels of a colour image, is a sum of products written out.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
@@ -59,24 +56,11 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(images, kernel, strides, padding, precision):
-    if math.prod(kernel.shape[:3]) <= _UNROLLED:
-        return _written_out(images, kernel, strides, padding)
     extra = not any(map(any, padding)) and kernel.shape[0] > 1 and strides == (1, 1)
     if extra:
         padding = ((0, 1), (0, 0))
     result = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision)
     return result[:, :-1] if extra else result
-
-
-def _written_out(images, kernel, strides, padding):
-    weights = _wide(kernel).reshape(-1, *kernel.shape[2:])
-    views = _views(_wide(images), kernel.shape[:2], strides, padding)
-    terms = (
-        view[..., channel, None] * weight[channel]
-        for view, weight in zip(views, weights, strict=True)
-        for channel in range(images.shape[3])
-    )
-    return sum(terms).astype(images.dtype)
 
 
 def _wide(array):

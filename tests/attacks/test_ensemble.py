@@ -205,7 +205,7 @@ def test_half_precision_runs():
     attack = [attacks.named_attack("apgd-ce", 10, num_steps=3)]
     options = {"key": KEY, "threat": THREAT, "attacks": attack, "batch_size": 8}
     found = attacks.ensemble(LOGITS[10], images.astype(jnp.bfloat16), labels, **options)
-    assert found.adversarial.dtype == jnp.bfloat16
+    assert found.adversarial.dtype == jnp.float32  # half precisions are attacked in it
 
 
 def test_few_classes_get_the_margin_and_names_get_an_error():

@@ -61,6 +61,7 @@ def test_new_functions_leave_memory_as_it_was(attack, calls, warm_up, most_kept,
     maps, megabytes = [], []
     for _ in range(calls):
         attack(lambda images: _linear(_WEIGHTS, images))
+        gc.collect()
         maps.append(_num_maps())
         megabytes.append(_megabytes())
     # Each program that stayed would have 140 maps or more, and take 5 megabytes or more.
