@@ -1,80 +1,149 @@
-"""How fast are the convolutions of WRN-28-10 one by one, in XLA, in PyTorch, and as a matrix product of the same size?
+"""How fast are convolutions and their two gradients one by one, here, as JAX makes them, and in PyTorch?
 
-  taskset -c 0 python benchmarks/convolutions.py
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python benchmarks/convolutions.py
+  taskset -c 0 python benchmarks/convolutions.py --layers wrn_28_10
 
-GFLOP/s of a batch of 16 in float32, medians of calls that take turns: what is left to gain for a network whose time is
-in them.
+"small" are the layers of the strided network that a CPU trains, and others of its sizes, in batches of 128;
+"wrn_28_10" are those of WRN-28-10, in batches of 16. All are 3x3 in float32, and PyTorch has the faster of its two
+layouts. What each computes is compared first; then all take turns, and medians of processor time are reported, which
+other programs on the machine disturb less than wall time.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import take_turns
-from torch.nn import functional
+from jax import lax
+from timing import environment, take_turns
 
 from nn_adv.models.convolution import conv_general_dilated
 
-_BATCH = 16
-# Pixels a side, channels in and out, stride; how often WRN-28-10 has it. All are 3x3.
+# Batch, then pixels a side, channels in and out, stride.
 _LAYERS = {
-    (32, 3, 16, 1): 1,
-    (32, 16, 160, 1): 1,
-    (32, 160, 160, 1): 7,
-    (32, 160, 320, 2): 1,
-    (16, 320, 320, 1): 7,
-    (16, 320, 640, 2): 1,
-    (8, 640, 640, 1): 7,
+    "small": (
+        128,
+        (
+            (32, 3, 16, 1),
+            (32, 16, 16, 2),
+            (16, 16, 32, 1),
+            (16, 32, 32, 2),
+            (8, 32, 64, 2),
+            (32, 16, 16, 1),
+            (8, 64, 64, 1),
+            (28, 1, 16, 1),
+        ),
+    ),
+    "wrn_28_10": (
+        16,
+        (
+            (32, 3, 16, 1),
+            (32, 16, 160, 1),
+            (32, 160, 160, 1),
+            (32, 160, 320, 2),
+            (16, 320, 320, 1),
+            (16, 320, 640, 2),
+            (8, 640, 640, 1),
+        ),
+    ),
 }
+_OPERATIONS = ("forward", "images", "kernel")
+_LAYOUTS = ("channels_last", "contiguous_format")
+# Of the largest number: sums of 131072 products in single precision, in different orders.
+_TOLERANCE = 1e-4
 
 
 def main() -> None:
-    """Print a line for each layer."""
+    """Print a line for each layer and operation, and with ``--output`` write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", default="small", choices=list(_LAYERS))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=pathlib.Path)
+    arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    batch, layers = _LAYERS[arguments.layers]
+    report: dict = {"environment": environment("torch"), "batch": batch, "dtype": "float32", "rows": []}
+    for layer in layers:
+        for operation in _OPERATIONS:
+            row = _measure(batch, layer, operation, arguments.repeats)
+            report["rows"].append(row)
+            times = ", ".join(f"{name} {time:.2f}" for name, time in row["milliseconds"].items())
+            print(f"{row['layer']}, {operation}: {times} ms, x{row['ratio']} of PyTorch's", flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _measure(batch: int, layer: tuple[int, int, int, int], operation: str, repeats: int) -> dict:
+    side, num_in, num_out, stride = layer
     rng = np.random.default_rng(0)
-    for (side, num_in, num_out, stride), count in _LAYERS.items():
-        images = rng.standard_normal((_BATCH, side, side, num_in), np.float32)
-        kernel = rng.standard_normal((3, 3, num_in, num_out), np.float32)
-        rows = _BATCH * (side // stride) ** 2
-        patches = rng.standard_normal((rows, 9 * num_in), np.float32)
-        calls = {
-            "XLA": _in_xla(images, kernel, stride),
-            "PyTorch": _in_torch(images, kernel, stride),
-            "matrix product": _as_product(patches, kernel.reshape(-1, num_out)),
-        }
-        take_turns(calls, 1)  # compiles
-        flops = 2 * rows * kernel.size
-        speeds = {name: flops / np.median(turns[:, 0]) / 1e9 for name, turns in take_turns(calls, 7).items()}
-        line = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-        print(f"{side}x{side}, {num_in} to {num_out}, stride {stride}, {count} of them: {line} GFLOP/s", flush=True)
+    images = rng.standard_normal((batch, side, side, num_in), np.float32)
+    kernel = rng.standard_normal((3, 3, num_in, num_out), np.float32)
+    small = -(-side // stride)
+    cotangent = rng.standard_normal((batch, small, small, num_out), np.float32)
+    arrays = images, kernel, cotangent
+    calls = {
+        "nn_adv": _in_jax(conv_general_dilated, operation, arrays, stride),
+        "JAX": _in_jax(lax.conv_general_dilated, operation, arrays, stride),
+        **{layout: _in_torch(layout, operation, arrays, stride) for layout in _LAYOUTS},
+    }
+    want = calls["JAX"]()
+    for name, call in calls.items():
+        error = np.abs(np.asarray(call()) - want).max() / np.abs(want).max()
+        if error > _TOLERANCE:
+            raise RuntimeError(f"{name} differs by {error:.1e} of the largest number at {layer}, {operation}")
+    medians = {name: 1e3 * np.median(turns[:, 1]) for name, turns in take_turns(calls, repeats).items()}
+    times = {name: medians[name] for name in ("nn_adv", "JAX")}
+    times["PyTorch"] = min(medians[layout] for layout in _LAYOUTS)
+    return {
+        "layer": f"{side}x{side}x{num_in} to {num_out}, stride {stride}",
+        "operation": operation,
+        "milliseconds": {name: round(time, 2) for name, time in times.items()},
+        "ratio": round(times["nn_adv"] / times["PyTorch"], 2),
+    }
 
 
-def _in_xla(images: np.ndarray, kernel: np.ndarray, stride: int):
-    convolve = functools.partial(conv_general_dilated, strides=(stride, stride), padding=((1, 1), (1, 1)))
-    return functools.partial(_wait, jax.jit(convolve), jnp.asarray(images), jnp.asarray(kernel))
+def _in_jax(convolve, operation: str, arrays: tuple, stride: int):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
+    def value(images, kernel):
+        return convolve(images, kernel, (stride, stride), ((1, 1), (1, 1)), **options)
 
-def _as_product(patches: np.ndarray, weights: np.ndarray):
-    return functools.partial(_wait, jax.jit(jnp.matmul), jnp.asarray(patches), jnp.asarray(weights))
+    def run(images, kernel, cotangent):
+        if operation == "forward":
+            return value(images, kernel)
+        if operation == "images":
+            return jax.vjp(lambda images: value(images, kernel), images)[1](cotangent)[0]
+        return jax.vjp(lambda kernel: value(images, kernel), kernel)[1](cotangent)[0]
+
+    return functools.partial(_wait, jax.jit(run), *map(jnp.asarray, arrays))
 
 
 def _wait(fn, *arguments):
     return jax.block_until_ready(fn(*arguments))
 
 
-def _in_torch(images: np.ndarray, kernel: np.ndarray, stride: int):
-    layout = torch.channels_last
-    points = torch.tensor(images).permute(0, 3, 1, 2).to(memory_format=layout)
-    weights = torch.tensor(kernel).permute(3, 2, 0, 1).to(memory_format=layout)
+def _in_torch(layout: str, operation: str, arrays: tuple, stride: int):
+    images, kernel, cotangent = map(torch.tensor, arrays)
+    layout = getattr(torch, layout)
+    points, outputs = (array.permute(0, 3, 1, 2).contiguous(memory_format=layout) for array in (images, cotangent))
+    weights = kernel.permute(3, 2, 0, 1).contiguous(memory_format=layout)
+    mask = [operation == "images", operation == "kernel", False]
 
     @torch.no_grad()
     def convolve():
-        return functional.conv2d(points, weights, stride=stride, padding=1)
+        if operation == "forward":
+            return torch.nn.functional.conv2d(points, weights, stride=stride, padding=1).permute(0, 2, 3, 1)
+        gradients = torch.ops.aten.convolution_backward(
+            outputs, points, weights, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, mask
+        )
+        return gradients[0].permute(0, 2, 3, 1) if operation == "images" else gradients[1].permute(2, 3, 1, 0)
 
     return convolve
 

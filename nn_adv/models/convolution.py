@@ -16,6 +16,8 @@ from jax import lax
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Channels of images that are too few for the routine of the padded convolutions to make.
 _FEW_CHANNELS = 3
+# Channels of images up to which a convolution that makes all pixels of a stride at once is faster than one with zeros.
+_INTERLEAVED_CHANNELS = 32
 # Numbers of images and results together that stay in a core's cache between one use and the next.
 _CACHED = 2**17
 
@@ -32,8 +34,10 @@ def conv_general_dilated(
     * The gradient with respect to the images is a convolution with the kernel turned round and its channel axes
       exchanged. JAX leaves the exchange to the layout, and once the turning has moved out of a loop XLA cannot hand
       such a layout to its fast routines: a step of an attack then runs an order of magnitude slower. Here the axes
-      are exchanged for real. With strides, most of that convolution would be zeros, and with one to three channels
-      its result is too narrow for the routine: there one matrix product makes all terms, which are added in place.
+      are exchanged for real. With strides and few channels, most of that convolution would be zeros: here one without
+      strides makes all pixels of a stride at once, as channels. With one to three channels its result is too narrow
+      for the routine: there one matrix product makes all terms, which are added in place.
+    * A convolution of few numbers, as of the pixels of a colour image, is a sum of products written out.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
@@ -81,40 +85,51 @@ def _backward(strides, padding, precision, saved, cotangent):
 
     zero = jnp.zeros_like(_wide(kernel))
     kernel_gradient = _over_parts(add_kernel_gradient, zero, (images, cotangent), count)[0].astype(kernel.dtype)
-    if strides == (1, 1) and images.shape[3] > _FEW_CHANNELS:
-        return _turned(images, kernel, cotangent, padding, precision), kernel_gradient
-
-    def scatter(total, part):
-        return total, _scattered(part, kernel, images.shape[1:3], strides, padding, precision)
-
-    return _over_parts(scatter, None, cotangent, count)[1], kernel_gradient
+    gradient = _scattered if images.shape[3] <= _FEW_CHANNELS else _turned
+    return gradient(images, kernel, cotangent, strides, padding, precision), kernel_gradient
 
 
-def _turned(images, kernel, cotangent, padding, precision):
-    """Gradient with respect to images of a convolution without strides."""
-    back_padding = []
-    for axis, (before, _) in enumerate(padding, 1):
-        low = kernel.shape[axis - 1] - 1 - before
-        back_padding.append((low, images.shape[axis] + before - cotangent.shape[axis]))
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        cotangent, turned, (1, 1), back_padding, dimension_numbers=_LAYOUT, precision=precision
+def _turned(images, kernel, cotangent, strides, padding, precision):
+    """Gradient with respect to images: the cotangent convolved with the kernel turned round."""
+    dilation = strides if images.shape[3] > _INTERLEAVED_CHANNELS else (1, 1)
+    steps = tuple(stride // d for stride, d in zip(strides, dilation, strict=True))
+    edges, places = [], []
+    for axis, (step, spread, (before, _)) in enumerate(zip(steps, dilation, padding, strict=True)):
+        # An output of the convolution is `step` pixels; zeros make the kernel begin and end with such a block.
+        front = -before % step
+        size = front + kernel.shape[axis]
+        edges.append((front, -size % step))
+        taps, first = -(-size // step), (before + front) // step
+        end = -(-images.shape[1 + axis] // step) + first - (cotangent.shape[1 + axis] - 1) * spread - 1
+        places.append((taps - 1 - first, end))
+    blocks = jnp.pad(kernel, (*edges, (0, 0), (0, 0)))
+    rows, columns = (size // step for size, step in zip(blocks.shape[:2], steps, strict=True))
+    blocks = blocks.reshape(rows, steps[0], columns, steps[1], *kernel.shape[2:])[::-1, :, ::-1]
+    blocks = blocks.transpose(0, 2, 5, 1, 3, 4).reshape(rows, columns, kernel.shape[3], -1)
+    result = lax.conv_general_dilated(
+        cotangent, blocks, (1, 1), places, lhs_dilation=dilation, dimension_numbers=_LAYOUT, precision=precision
     )
+    batch, height, width, _ = result.shape
+    result = result.reshape(batch, height, width, *steps, -1).transpose(0, 1, 3, 2, 4, 5)
+    result = result.reshape(batch, height * steps[0], width * steps[1], -1)
+    return result[:, : images.shape[1], : images.shape[2]]
 
 
-def _scattered(cotangent, kernel, sides, strides, padding, precision):
+def _scattered(images, kernel, cotangent, strides, padding, precision):
     """Gradient with respect to images: what each position of the kernel gives them, put in place and added."""
-    terms = jnp.einsum("bhwo,xyio->xybhwi", _wide(cotangent), _wide(kernel), precision=precision)
+    size = kernel.shape[:2]
+    terms = jnp.einsum(
+        "bhwo,pio->bhwpi", _wide(cotangent), _wide(kernel).reshape(-1, *kernel.shape[2:]), precision=precision
+    )
     zero = jnp.zeros((), terms.dtype)
     total = 0
-    for position in itertools.product(*map(range, kernel.shape[:2])):
+    for index, position in enumerate(itertools.product(*map(range, size))):
         edges = []
-        for start, (before, _), stride, count, side in zip(
-            position, padding, strides, cotangent.shape[1:3], sides, strict=True
-        ):
+        for axis, (start, (before, _), stride) in enumerate(zip(position, padding, strides, strict=True), 1):
             low = start - before
-            edges.append((low, side - low - (count - 1) * stride - 1, stride - 1))
-        total = total + lax.pad(terms[position], zero, ((0, 0, 0), *edges, (0, 0, 0)))
+            spread = (cotangent.shape[axis] - 1) * stride + 1
+            edges.append((low, images.shape[axis] - low - spread, stride - 1))
+        total = total + lax.pad(terms[:, :, :, index], zero, ((0, 0, 0), *edges, (0, 0, 0)))
     return total.astype(cotangent.dtype)
 
 
