@@ -64,7 +64,7 @@ def first_images(dataset: data.Dataset, splits: Sequence[str], count: int) -> Im
 def attacked(
     config: ml_collections.ConfigDict, split: np.ndarray, places: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Evaluation]:
-    """Count the images that are classified correctly, and those that no attack broke at growing radii.
+    """Count the images that are classified correctly, and those that no attack broke, by growing radii of each norm.
 
     Args:
       config: from `configs.binary_tasks`.
@@ -74,7 +74,9 @@ def attacked(
     """
     found = _counts(split, None, 0.0, "clean", places[0] != attacks.CLEAN)
     at_main_radius = []
-    for threat, broken_by in zip(plan.make_threats(config), places, strict=True):
+    order = list(plan.main_epsilons(config))
+    pairs = zip(plan.make_threats(config), places, strict=True)
+    for threat, broken_by in sorted(pairs, key=lambda pair: (order.index(pair[0].norm), pair[0].epsilon)):
         unbroken = broken_by == attacks.UNBROKEN
         for item in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
             left = attacks.count_unbroken(broken_by[split == item["split"]], len(names))

@@ -21,6 +21,7 @@ from nn_adv.threat import Threat
 
 _SECONDS_BETWEEN_SAVES = 20
 _IMAGES_THAT_TELL = 16  # networks apart
+_IN_DOUBT = -3  # beside the places of attacks, CLEAN and UNBROKEN
 
 
 def broken_by(
@@ -36,14 +37,18 @@ def broken_by(
     progress_file: Path,
     show: Callable[[str], None] = lambda text: None,
 ) -> list[np.ndarray]:
-    """Attack every image at growing radii of each norm; an image broken at one radius counts at the larger ones.
+    """Attack images at several radii of each norm, each only where the radii before it leave a doubt.
+
+    An image broken at one radius is broken at the larger ones. One that no attack breaks at a radius counts as unbroken
+    at the smaller ones: their balls lie inside the one that was searched. So an image goes through all attacks about
+    once a norm, not once a radius; the counts are still upper bounds of the robust accuracy.
 
     Args:
       classifier: whose logits are attacked.
       images: ``[N, ...]`` float32.
       labels: ``[N]``.
       suite: the attacks in their order.
-      threats: norm by norm, radii growing.
+      threats: in the order in which they are tried. At the first of a norm every image is attacked.
       key: of the attacks' random numbers.
       indices: ``[N]`` what the random numbers of each image belong to.
       batch_size: images per call.
@@ -52,7 +57,7 @@ def broken_by(
 
     Returns:
       For each threat ``[N]``: the place in ``suite`` of the attack that broke the image there or at a smaller radius,
-      or ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
+      or ``attacks.CLEAN``, or ``attacks.UNBROKEN``; the more broken, the larger the radius.
 
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.
@@ -69,13 +74,10 @@ def broken_by(
             _save(progress_file, network, done, state)
             saved = time.monotonic()
 
-    for number in range(len(done), len(threats)):
-        threat = threats[number]
-        is_first = number == 0 or threats[number - 1].norm != threat.norm
-        before = None if is_first else done[-1]
-        if state is None and before is not None:
-            left = np.where(before == attacks.UNBROKEN, attacks.UNBROKEN, attacks.CLEAN)
-            state = attacks.EnsembleState(images, left, 0, 0)
+    for threat in threats[len(done) :]:
+        known = _known(threat, threats, done)
+        if state is None and known is not None:
+            state = attacks.EnsembleState(images, np.where(known == _IN_DOUBT, attacks.UNBROKEN, attacks.CLEAN), 0, 0)
         found = attacks.ensemble(
             classifier.logits_fn,
             images,
@@ -89,9 +91,24 @@ def broken_by(
             state=state,
             on_batch=keep,
         ).broken_by
-        done.append(found if before is None else np.where(before == attacks.UNBROKEN, found, before))
+        done.append(found if known is None else np.where(known == _IN_DOUBT, found, known))
         state = None
     return done
+
+
+def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return what the radii of the norm that were tried tell of each image at this one; None if there are none."""
+    tried = {other.epsilon: places for other, places in zip(threats, done, strict=False) if other.norm == threat.norm}
+    if not tried:
+        return None
+    known = np.full(len(done[0]), _IN_DOUBT)
+    if larger := [epsilon for epsilon in tried if epsilon > threat.epsilon]:
+        places = tried[min(larger)]
+        known = np.where(places < 0, places, known)  # unbroken, or misclassified clean
+    if smaller := [epsilon for epsilon in tried if epsilon < threat.epsilon]:
+        places = tried[max(smaller)]
+        known = np.where(places != attacks.UNBROKEN, places, known)
+    return known
 
 
 def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_size: int) -> int:

@@ -177,12 +177,16 @@ def recipe_settings(recipe: training.Recipe) -> dict[str, Any]:
 
 
 def make_threats(config: ml_collections.ConfigDict) -> list[Threat]:
-    """Return the threats that networks are attacked in: norm by norm, with growing epsilons."""
-    return [
-        Threat(norm, epsilon)
-        for norm, main in main_epsilons(config).items()
-        for epsilon in curve_epsilons(config, main)
-    ]
+    """Return the threats that networks are attacked in: of each norm the main one, then the others from the largest.
+
+    What no attack breaks at a radius is not attacked at a smaller one (`attacked.broken_by`), so the largest saves the
+    most; the main figure is that of attacks on every image.
+    """
+    threats = []
+    for norm, main in main_epsilons(config).items():
+        others = [epsilon for epsilon in curve_epsilons(config, main) if epsilon != main]
+        threats += [Threat(norm, epsilon) for epsilon in (main, *reversed(others))]
+    return threats
 
 
 def make_attacks(config: ml_collections.ConfigDict, num_classes: int) -> tuple[attacks.Attack, ...]:

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 from nn_adv import attacks
@@ -84,6 +85,7 @@ def _perturb(x, y, indices):
 
 @functools.cache
 def _art():
+    pytest.importorskip("art")
     return attacks.art_classifier(logits_fn, input_shape=SHAPE, num_classes=NUM_CLASSES)
 
 

@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 from configs import binary_tasks as config_file
 from experiments import attacked, classifiers, plan
 from nn_adv import attacks
+from nn_adv.threat import Threat
 
 NUM_IMAGES = 30
 
@@ -63,7 +64,8 @@ def _run(problem, progress_file, **options):
 
 
 def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(expected):
-    assert list(expected) == [("l2", 0.15), ("l2", 0.3), ("l2", 0.6), ("linf", 0.05), ("linf", 0.1), ("linf", 0.2)]
+    assert list(expected) == [("l2", 0.3), ("l2", 0.6), ("l2", 0.15), ("linf", 0.1), ("linf", 0.2), ("linf", 0.05)]
+    expected = dict(sorted(expected.items()))
     counts = [int(np.sum(places == attacks.UNBROKEN)) for places in expected.values()]
     assert counts[0] > counts[1] > counts[2] and counts[3] > counts[4] > counts[5], counts
     for norm in ("l2", "linf"):
@@ -72,6 +74,39 @@ def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(ex
         for smaller, larger in zip(curve, curve[1:], strict=False):
             gone = smaller != attacks.UNBROKEN
             np.testing.assert_array_equal(larger[gone], smaller[gone])
+
+
+def test_at_the_first_radius_of_a_norm_the_counts_are_those_of_the_ensemble_alone(problem, expected):
+    config = _config()
+    for norm, epsilon in (("l2", 0.3), ("linf", 0.1)):
+        alone = attacks.ensemble(
+            problem[0].logits_fn,
+            *problem[1:],
+            key=jax.random.key(0),
+            threat=Threat(norm, epsilon),
+            attacks=plan.make_attacks(config, 2),
+            batch_size=8,
+        )
+        np.testing.assert_array_equal(expected[norm, epsilon], alone.broken_by)
+
+
+def test_an_image_is_attacked_only_where_there_is_a_doubt(problem, tmp_path, monkeypatch):
+    attacked_at = {}
+    inner = attacks.ensemble
+
+    def count(*args, threat, state, **options):
+        attacked_at[threat.norm, threat.epsilon] = None if state is None else state.broken_by == attacks.UNBROKEN
+        return inner(*args, threat=threat, state=state, **options)
+
+    monkeypatch.setattr(attacks, "ensemble", count)
+    places = _run(problem, tmp_path / "progress.npz")
+    found = dict(zip(attacked_at, places, strict=True))
+    assert attacked_at["linf", 0.1] is None
+    unbroken = {epsilon: places == attacks.UNBROKEN for (norm, epsilon), places in found.items() if norm == "linf"}
+    np.testing.assert_array_equal(attacked_at["linf", 0.2], unbroken[0.1])
+    clean = found["linf", 0.1] == attacks.CLEAN
+    np.testing.assert_array_equal(attacked_at["linf", 0.05], ~unbroken[0.1] & ~clean)
+    assert unbroken[0.05][unbroken[0.1]].all() and unbroken[0.1][unbroken[0.2]].all()
 
 
 def test_no_image_of_a_linear_classifier_breaks_inside_its_radius(problem, expected):
