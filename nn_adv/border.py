@@ -124,12 +124,12 @@ def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, wh
       name: of the argument.
       low: the least that is allowed.
       high: the largest that is allowed; None for any.
-      what: of what there are so many, for the message.
+      what: why these limits, for the message.
 
     Raises:
       ValueError: another kind of number, or one that is not allowed.
     """
-    allowed = f"at least {low}" if high is None else f"in {low}..{high}{what and ', ' + what}"
+    allowed = (f"at least {low}" if high is None else f"in {low}..{high}") + (what and f", {what}")
     try:
         count = operator.index(value)
     except TypeError:
@@ -137,6 +137,15 @@ def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, wh
     if count < low or (high is not None and count > high):
         raise ValueError(f"{name} must be {allowed}, got {count}")
     return count
+
+
+def check_size(value: Any, name: str) -> None:
+    """Raise ValueError unless ``value`` is a number, or an array of them, of 0 or more. Traced ones pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    is_number = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and not isinstance(value, bool)
+    if not is_number or np.asarray(value).dtype.kind in "OSUb" or not np.all(np.asarray(value) >= 0):
+        raise ValueError(f"{name} must be a number >= 0, got {value!r}")
 
 
 def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRNGKey:

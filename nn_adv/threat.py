@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from nn_adv.border import as_bounds
+from nn_adv.border import as_bounds, check_size
 
 NORMS = ("l1", "l2", "linf")
 
@@ -46,18 +46,17 @@ class Threat:
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
-        # Inside jit and tree transformations epsilon is a tracer or a placeholder: only real numbers are checked.
-        if isinstance(self.epsilon, (str, bytes)) or (
-            isinstance(self.epsilon, (int, float, np.ndarray, np.generic)) and not np.all(np.asarray(self.epsilon) >= 0)
-        ):
-            raise ValueError(f"epsilon must be a radius >= 0, got {self.epsilon!r}")
+        # Tree transformations put placeholders here, and reading an array of a device would wait for it.
+        if isinstance(self.epsilon, (str, bytes, int, float, np.ndarray, np.generic)):
+            check_size(self.epsilon, "epsilon")
         object.__setattr__(self, "bounds", as_bounds(self.bounds))
 
 
 def check_threat(threat: Threat) -> None:
-    """Raise ValueError for anything but a `Threat`."""
+    """Raise ValueError for anything but a `Threat` with a radius, or radii, of 0 or more."""
     if not isinstance(threat, Threat):
         raise ValueError(f"threat must be a Threat, got {threat!r}")
+    check_size(threat.epsilon, "epsilon")
 
 
 def as_threat(threat: Threat, images: chex.Array) -> Threat:

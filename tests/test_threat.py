@@ -204,11 +204,19 @@ def test_one_compilation_serves_all_radii():
     ("arguments", "message"),
     [
         (("l3", 0.1), "norm must be one of l1, l2, linf"),
-        (("l2", -0.1), "epsilon must be a radius >= 0"),
-        (("l2", float("nan")), "epsilon must be a radius >= 0"),
+        (("l2", -0.1), "epsilon must be a number >= 0, got -0.1"),
+        (("l2", float("nan")), "epsilon must be a number >= 0, got nan"),
+        (("l2", "0.1"), "epsilon must be a number >= 0, got '0.1'"),
         (("l2", 0.1, (1.0, 0.0)), "bounds must be"),
     ],
 )
 def test_wrong_threats_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Threat(*arguments)
+
+
+@pytest.mark.parametrize("epsilon", [None, [0.1], jnp.float32(-1), jnp.array([0.1, jnp.nan])])
+def test_threats_without_radii_are_refused_where_they_are_used(epsilon):
+    """Tree transformations may build them."""
+    with pytest.raises(ValueError, match=r"^epsilon must be a number >= 0, got [^\n]+$"):
+        threats.check_threat(Threat("l2", epsilon))

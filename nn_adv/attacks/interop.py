@@ -14,7 +14,7 @@ import numpy as np
 from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.ensemble import ensemble, named_attack
 from nn_adv.attacks.losses import cross_entropy
-from nn_adv.border import as_array, as_images, as_labels
+from nn_adv.border import as_array, as_bounds, as_count, as_images, as_labels, check_size
 from nn_adv.threat import NORMS, Threat
 
 _NORMS = {"1": "l1", "2": "l2", "inf": "linf"} | {norm: norm for norm in NORMS}
@@ -59,7 +59,8 @@ def perturb(
       ValueError: unknown norm or attack, images that are not ``[N, C, H, W]``, ``n_iter`` for "standard" or negative;
         and as in `ensemble`.
     """
-    threat = Threat(_norm(norm), float(eps), bounds)
+    check_size(eps, "eps")
+    threat = Threat(_norm(norm), eps, bounds)
     x = np.asarray(as_images(x, name="x", bounds=threat.bounds, takes_uint8=False))
     if x.ndim != 4:
         raise ValueError(f"x must be [N, C, H, W], got shape {x.shape}; for other layouts call attacks.ensemble")
@@ -80,7 +81,7 @@ def perturb(
         key=jax.random.key(seed),
         threat=threat,
         attacks=chosen,
-        batch_size=min(batch_size, 1 << (len(x) - 1).bit_length()),  # the last batch is filled up
+        batch_size=min(as_count(batch_size, "batch_size"), 1 << (len(x) - 1).bit_length()),  # the last one is filled up
         indices=indices,
     )
     return np.moveaxis(found.adversarial, -1, 1)
@@ -114,6 +115,7 @@ def art_classifier(
     from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
     from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
+    bounds = as_bounds(bounds)
     predict = jax.jit(functools.partial(logits_of, logits_fn))
 
     @jax.jit
@@ -164,7 +166,7 @@ def _checked(x: Any) -> np.ndarray:
 
 def _norm(norm: float | str) -> str:
     """Return our name of a norm; ValueError for none of them."""
-    name = norm.lower() if isinstance(norm, str) else f"{norm:g}"
+    name = norm.lower() if isinstance(norm, str) else f"{norm:g}" if isinstance(norm, (int, float)) else ""
     if name not in _NORMS:
         raise ValueError(f"norm must be 1, 2, np.inf or one of {', '.join(NORMS)}, got {norm!r}")
     return _NORMS[name]

@@ -24,7 +24,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import cross_entropy
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_count
+from nn_adv.border import as_count, check_size
 from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start, steepest_step
 
 
@@ -64,13 +64,14 @@ def pgd(
       An `AttackResult`.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` below 1, images or labels of a wrong type, logits or
-        predictions of a wrong shape, and outside jit images not inside the bounds, labels out of range or NaN for a
-        clean image. Probabilities are warned of there.
+      ValueError: negative ``num_steps`` or ``step_size``, ``num_restarts`` below 1, images or labels of a wrong type,
+        logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of range or NaN
+        for a clean image. Probabilities are warned of there.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     num_steps = as_count(num_steps, "num_steps", low=0)
     num_restarts = as_count(num_restarts, "num_restarts")
+    check_size(step_size, "step_size")
     if images.shape[0] == 0:
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)

@@ -117,6 +117,7 @@ class Checkpoints:
 
         Raises:
           ValueError: all are damaged.
+          OSError: one cannot be read now; nothing is removed.
         """
         damaged: dict[int, str] = {}
         for num_epochs in sorted(self._manager.all_steps(), reverse=True):
@@ -126,6 +127,12 @@ class Checkpoints:
             except MemoryError:
                 raise
             except Exception as error:  # whatever it trips over
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    # Of the disk or the rights: the files may be intact.
+                    reason = _first_line(error)
+                    raise OSError(
+                        f"cannot read a checkpoint in {self._folder} ({reason}): mend that and run the same again"
+                    ) from error
                 damaged[num_epochs] = _first_line(error)
                 continue
             self._remove(damaged, num_epochs)

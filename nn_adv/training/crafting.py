@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_count, as_images, as_key
+from nn_adv.border import as_count, as_images, as_key, check_size
 from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
@@ -92,7 +92,7 @@ def craft(
       A `Crafted`; gradients do not flow through it.
 
     Raises:
-      ValueError: another norm, or negative ``num_steps``.
+      ValueError: another norm, or negative ``num_steps`` or ``step_size``.
     """
     check_threat(threat)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
@@ -100,7 +100,9 @@ def craft(
         raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
     num_steps = as_count(num_steps, "num_steps", low=0)
     chex.assert_equal_shape([images, *noise])
-    step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+    if step_size is None:
+        step_size = 2 * threat.epsilon / max(num_steps, 1)
+    check_size(step_size, "step_size")
     threat, step_size = as_threat(threat, images), jnp.asarray(step_size, images.dtype)
     return run(_ascend, logits_fn, images, log_target, noise, threat, step_size, num_steps=num_steps)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn_adv.border import as_images, as_integers, as_labels
+from nn_adv.border import as_count, as_images, as_integers, as_labels
 from nn_adv.training import steps
 from nn_adv.training.checkpoints import Checkpoints
 from nn_adv.training.recipe import Recipe
@@ -112,9 +112,16 @@ def train(
       ValueError: images, indices or labels that are none, members or seeds that do not fit, or ``checkpoint_dir`` holds
         another training.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, got {recipe!r}")
     images = _as_dataset(images)
     members = _as_members(members, len(images), _num_classes(model, images.shape[1:]), recipe)
-    steps_per_epoch = _check(members, recipe, seeds, steps_per_epoch, checkpoint_every)
+    seeds = as_integers(seeds, "seeds", count=len(members)).tolist()
+    checkpoint_every = as_count(checkpoint_every, "checkpoint_every")
+    needed = -(-max(len(member.train_index) for member in members) // recipe.batch_size)
+    if steps_per_epoch is None:
+        steps_per_epoch = needed
+    steps_per_epoch = as_count(steps_per_epoch, "steps_per_epoch", low=needed, what="to show every image")
     images = jnp.asarray(images)
     grouped = len(members) > 1
     init_keys, train_keys, select_keys = _keys(seeds, grouped)
@@ -215,7 +222,7 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
         "recipe": repr(recipe),
         "members": digest.hexdigest(),
         "images": hashlib.sha256(np.asarray(images).tobytes()).hexdigest(),
-        "seeds": repr([int(seed) for seed in seeds]),
+        "seeds": repr(seeds),
         "steps_per_epoch": str(steps_per_epoch),
     }
 
@@ -239,6 +246,8 @@ def _as_members(members, num_images, num_classes, recipe):
         raise ValueError("members must hold at least one Member, got none")
     checked = []
     for number, member in enumerate(members):
+        if not isinstance(member, Member):
+            raise ValueError(f"members[{number}] must be a Member, got {type(member).__name__}")
         fields = []
         for part in ("train", "holdout"):
             names = [f"members[{number}].{part}_{field}" for field in ("index", "labels")]
@@ -253,17 +262,3 @@ def _as_members(members, num_images, num_classes, recipe):
                 f"members[{number}] has no held-out images, which select_every={recipe.select_every} needs"
             )
     return checked
-
-
-def _check(members, recipe, seeds, steps_per_epoch, checkpoint_every):
-    """Refuse what does not fit, and give the number of steps per epoch."""
-    if len(seeds) != len(members):
-        raise ValueError(f"seeds must be one per member ({len(members)}), got {len(seeds)}")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds must be integers >= 0, got {min(seeds)}")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    needed = -(-max(len(member.train_index) for member in members) // recipe.batch_size)
-    if steps_per_epoch is not None and steps_per_epoch < needed:
-        raise ValueError(f"steps_per_epoch must be at least {needed} to show every image, got {steps_per_epoch}")
-    return steps_per_epoch or needed

@@ -16,7 +16,7 @@ import optax
 from jax.tree_util import Partial
 
 from nn_adv import attacks
-from nn_adv.border import as_images, as_key, as_labels
+from nn_adv.border import as_array, as_images, as_key, as_labels, check_size
 from nn_adv.threat import Threat, check_threat
 from nn_adv.training import crafting
 
@@ -139,10 +139,20 @@ def trades_loss(
       The loss (a scalar) and an `Aux` without divergences.
     """
     batch = _as_batch(batch, (0.0, 1.0))
+    adversarial_images = as_array(adversarial_images, "adversarial_images")
+    if adversarial_images.ndim < 1 or adversarial_images.shape[1:] != batch.images.shape:
+        raise ValueError(
+            f"adversarial_images must be [T, *images.shape], [T, {str(batch.images.shape)[1:-1]}], "
+            f"got shape {adversarial_images.shape}"
+        )
+    adversarial_images = as_images(
+        adversarial_images.reshape(-1, *batch.images.shape[1:]), name="adversarial_images", takes_uint8=False
+    ).reshape(adversarial_images.shape)
     return _trades_loss(apply_fn, variables, batch, adversarial_images, as_key(key), beta, momentum)
 
 
 def _trades_loss(apply_fn, variables, batch, adversarial_images, key, beta, momentum):
+    check_size(beta, "beta")
     num_threats, batch_size = adversarial_images.shape[:2]
     clean_key, *keys = jax.random.split(key, 1 + num_threats)
     before = variables.get("batch_stats", {})

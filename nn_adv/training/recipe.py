@@ -7,6 +7,7 @@ import math
 
 import optax
 
+from nn_adv.border import check_size
 from nn_adv.threat import Threat, check_threat
 from nn_adv.training import crafting
 
@@ -74,6 +75,8 @@ class Recipe:
             _check_range(name, getattr(self, name), 0)
         for name in ("momentum", "ema_decay"):
             _check_range(name, getattr(self, name), 0, below=1)
+        if isinstance(self.threats, Threat):
+            raise ValueError("threats must be a tuple of Threat, got one Threat")
         for threat in self.threats:
             check_threat(threat)
         # Plain numbers in tuples, so that equal recipes are equal.
@@ -82,6 +85,9 @@ class Recipe:
         object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
         if self.step_sizes is not None:
             object.__setattr__(self, "step_sizes", tuple(self.step_sizes))
+            for step_size in self.step_sizes or ():
+                if step_size is not None:
+                    check_size(step_size, "step_sizes")
         self._check_threats()
         self._check_drops()
 

@@ -41,6 +41,10 @@ def _attack(fn, **options):
     return lambda images, labels, key, threat: fn(logits_fn, images, labels, key=key, threat=threat, **options)
 
 
+def _apgd(images, labels, key, threat, starts):
+    return attacks.apgd(logits_fn, images, labels, key=key, threat=threat, starts=starts, num_steps=2)
+
+
 def _minimum_norm(images, labels, key, norm, bounds):
     options = {"norm": norm, "bounds": bounds, "num_steps": 2, "num_restarts": 2}
     return attacks.minimum_norm(logits_fn, images, labels, key=key, **options)
@@ -102,7 +106,8 @@ _NO_INDICES = {"indices": {"none of them": "then places"}}
 _FOUR_CLASSES = {"1..C": "targeted DLR has four classes"}
 
 ENTRIES = (
-    Entry("attacks.apgd", _attack(attacks.apgd, num_steps=2), _STANDARD),
+    Entry("attacks.apgd", _apgd, _STANDARD | {"starts": "queries"},
+          narrows={"starts": {"none of them": "then they are drawn"}}),
     Entry("attacks.fab", _attack(attacks.fab, num_steps=1, num_restarts=2), _STANDARD),
     Entry("attacks.pgd", _attack(attacks.pgd, num_steps=1, step_size=0.125), _STANDARD),
     Entry("attacks.square", _attack(attacks.square, num_queries=2), _STANDARD),

@@ -31,6 +31,7 @@ EXEMPT = {
     "border.as_array": "what the others begin with",
     "border.as_bounds": "two numbers: tests/test_threat.py",
     "border.as_count": "a whole number: tried in what takes k",
+    "border.check_size": "a number: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
     "data.tasks": "takes a Dataset: tests/data/test_tasks.py",

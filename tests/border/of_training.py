@@ -40,9 +40,13 @@ def _count(images):
     return 0 if isinstance(images, np.ndarray) and images.shape[:1] == (0,) else COUNT
 
 
-def _trades_loss(images, labels, key):
-    batch, adversarial = training.Batch(images, labels), KINDS["images"].standard[None, : _count(images)]
-    return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial, key=key, beta=1.0)
+def _trades_loss(images, labels, key, adversarial_images):
+    batch = training.Batch(images, labels)
+    if isinstance(adversarial_images, list):
+        adversarial_images = [adversarial_images]
+    elif np.ndim(adversarial_images) == 4:
+        adversarial_images = adversarial_images[None]
+    return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial_images, key=key, beta=1.0)
 
 
 def _craft(images, threat):
@@ -71,7 +75,7 @@ ENTRIES = (
     Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH),
     Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH,
           narrows=_OTHER_DRAWS),
-    Entry("training.trades_loss", _trades_loss, _BATCH),
+    Entry("training.trades_loss", _trades_loss, _BATCH | {"adversarial_images": "queries"}),
     Entry("training.craft", _craft, {"images": "images", "threat": "threat"}),
     Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
           {"key": "key", "images": "points"}, narrows=_OTHER_DRAWS),

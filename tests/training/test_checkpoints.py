@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
+from nn_adv.training import checkpoints
 from nn_adv.training.checkpoints import Checkpoints
 
 _MODEL = models.create("mlp", 2, hidden_sizes=(8,))
@@ -204,6 +206,21 @@ def test_a_damaged_state_is_replaced_by_the_one_before(tmp_path, uninterrupted, 
     with pytest.warns(UserWarning, match=r"checkpoint of epoch 4 \(.+\) in .* is damaged .* continues from epoch 3$"):
         trained, epochs = _train(tmp_path)
     assert epochs == [3, 4, 5]
+    _assert_identical(trained, uninterrupted)
+
+
+def _fail_to_read(path):
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+def test_a_state_that_cannot_be_read_now_is_not_removed(tmp_path, uninterrupted, monkeypatch):
+    _stopped(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_digest", _fail_to_read)
+        with pytest.raises(OSError, match=r"^cannot read a checkpoint in .*Input/output error.*run the same again$"):
+            _train(tmp_path)
+    trained, epochs = _train(tmp_path)
+    assert epochs == [4, 5]
     _assert_identical(trained, uninterrupted)
 
 

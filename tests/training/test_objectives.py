@@ -140,6 +140,8 @@ def test_adversarial_training_is_cross_entropy_on_pgd_images():
         ({"threats": (Threat("l1", 1.0),)}, "TRADES takes threats in l2 or linf, got 'l1'"),
         ({"step_sizes": (0.1,)}, "step_sizes must be one per threat \\(2\\), got 1"),
         ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
+        ({"beta": float("nan")}, "beta must be a number >= 0, got nan"),
+        ({"step_sizes": (0.1, -0.1)}, "step_size must be a number >= 0, got -0.1"),
     ],
 )
 def test_wrong_arguments(options, message):

@@ -37,6 +37,8 @@ def test_equal_recipes_are_equal():
         ({"objective": "standard"}, "threats must be empty for the objective 'standard', got 1"),
         ({"threats": (Threat("l1", 1.0),)}, "threats of TRADES must be in l2 or linf, got l1"),
         ({"step_sizes": (0.1, 0.1)}, "step_sizes must be one per threat \\(1\\), got 2"),
+        ({"step_sizes": (float("nan"),)}, "step_sizes must be a number >= 0, got nan"),
+        ({"threats": Threat("linf", 0.1)}, "threats must be a tuple of Threat, got one Threat"),
         ({"schedule": "step"}, "drop_epochs must name at least one epoch"),
         ({"drop_epochs": (5,)}, "drop_epochs must be empty for the schedule 'cosine', got \\(5,\\)"),
     ],
