@@ -139,7 +139,7 @@ def _shrink_for_cpu(config) -> None:
     """A network that a CPU core trains in minutes, on all training images; the last epoch is kept, as officially."""
     config.model.name = "strided_cnn"
     config.tasks.holdout = 0.0
-    config.evaluation.update(images_per_split=500, num_queries=1000, batch_size=64)
+    config.evaluation.update(images_per_split=500, num_queries=200, batch_size=64)
     config.curve = (0.25, 0.5, 1.5, 2.0)
     config.training.update(num_epochs=10, schedule="cosine", drop_epochs=(), learning_rate=0.1, weight_decay=5e-4)
     config.training.update(beta=6.0, num_steps=7, select_every=0, checkpoint_every=10)
