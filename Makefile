@@ -34,7 +34,7 @@ test-slow: $(VENV)/.test-installed
 
 $(VENV)/.demo-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or two, once)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[experiments]'
 	@touch $@
 
 $(VENV)/.test-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python

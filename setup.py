@@ -9,6 +9,30 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "nn_adv" / "__init__.py").read_text(), re.MULTILINE)[1]
 README = ROOT / "README.md"
 
+# Lower bounds are generous; the versions tested together are the pins in requirements/.
+DATA = [
+    "tensorflow-datasets>=4.9.10",
+    "array_record>=0.8; platform_system != 'Windows'",  # the file format read without TensorFlow
+    "importlib_resources>=6.0",  # tensorflow-datasets 4.9 imports it and does not ask for it
+    "pillow>=10.0",
+    "scikit-learn>=1.5",
+    "tqdm>=4.66",
+]
+EXPERIMENTS = [
+    *DATA,
+    "absl-py>=2.1",
+    "matplotlib>=3.10",
+    "ml-collections>=1.0",
+    "orbax-checkpoint>=0.11.20,<1",  # 1.0 has another interface
+    "safetensors>=0.5",
+]
+ZOO = [
+    "safetensors>=0.5",
+    "torch>=2.6",
+    "gdown>=6.3",
+]  # published weights: to read them, to fetch them from Google Drive
+TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"]
+
 setuptools.setup(
     name="nn_adv",
     version=VERSION,
@@ -19,34 +43,17 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
     package_data={"nn_adv": ["py.typed"], "nn_adv.zoo": ["catalogue.json"]},
     python_requires=">=3.11",
-    # Lower bounds are generous; the versions tested together are the pins in requirements/.
-    install_requires=[
-        "jax>=0.10",
-        "jaxlib>=0.10",
-        "flax>=0.12",
-        "optax>=0.2.5",
-        "chex>=0.1.90",
-        "orbax-checkpoint>=0.11.20",
-        "numpy>=2.0",
-        "safetensors>=0.5",
-        "scipy>=1.14",
-        "scikit-learn>=1.5",
-        "tensorflow-datasets>=4.9.10",
-        "array_record>=0.8; platform_system != 'Windows'",  # the file format read without TensorFlow
-        "importlib_resources>=6.0",  # tensorflow-datasets 4.9 imports it and does not ask for it
-        "pillow>=10.0",
-        "ml-collections>=1.0",
-        "absl-py>=2.1",
-        "matplotlib>=3.10",
-        "tqdm>=4.66",
-    ],
+    install_requires=["jax>=0.10", "flax>=0.12", "optax>=0.2.5", "chex>=0.1.90", "numpy>=2.0", "scipy>=1.14"],
     extras_require={
+        "data": DATA,
+        "experiments": EXPERIMENTS,
+        "zoo": ZOO,
+        "all": [*EXPERIMENTS, *ZOO],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15", "torch>=2.6"],
+        "test": [*EXPERIMENTS, *ZOO, *TEST],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
-        "zoo": ["torch>=2.6", "gdown>=6.3"],  # published weights: to read them, to download them from Google Drive
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -1,10 +1,11 @@
 """How long does a TRADES step take, beside a plain PyTorch step written from the loss's definition?
 
-A step is crafting, loss, gradient and SGD update in float32. Two PyTorch steps are timed. "published" evaluates p(x)
-wherever the published loss does and, in l2, sends the crafting gradient through the weights too: 39, 69 and 105
-forward-equivalents for linf, l2 and both at 10 steps. "lean" leaves out what does not change the result, as we do: 27,
-27 and 50. Weights, images and noise are the same. The losses are compared first; then the peers take turns, and
-medians of wall and of processor time are reported (other programs on the machine disturb the latter less).
+A step is inner maximisation, loss, gradient and SGD update in float32. Two PyTorch steps are timed. "published"
+evaluates p(x) wherever the published loss does and, in l2, sends the gradient of the inner maximisation through the
+weights too: 39, 69 and 105 forward-equivalents for linf, l2 and both at 10 steps. "lean" leaves out what does not
+change the result, as we do: 27, 27 and 50. Weights, images and noise are the same. The losses are compared first; then
+the peers take turns, and medians of wall and of processor time are reported (other programs on the machine disturb the
+latter less).
 
   python benchmarks/trades_step.py
 """
@@ -133,19 +134,19 @@ def torch_loss(network: nn.Module, images, labels, noise: dict, radii: dict[str,
         wanted = target if lean else functional.softmax(network(images), dim=1)
         return functional.kl_div(functional.log_softmax(network(adversarial), dim=1), wanted, reduction="sum")
 
-    crafted = [_torch_craft(divergence, norm, images, noise[norm], radius, lean) for norm, radius in radii.items()]
+    found = [_torch_maximize(divergence, norm, images, noise[norm], radius, lean) for norm, radius in radii.items()]
     network.train()
     network.zero_grad()
     logits = network(images)
     loss = functional.cross_entropy(logits, labels)
-    for adversarial in crafted:
+    for adversarial in found:
         wanted = functional.softmax(logits if lean else network(images), dim=1)
         predicted = functional.log_softmax(network(adversarial), dim=1)
         loss = loss + _BETA / len(images) * functional.kl_div(predicted, wanted, reduction="sum")
     return loss
 
 
-def _torch_craft(divergence, norm, images, noise, radius, lean):
+def _torch_maximize(divergence, norm, images, noise, radius, lean):
     """Ascend the divergence by sign steps (linf) or steps of unit norm (l2)."""
     adversarial = images + 0.001 * noise
     step_size = 2 * radius / _NUM_STEPS

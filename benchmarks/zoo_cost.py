@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     known: dict[tuple, dict] = {}
     rows = {}
-    for entry in zoo.read().values():
+    for entry in zoo.catalogue().values():
         what = (entry.architecture, str(sorted(entry.arguments.items())))
         known[what] = known.get(what) or cost(entry)
         row = dict(known[what])

@@ -102,7 +102,7 @@ def _training() -> ml_collections.ConfigDict:
             "ema_decay": 0.0,
             "augment": "none",
             "beta": 6.0,
-            "num_steps": 10,  # of the attack that crafts training images
+            "num_steps": 10,  # of the inner maximisation
             "select_every": 1,  # epochs between evaluations on the held-out training images; 0: keep the last epoch
             "select_steps": 10,
             "group_size": 1,  # tasks trained side by side in one program

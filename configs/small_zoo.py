@@ -46,7 +46,7 @@ def get_config(arg: str = "mnist") -> ml_collections.ConfigDict:
             "weight_decay": 5e-4,
             "augment": "none",
             "beta": 6.0,
-            "num_steps": 3,  # of the attack that crafts training images
+            "num_steps": 3,  # of the inner maximisation
             "checkpoint_every": 1,  # epochs
         }
     )

@@ -55,7 +55,7 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
       ValueError: a name that nothing has, a pattern that no network with weights matches, or a function that cannot be
         imported.
     """
-    catalogue = zoo.read(config.catalogue or None)
+    catalogue = zoo.catalogue(config.catalogue or None)
     where = config.catalogue or "the catalogue"
     entries = {name: entry for name, entry in catalogue.items() if entry.dataset == config.dataset}
     found: dict[str, Contestant] = {}

@@ -173,7 +173,7 @@ def _write_catalogue(workdir: Path, rows: Sequence[Mapping[str, Any]], *_) -> Pa
         raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another --workdir")
     path = workdir / CATALOGUE
     storage.write_whole(path, json.dumps([_record(row) for row in rows], indent=1).encode() + b"\n")
-    zoo.read(path)  # what no reader would take must not be left for the reader to find
+    zoo.catalogue(path)  # what no reader would take must not be left for the reader to find
     return path
 
 

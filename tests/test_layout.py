@@ -78,6 +78,38 @@ def test_the_library_is_imported_without_optional_packages():
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
 
 
+_EXTRAS = ("array_record", "importlib_resources", "matplotlib", "ml_collections", "orbax", "PIL", "safetensors",
+           "sklearn", "tensorflow_datasets", "tqdm")  # fmt: skip
+
+
+def test_what_a_user_must_install_is_enough_for_all_but_data_and_weights():
+    """Extras are named where they are missing."""
+    command = f"""
+import sys, tempfile
+sys.modules |= dict.fromkeys({_EXTRAS!r})
+import numpy as np
+from nn_adv import attacks, certify, evaluation, models, neighbors, training
+for name, extra in (("data", "data"), ("zoo", "zoo")):
+    try:
+        __import__(f"nn_adv.{{name}}")
+    except ImportError as error:
+        assert f"nn_adv.{{name}} needs" in str(error) and f"pip install 'nn_adv[{{extra}}]'" in str(error), error
+    else:
+        raise SystemExit(f"nn_adv.{{name}} was imported")
+recipe = training.Recipe(objective="standard", num_epochs=1, batch_size=2)
+members = [training.Member([0, 1], [0, 1])]
+images = np.zeros((2, 4, 4, 1), np.uint8)
+model = models.create("mlp", 2, hidden_sizes=())
+try:
+    training.train(model, images, members, recipe, seeds=[0], checkpoint_dir=tempfile.mkdtemp())
+except ImportError as error:
+    assert "checkpoint_dir needs orbax" in str(error) and "pip install 'nn_adv[experiments]'" in str(error), error
+else:
+    raise SystemExit("Orbax was imported")
+"""
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
+
+
 def test_the_package_alone_imports_nothing_and_offers_its_parts():
     command = (
         "import sys, nn_adv; imported = {'jax', 'numpy'} & sys.modules.keys()\n"

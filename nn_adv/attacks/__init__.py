@@ -18,12 +18,12 @@ from nn_adv.attacks.ensemble import (
     standard_attacks,
 )
 from nn_adv.attacks.fab import fab
+from nn_adv.attacks.fmn import fmn
 from nn_adv.attacks.interop import art_classifier, perturb
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
-from nn_adv.attacks.minimum_norm import MinimumNorm, minimum_norm
-from nn_adv.attacks.neighbor_attacks import segment_attack, tempered_apgd
 from nn_adv.attacks.pgd import pgd
 from nn_adv.attacks.square import square
+from nn_adv.attacks.tempered import tempered_apgd
 
 __all__ = [
     "Attack",
@@ -31,7 +31,6 @@ __all__ = [
     "CLEAN",
     "EnsembleResult",
     "EnsembleState",
-    "MinimumNorm",
     "UNBROKEN",
     "apgd",
     "are_probabilities",
@@ -43,12 +42,11 @@ __all__ = [
     "ensemble",
     "example_keys",
     "fab",
+    "fmn",
     "margin",
-    "minimum_norm",
     "named_attack",
     "perturb",
     "pgd",
-    "segment_attack",
     "square",
     "standard_attacks",
     "targeted_dlr",

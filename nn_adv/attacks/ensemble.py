@@ -41,13 +41,6 @@ _MAX_TARGETS = 9  # of targeted attacks, as in the published ensemble
 _LEAST_ROWS = 8
 
 
-def _usual_pgd(logits_fn, images, labels, *, threat, num_steps=40, num_restarts=1, **options) -> AttackResult:
-    """PGD on the margin with steps that together reach 2.5 radii far (Madry et al. 2018, arXiv 1706.06083)."""
-    step_size = 2.5 * threat.epsilon / max(num_steps, 1)
-    options |= {"num_steps": num_steps, "num_restarts": num_restarts, "step_size": step_size, "loss_fn": margin}
-    return pgd(logits_fn, images, labels, threat=threat, **options)
-
-
 # For each name: the attack, its options, how many classes it needs, and what to take where there are fewer.
 _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
     "apgd-ce": (apgd, {"loss_fn": cross_entropy}, 2, ""),
@@ -58,7 +51,7 @@ _NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
     "fab": (fab, {}, 2, ""),
     "fab-t": (fab, {"num_targets": _MAX_TARGETS}, 2, ""),
     "square": (square, {}, 2, ""),
-    "pgd": (_usual_pgd, {}, 2, ""),
+    "pgd": (pgd, {"loss_fn": margin}, 2, ""),
 }
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _COUNTS = {"num_steps", "num_restarts", "num_queries"}
@@ -99,6 +92,8 @@ class EnsembleResult(NamedTuple):
     Attributes:
       adversarial: ``[N, ...]``; the image itself where it is unbroken.
       success: ``[N]`` whether it is broken, misclassified clean images included. False proves nothing.
+      loss: ``[N]`` the margin of ``adversarial``.
+      distance: ``[N]`` size of the perturbation in the threat's norm.
       broken_by: as in `EnsembleState`.
       names: of the attacks.
       num_unbroken: images left by the clean classification and then by each attack, ``[1 + attacks]``.
@@ -106,6 +101,8 @@ class EnsembleResult(NamedTuple):
 
     adversarial: np.ndarray
     success: np.ndarray
+    loss: np.ndarray
+    distance: np.ndarray
     broken_by: np.ndarray
     names: tuple[str, ...]
     num_unbroken: tuple[int, ...]
@@ -241,8 +238,19 @@ def ensemble(
                 on_batch(state)
 
     names = tuple(attack.name for attack in attacks)
+    is_broken = state.broken_by != UNBROKEN
+    logits = np.zeros((len(images), num_classes), images.dtype)
+    for start in range(0, len(images), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(images)))
+        filled = np.resize(rows, num_filled)
+        found = _compiled(_classify, logits_fn, predict_fn, state.adversarial[filled], labels[filled])[0]
+        logits[rows] = np.asarray(found)[: len(rows)]
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    np.put_along_axis(logits, labels[:, None], -np.inf, axis=1)
+    loss = logits.max(axis=1) - own
+    distance = float64_sizes(threat.norm, state.adversarial - images).astype(images.dtype)
     left = count_unbroken(state.broken_by, len(attacks))
-    return EnsembleResult(state.adversarial, state.broken_by != UNBROKEN, state.broken_by, names, left)
+    return EnsembleResult(state.adversarial, is_broken, loss, distance, state.broken_by, names, left)
 
 
 def _check_inputs(images, labels, indices, key, threat) -> tuple[np.ndarray, np.ndarray, np.ndarray, chex.PRNGKey]:

@@ -115,7 +115,6 @@ def art_classifier(
     from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
     from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 
-    bounds = as_bounds(bounds)
     predict = jax.jit(functools.partial(logits_of, logits_fn))
 
     @jax.jit
@@ -128,7 +127,7 @@ def art_classifier(
 
     class _Classifier(ClassGradientsMixin, ClassifierMixin, LossGradientsMixin, BaseEstimator):
         def __init__(self):
-            super().__init__(model=logits_fn, clip_values=bounds)
+            super().__init__(model=logits_fn, clip_values=as_bounds(bounds))
             self.nb_classes = num_classes
 
         @property

@@ -25,7 +25,7 @@ from nn_adv.attacks.common import (
 from nn_adv.attacks.losses import cross_entropy
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, check_size
-from nn_adv.threat import Threat, per_image, perturbation_size, project, random_start, steepest_step
+from nn_adv.threat import Threat, check_threat, per_image, perturbation_size, project, random_start, steepest_step
 
 
 def pgd(
@@ -35,8 +35,8 @@ def pgd(
     *,
     key: chex.PRNGKey,
     threat: Threat,
-    num_steps: int,
-    step_size: chex.Numeric,
+    num_steps: int = 40,
+    step_size: chex.Numeric | None = None,
     num_restarts: int = 1,
     loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = cross_entropy,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
@@ -54,7 +54,8 @@ def pgd(
       key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
       threat: the perturbations allowed.
       num_steps: gradient steps per restart; 0 only tries the random starts.
-      step_size: length of a step in the threat's norm, pixel units; a scalar or one per image ``[B]``.
+      step_size: length of a step in the threat's norm, pixel units; a scalar or one per image ``[B]``. None for ``2.5
+        epsilon / num_steps``, which reaches any point of the ball from any other (Madry et al. 2018, arXiv 1706.06083).
       num_restarts: independent random starts, at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`.
       predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``
@@ -68,9 +69,12 @@ def pgd(
         logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of range or NaN
         for a clean image. Probabilities are warned of there.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    check_threat(threat)
     num_steps = as_count(num_steps, "num_steps", low=0)
     num_restarts = as_count(num_restarts, "num_restarts")
+    if step_size is None:
+        step_size = 2.5 * threat.epsilon / max(num_steps, 1)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_size(step_size, "step_size")
     if images.shape[0] == 0:
         return nothing_found(images)

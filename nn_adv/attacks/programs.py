@@ -1,24 +1,27 @@
-"""What is compiled for an ascent that is called outside jit, an attack or a crafting, and how long it is kept.
+"""What is compiled for an attack, or an inner maximisation, that is called outside jit.
 
 A loop or a gradient outside jit is compiled anew each time, and JAX keeps what it compiled: calls by the hundred would
-use up the memory maps of a process. Here each call is one program, which is forgotten when the call is over or, where
-functions are the same next time, is one of a bounded number.
+use up the memory maps of a process. Here each call is one program, one of a bounded number that are kept.
 """
 
 from __future__ import annotations
 
+import collections
+import hashlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 _MOST_KEPT = 32  # programs; each takes some hundred memory maps, of 65,530 that a process may have
 
 
 # Any: that a jitted function can count and drop its programs is not in its type.
-_kept: Any = jax.jit(lambda fn, static, *args: fn(*args, **dict(static)), static_argnums=(0, 1))
+_of_functions: Any = jax.jit(lambda fn, static, *args: fn(*args, **dict(static)), static_argnums=(0, 1))
+_of_texts: collections.OrderedDict[bytes, Any] = collections.OrderedDict()  # the last used at the end
 
 
 def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashable) -> Any:
@@ -27,27 +30,55 @@ def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashab
     Args:
       fn: a function of a module.
       *args: pytrees of arrays, and functions.
-      keep: keep the program for the next call with the same functions. A plain function may depend on variables that
-        change between calls, which a kept program would not notice, so without this it is kept only if no function but
-        those of this library and `jax.tree_util.Partial` is among ``args``: these depend on their arguments alone.
+      keep: find the program of the next call by its functions alone. A plain function may depend on variables that
+        change between calls, which would not be noticed, so without this only this library's and callable pytrees,
+        which depend on their arguments alone, are trusted so far. Others are traced at each call, and compiled where
+        they do anything new.
       **static: options that are compiled for.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(()))):
         return fn(*args, **static)
-    is_kept = keep or all(_depends_on_arguments(arg) for arg in args if callable(arg))
+    is_trusted = keep or all(_depends_on_arguments(arg) for arg in args if callable(arg))
     args = tuple(traceable(arg) if callable(arg) else arg for arg in args)
-    if is_kept:
-        if _kept._cache_size() >= _MOST_KEPT:
-            _kept.clear_cache()
-        return _kept(fn, tuple(static.items()), *args)
-    leaves, structure = jax.tree.flatten(args)
-    return jax.jit(lambda leaves: fn(*jax.tree.unflatten(structure, leaves), **static))(leaves)
+    if is_trusted:
+        if _of_functions._cache_size() >= _MOST_KEPT:
+            _of_functions.clear_cache()
+        return _of_functions(fn, tuple(static.items()), *args)
+    return _run_traced(lambda *args: fn(*args, **static), args)
+
+
+def _run_traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Trace a function, and look its program up by the program's text; arrays it closes over are arguments of that."""
+    jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    leaves = jax.tree.leaves(args)
+    pure = jax.jit(lambda consts, leaves: jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves))
+    lowered = pure.lower(jaxpr.consts, leaves)
+    key = hashlib.sha256(lowered.as_text().encode()).digest()
+    if key not in _of_texts:
+        _of_texts[key] = lowered.compile()
+        if len(_of_texts) > _MOST_KEPT:
+            _of_texts.popitem(last=False)
+    _of_texts.move_to_end(key)
+    return jax.tree.unflatten(jax.tree.structure(shapes), _of_texts[key](jaxpr.consts, leaves))
 
 
 def traceable(fn: Callable[..., Any]) -> Partial:
-    """Make a pytree of a function, so that jit traces the arrays bound to it and compiles for the function itself."""
-    return fn if isinstance(fn, Partial) else Partial(fn)
+    """Make a pytree of a function, so that jit traces the arrays bound to it and compiles for the function itself.
+
+    Callable pytrees, such as modules of Flax NNX, are traced with their own arrays.
+    """
+    if isinstance(fn, Partial):
+        return fn
+    return Partial(_call, fn) if _is_pytree(fn) else Partial(fn)
+
+
+def _call(fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args)
+
+
+def _is_pytree(fn: Callable[..., Any]) -> bool:
+    return not jax.tree_util.all_leaves([fn])
 
 
 def _depends_on_arguments(fn: Callable[..., Any]) -> bool:
-    return isinstance(fn, Partial) or str(getattr(fn, "__module__", "")).startswith("nn_adv.")
+    return _is_pytree(fn) or str(getattr(fn, "__module__", "")).startswith("nn_adv.")

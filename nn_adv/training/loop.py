@@ -17,7 +17,6 @@ import numpy as np
 
 from nn_adv.border import as_count, as_images, as_integers, as_labels
 from nn_adv.training import steps
-from nn_adv.training.checkpoints import Checkpoints
 from nn_adv.training.recipe import Recipe
 
 
@@ -109,6 +108,7 @@ def train(
       A `Trained`.
 
     Raises:
+      ImportError: ``checkpoint_dir`` is given, and Orbax is not installed.
       ValueError: images, indices or labels that are none, members or seeds that do not fit, or ``checkpoint_dir`` holds
         another training.
     """
@@ -132,7 +132,7 @@ def train(
         saved, first_epoch = None, 0
         if checkpoint_dir is not None:
             identity = _identity(model, images, members, recipe, seeds, steps_per_epoch)
-            saved = stack.enter_context(Checkpoints(checkpoint_dir, identity))
+            saved = stack.enter_context(_checkpoints(checkpoint_dir, identity))
             first_epoch, (state, history) = saved.restore((state, history))
         for epoch in range(first_epoch, recipe.num_epochs):
             start = time.perf_counter()
@@ -153,6 +153,14 @@ def train(
             if on_epoch is not None:
                 on_epoch(epoch, history)
     return _result(state, history, recipe, len(members))
+
+
+def _checkpoints(folder, identity):
+    try:  # Orbax is an extra
+        from nn_adv.training.checkpoints import Checkpoints
+    except ModuleNotFoundError as error:
+        raise ImportError(f"checkpoint_dir needs {error.name}: pip install 'nn_adv[experiments]'") from error
+    return Checkpoints(folder, identity)
 
 
 def _run_epoch(model, recipe, state, images, order, keys, grouped):

@@ -1,7 +1,8 @@
 """Losses that make a network robust, or do not try to: TRADES, adversarial training, plain cross entropy.
 
-All take ``apply_fn(variables, images, train=..., mutable=..., rngs=...)`` as a Linen module's ``apply`` does, craft
-with the network as it predicts (running statistics, no dropout) and take the loss with the network as it trains.
+All but `trades_loss` take ``apply_fn(variables, images, train=..., mutable=..., rngs=...)`` as a Linen module's
+``apply`` does, attack the network as it predicts (running statistics, no dropout) and take the loss with the network
+as it trains.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import optax
 from jax.tree_util import Partial
 
 from nn_adv import attacks
-from nn_adv.border import as_array, as_images, as_key, as_labels, check_size
+from nn_adv.border import as_images, as_key, as_labels, check_size
 from nn_adv.threat import Threat, check_threat
-from nn_adv.training import crafting
+from nn_adv.training.inner_maximization import Noise, draw_noise, inner_maximization, kl_divergence
 
 Variables = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ class Aux(NamedTuple):
       robust_losses: ``[T]`` for each threat: TRADES, the mean KL divergence (without beta); adversarial training, the
         mean cross entropy on the adversarial images.
       adversarial: ``[T, B, ...]`` the adversarial images.
-      divergences: ``[T, num_steps]`` TRADES only: the summed KL divergence before each crafting step.
+      divergences: ``[T, num_steps]`` TRADES only: the summed KL divergence before each step of the inner maximisation.
       logits: ``[1 + T, B, C]`` of the training forwards: clean (if evaluated), then one per threat.
     """
 
@@ -61,17 +62,17 @@ def trades(
     beta: chex.Numeric,
     num_steps: int,
     step_sizes: Sequence[chex.Numeric | None] | None = None,
-    noise: Sequence[crafting.Noise] | None = None,
+    noise: Sequence[Noise] | None = None,
     momentum: float = 0.9,
 ) -> tuple[chex.Array, Aux]:
     """Compute the TRADES loss (Zhang et al. 2019, arXiv 1901.08573, equation 5), summed over threats.
 
       CE(f(x), y) + beta / B * sum over threats and images of KL( p(x) || p(x_adv) )
 
-    The gradient flows through p(x) as well. Each crafting and each training forward evaluates p(x) anew in the
-    published loss; here it is evaluated once for all craftings and once for all terms of the loss. At 10 steps that
-    is 27 forward-equivalents for one threat (the published loss: 39 in linf, 69 in l2) and 50 for two (105), a
-    backward pass to the images counting 1 and one to images and weights 2. Nothing else changes:
+    The gradient flows through p(x) as well. Each inner maximisation and each training forward evaluates p(x)
+    anew in the published loss; here it is evaluated once for all of the former and once for all terms of the loss. At
+    10 steps that is 27 forward-equivalents for one threat (the published loss: 39 in linf, 69 in l2) and 50 for two
+    (105), a backward pass to the images counting 1 and one to images and weights 2. Nothing else changes:
 
     * Running statistics move as if the forwards had been clean, adversarial, clean (then adversarial, clean for each
       further threat). A forward takes r to m r + (1 - m) s; the (1 - m) s of the clean batch is known after the first.
@@ -84,7 +85,7 @@ def trades(
       key: for the start noise and dropout; consumed.
       threats: one or more, in "l2" or "linf".
       beta: weight of the divergence.
-      num_steps: crafting steps per threat.
+      num_steps: steps of the inner maximisation, per threat.
       step_sizes: one per threat, None for ``2 epsilon / num_steps``.
       noise: one per threat instead of drawing it.
       momentum: m above, the share of a running statistic that a forward keeps.
@@ -99,22 +100,52 @@ def trades(
     batch, key = _as_batch(batch, threats[0].bounds), as_key(key)
     noise_key, loss_key = jax.random.split(key)
     if noise is None:
-        noise = [crafting.draw_noise(k, batch.images) for k in jax.random.split(noise_key, len(threats))]
+        noise = [draw_noise(k, batch.images) for k in jax.random.split(noise_key, len(threats))]
     predict = _prediction_fn(apply_fn, variables)
     log_target = jax.nn.log_softmax(predict(batch.images))
-    crafted = [
-        crafting.craft(
+    maxima = [
+        inner_maximization(
             predict, batch.images, log_target=log_target, noise=n, threat=t, num_steps=num_steps, step_size=s
         )
         for t, s, n in zip(threats, step_sizes, noise, strict=True)
     ]
 
-    images, divergences = (jnp.stack(field) for field in zip(*crafted, strict=True))
-    loss, aux = _trades_loss(apply_fn, variables, batch, images, loss_key, beta, momentum)
+    images, divergences = (jnp.stack(field) for field in zip(*maxima, strict=True))
+    loss, aux = trades_on(apply_fn, variables, batch, images, key=loss_key, beta=beta, momentum=momentum)
     return loss, aux._replace(divergences=divergences)
 
 
 def trades_loss(
+    clean_logits: chex.Array, adversarial_logits: chex.Array, labels: chex.Array, *, beta: chex.Numeric
+) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
+    """Compute the TRADES loss (equation 5 there) from logits; jittable, for training loops of your own.
+
+    Args:
+      clean_logits: ``[B, C]``.
+      adversarial_logits: ``[T, B, C]`` those of the images of each `inner_maximization`.
+      labels: ``[B]`` class indices.
+      beta: weight of the divergence.
+
+    Returns:
+      The loss, and its parts: the mean cross entropy and ``[T]`` the mean divergence for each threat.
+
+    Raises:
+      ValueError: logits of shapes that do not fit, labels that are none of their classes, or a negative beta.
+    """
+    if clean_logits.ndim != 2 or adversarial_logits.shape[1:] != clean_logits.shape:
+        raise ValueError(
+            "clean_logits and adversarial_logits must be [B, C] and [T, B, C], "
+            f"got {clean_logits.shape} and {adversarial_logits.shape}"
+        )
+    check_size(beta, "beta")
+    natural = _cross_entropy(clean_logits, labels)
+    log_clean = jax.nn.log_softmax(clean_logits)
+    divergences = [kl_divergence(log_clean, jax.nn.log_softmax(logits)) for logits in adversarial_logits]
+    robust = jnp.stack([divergence / clean_logits.shape[0] for divergence in divergences])
+    return natural + beta * jnp.sum(robust), (natural, robust)
+
+
+def trades_on(
     apply_fn: Callable[..., Any],
     variables: Variables,
     batch: Batch,
@@ -124,52 +155,20 @@ def trades_loss(
     beta: chex.Numeric,
     momentum: float = 0.9,
 ) -> tuple[chex.Array, Aux]:
-    """Compute the TRADES loss on given adversarial images; see `trades`.
-
-    Args:
-      apply_fn: a Linen module's ``apply``.
-      variables: "params", and "batch_stats" where the network has them.
-      batch: images and labels.
-      adversarial_images: ``[T, B, ...]``.
-      key: for dropout; consumed.
-      beta: weight of the divergence.
-      momentum: the share of a running statistic that a forward keeps.
-
-    Returns:
-      The loss (a scalar) and an `Aux` without divergences.
-    """
-    batch = _as_batch(batch, (0.0, 1.0))
-    adversarial_images = as_array(adversarial_images, "adversarial_images")
-    if adversarial_images.ndim < 1 or adversarial_images.shape[1:] != batch.images.shape:
-        raise ValueError(
-            f"adversarial_images must be [T, *images.shape], [T, {str(batch.images.shape)[1:-1]}], "
-            f"got shape {adversarial_images.shape}"
-        )
-    adversarial_images = as_images(
-        adversarial_images.reshape(-1, *batch.images.shape[1:]), name="adversarial_images", takes_uint8=False
-    ).reshape(adversarial_images.shape)
-    return _trades_loss(apply_fn, variables, batch, adversarial_images, as_key(key), beta, momentum)
-
-
-def _trades_loss(apply_fn, variables, batch, adversarial_images, key, beta, momentum):
-    check_size(beta, "beta")
-    num_threats, batch_size = adversarial_images.shape[:2]
+    """Compute the TRADES loss on adversarial images ``[T, B, ...]`` that are given, otherwise as `trades`."""
+    num_threats = adversarial_images.shape[0]
     clean_key, *keys = jax.random.split(key, 1 + num_threats)
     before = variables.get("batch_stats", {})
     clean_logits, stats = _train_forward(apply_fn, variables, before, batch.images, clean_key)
     clean_share = jax.tree.map(lambda new, old: new - momentum * old, stats, before)
-    natural = _cross_entropy(clean_logits, batch.labels)
-    log_clean = jax.nn.log_softmax(clean_logits)
-    logits, robust = [clean_logits], []
+    logits = []
     for images, dropout_key in zip(adversarial_images, keys, strict=True):
         adversarial_logits, stats = _train_forward(apply_fn, variables, stats, images, dropout_key)
         stats = jax.tree.map(lambda new, share: momentum * new + share, stats, clean_share)
         logits.append(adversarial_logits)
-        robust.append(crafting.kl_divergence(log_clean, jax.nn.log_softmax(adversarial_logits)) / batch_size)
-    robust_losses = jnp.stack(robust)
-    loss = natural + beta * jnp.sum(robust_losses)
+    loss, (natural, robust) = trades_loss(clean_logits, jnp.stack(logits), batch.labels, beta=beta)
     none = jnp.zeros((num_threats, 0))
-    return loss, Aux(stats, natural, robust_losses, adversarial_images, none, jnp.stack(logits))
+    return loss, Aux(stats, natural, robust, adversarial_images, none, jnp.stack([clean_logits, *logits]))
 
 
 def adversarial(
@@ -251,7 +250,7 @@ def _per_threat(threats, step_sizes):
 
 
 def _prediction_fn(apply_fn, variables):
-    """Logits of the network as it predicts; crafting never differentiates the weights."""
+    """Logits of the network as it predicts; the inner maximisation never differentiates the weights."""
     return Partial(_predict, Partial(apply_fn), jax.lax.stop_gradient(variables))
 
 
@@ -267,5 +266,5 @@ def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):
 
 
 def _cross_entropy(logits, labels):
-    labels = as_labels(labels, logits.shape[1])
+    labels = as_labels(labels, logits.shape[1], count=logits.shape[0])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

@@ -9,7 +9,7 @@ import optax
 
 from nn_adv.border import check_size
 from nn_adv.threat import Threat, check_threat
-from nn_adv.training import crafting
+from nn_adv.training.inner_maximization import NORMS
 
 OBJECTIVES = ("adversarial", "standard", "trades")
 SCHEDULES = ("constant", "cosine", "step")
@@ -24,7 +24,7 @@ class Recipe:
       objective: "trades", "adversarial" (PGD examples) or "standard" (clean images).
       threats: what to become robust to; several with TRADES sum their divergences. None for "standard".
       beta: TRADES's weight of the divergence.
-      num_steps: crafting steps per batch and threat.
+      num_steps: steps of the inner maximisation, per batch and threat.
       step_sizes: one per threat in pixel units; None, whole or in places, for ``2 epsilon / num_steps``.
       num_epochs: passes over a member's images.
       batch_size: images per step.
@@ -99,8 +99,8 @@ class Recipe:
         if not self.threats:
             raise ValueError(f"threats must hold at least one Threat for the objective {self.objective!r}, got none")
         norms = [threat.norm for threat in self.threats]
-        if self.objective == "trades" and not set(norms) <= set(crafting.NORMS):
-            raise ValueError(f"threats of TRADES must be in {' or '.join(crafting.NORMS)}, got {', '.join(norms)}")
+        if self.objective == "trades" and not set(norms) <= set(NORMS):
+            raise ValueError(f"threats of TRADES must be in {' or '.join(NORMS)}, got {', '.join(norms)}")
         if self.step_sizes is not None and len(self.step_sizes) != len(self.threats):
             raise ValueError(f"step_sizes must be one per threat ({len(self.threats)}), got {len(self.step_sizes)}")
 

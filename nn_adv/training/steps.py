@@ -138,11 +138,11 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
 
 
 def _objective(recipe):
-    crafting = {"threats": recipe.threats, "num_steps": recipe.num_steps, "step_sizes": recipe.step_sizes}
+    inner = {"threats": recipe.threats, "num_steps": recipe.num_steps, "step_sizes": recipe.step_sizes}
     if recipe.objective == "trades":
-        return functools.partial(objectives.trades, beta=recipe.beta, **crafting)
+        return functools.partial(objectives.trades, beta=recipe.beta, **inner)
     if recipe.objective == "adversarial":
-        return functools.partial(objectives.adversarial, **crafting)
+        return functools.partial(objectives.adversarial, **inner)
     return objectives.standard
 
 
@@ -184,10 +184,7 @@ def count_correct(
         robust = clean
         keys = attacks.example_keys(key, indices)
         for threat in recipe.threats:
-            step_size = 2.5 * threat.epsilon / max(recipe.select_steps, 1)
-            found = attacks.pgd(
-                logits_fn, batch, labels, key=keys, threat=threat, num_steps=recipe.select_steps, step_size=step_size
-            )
+            found = attacks.pgd(logits_fn, batch, labels, key=keys, threat=threat, num_steps=recipe.select_steps)
             robust &= ~found.success
         return jnp.stack([jnp.sum(clean), jnp.sum(robust)])
 

@@ -20,13 +20,11 @@ from jax.tree_util import Partial
 
 from nn_adv import models
 from nn_adv.paths import as_path
-from nn_adv.zoo import catalogue as catalogues
 from nn_adv.zoo import convert, files
 from nn_adv.zoo import download as downloads
-from nn_adv.zoo.catalogue import Entry, File
+from nn_adv.zoo.entries import Entry, File, find
 
-# In the metadata of a cached file: what it was made from, told by place and time, and by content.
-_SOURCE, _FINGERPRINTS = "source", "fingerprints"
+_FINGERPRINTS = "fingerprints"  # in the metadata of a file that is kept: of what it was made from
 _END_BYTES = 1 << 20
 _LEAST_PROBABILITY = 1e-30  # float32 has a logarithm and a gradient for it
 
@@ -56,13 +54,13 @@ def load(
 
     Its weights are read from FOLDER/DATASET/THREAT/NAME.pt (RobustBench's layout) and kept beside it, under the
     published keys, as NAME.safetensors, from which they are read the next time, without PyTorch. Such a file is made
-    anew when the size or the time of its source has changed or it cannot be read; without its source it is enough. A
+    anew when its source has changed or it cannot be read; without its source it is enough. A
     NAME.safetensors from elsewhere is used where there is no NAME.pt, and not overwritten unless it is damaged.
 
     Args:
       name: of the network.
       folder: RobustBench's ``model_dir``.
-      catalogue: a file of one's own (`nn_adv.zoo.read`).
+      catalogue: a file of one's own (`nn_adv.zoo.catalogue`).
       download: fetch files that are not there.
 
     Raises:
@@ -70,7 +68,7 @@ def load(
       ValueError: unknown name, or a file that is not of weights or not of this network's.
       ImportError: a package that reads or fetches the files is missing.
     """
-    entry = catalogues.find(name, catalogue)
+    entry = find(name, catalogue)
     try:
         network = _network(entry.architecture, entry.num_classes, json.dumps(entry.arguments, sort_keys=True))
     except ValueError as error:
@@ -100,7 +98,9 @@ def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]
     Returns:
       Numbers by "catalogue" (what of the entry decides what `load` gives) and by the names of the files.
     """
-    decisive = [entry.architecture, dict(entry.arguments), entry.num_classes, entry.output, _read_as(entry)]
+    parts = [[file.name, file.outer_key, file.into] for file in entry.files]
+    decisive = [entry.architecture, dict(entry.arguments), entry.num_classes, entry.output]
+    decisive += [[parts, entry.prefixes, entry.renames, entry.unused]]
     found = {"catalogue": _digest(json.dumps(decisive, sort_keys=True).encode())}
     if not _missing(entry, folder):
         return found | {file.name: _fingerprint(_place(entry, folder) / file.name) for file in entry.files}
@@ -110,12 +110,6 @@ def fingerprints(entry: Entry, folder: str | os.PathLike[str]) -> dict[str, str]
     except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another kind
         return found
     return (json.loads(kept) if kept else {cache.name: _fingerprint(cache)}) | found
-
-
-def _read_as(entry: Entry) -> list[Any]:
-    """List what decides how the files of a network are read."""
-    parts = [[file.name, file.outer_key, file.into] for file in entry.files]
-    return [parts, entry.prefixes, entry.renames, entry.unused]
 
 
 def _fingerprint(path: pathlib.Path) -> str:
@@ -149,13 +143,6 @@ def _missing(entry: Entry, folder: str | os.PathLike[str]) -> list[File]:
     return [file for file in {file.name: file for file in entry.files}.values() if not (place / file.name).is_file()]
 
 
-def _stamp(entry: Entry, folder: str | os.PathLike[str]) -> str:
-    """Describe the files of a network, and how they are read, such that another description means other weights."""
-    place = _place(entry, folder)
-    stats = [(place / file.name).stat() for file in entry.files]
-    return json.dumps([_read_as(entry), [[stat.st_size, stat.st_mtime_ns] for stat in stats]])
-
-
 def _from_cache(
     entry: Entry, network: nn.Module, folder: str | os.PathLike[str], download: bool
 ) -> dict[str, Any] | None:
@@ -165,7 +152,7 @@ def _from_cache(
         return None
     has_source = not _missing(entry, folder)
     try:
-        if has_source and files.read_metadata(path).get(_SOURCE) != _stamp(entry, folder):
+        if has_source and files.read_metadata(path).get(_FINGERPRINTS) != json.dumps(fingerprints(entry, folder)):
             return None
         return _convert(entry, network, files.read_state_dict(path), str(path))
     except ValueError:
@@ -200,15 +187,14 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
         used = {key: value for key, value in state.items() if not _is_unused(entry, key)}
         # A folder that cannot be written to is no reason not to run.
         with contextlib.suppress(OSError):
-            told = {_SOURCE: _stamp(entry, folder), _FINGERPRINTS: json.dumps(fingerprints(entry, folder))}
-            files.write_state_dict(cache, used, metadata=told)
+            files.write_state_dict(cache, used, metadata={_FINGERPRINTS: json.dumps(fingerprints(entry, folder))})
     return variables
 
 
 def _is_from_elsewhere(cache: pathlib.Path) -> bool:
     """Tell whether there is such a file that was not made here, the source itself among them."""
     try:
-        return cache.is_file() and _SOURCE not in files.read_metadata(cache)
+        return cache.is_file() and _FINGERPRINTS not in files.read_metadata(cache)
     except files.Damaged:
         return False
     except ValueError:  # a file of another kind

@@ -18,7 +18,7 @@ ATTACKS = {
     "pgd": functools.partial(attacks.pgd, threat=THREAT, num_steps=5, step_size=0.1),
     "fab": functools.partial(attacks.fab, threat=THREAT, num_steps=5),
     "square": functools.partial(attacks.square, threat=THREAT, num_queries=20),
-    "minimum_norm": functools.partial(attacks.minimum_norm, norm="linf", num_steps=5),
+    "fmn": functools.partial(attacks.fmn, norm="linf", num_steps=5),
 }
 
 

@@ -85,6 +85,8 @@ def test_breaks_only_what_is_left_and_says_who_did(num_classes):
     np.testing.assert_array_equal(predicted != labels, found.success)
     assert np.max(perturbation_size("linf", jnp.asarray(found.adversarial - images))) <= 0.05 * (1 + 1e-5)
     assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    np.testing.assert_allclose(found.loss, attacks.margin(LOGITS[num_classes](found.adversarial), labels), atol=1e-6)
+    np.testing.assert_allclose(found.distance, perturbation_size("linf", found.adversarial - images), rtol=1e-6)
 
 
 def test_is_no_weaker_than_its_first_attack():

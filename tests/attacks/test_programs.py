@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 
 from nn_adv import attacks, training
@@ -36,10 +37,9 @@ def _perturb(logits_fn):
     )
 
 
-def _craft(logits_fn):
+def _maximize(logits_fn):
     noise = training.draw_noise(jax.random.key(0), jnp.asarray(_IMAGES))
-    log_target = jnp.log(jnp.full((len(_IMAGES), 3), 1 / 3))
-    return training.craft(logits_fn, _IMAGES, log_target=log_target, noise=noise, threat=_THREAT, num_steps=1)
+    return training.inner_maximization(logits_fn, _IMAGES, noise=noise, threat=_THREAT, num_steps=1)
 
 
 def _num_maps() -> int:
@@ -52,7 +52,7 @@ def _megabytes() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.parametrize("attack", [_pgd, _perturb, _craft])
+@pytest.mark.parametrize("attack", [_pgd, _perturb, _maximize])
 @pytest.mark.parametrize(
     ("calls", "warm_up", "most_kept"), [(14, 5, 4), pytest.param(200, 40, 32, marks=pytest.mark.slow)]
 )
@@ -94,6 +94,34 @@ def test_a_partial_is_compiled_once_for_all_its_arrays():
     other = _pgd(Partial(counted, jnp.asarray(-_WEIGHTS)))
     assert len(traces) == count
     assert not np.array_equal(first, other)
+
+
+def test_functions_that_do_the_same_share_a_program():
+    programs._of_texts.clear()
+    results = [_pgd(lambda images, weights=weights: _linear(weights, images)) for weights in (_WEIGHTS, -_WEIGHTS)]
+    count = len(programs._of_texts)
+    assert not np.array_equal(*results)
+    np.testing.assert_array_equal(_pgd(lambda images: _linear(_WEIGHTS, images)), results[0])
+    assert len(programs._of_texts) == count > 0
+    _pgd(lambda images: 2 * _linear(_WEIGHTS, images))
+    assert len(programs._of_texts) > count
+
+
+def test_modules_of_flax_nnx_are_classifiers_with_their_weights_traced():
+    module = nnx.Linear(9, 3, use_bias=False, rngs=nnx.Rngs(0))
+    classifier = nnx.Sequential(lambda images: images.reshape(images.shape[0], -1), module)
+    module.kernel[...] = jnp.asarray(_WEIGHTS)
+    expected = _pgd(lambda images: _linear(_WEIGHTS, images))
+    np.testing.assert_allclose(_pgd(classifier), expected, atol=1e-6)
+    count = programs._of_functions._cache_size()
+    module.kernel[...] = -jnp.asarray(_WEIGHTS)
+    np.testing.assert_array_equal(_pgd(classifier), _IMAGES)  # all are wrong from the start
+    assert programs._of_functions._cache_size() == count
+    found = attacks.ensemble(
+        classifier, _IMAGES, _LABELS, key=jax.random.key(0), threat=_THREAT,
+        attacks=[attacks.named_attack("pgd", 3, num_steps=1)], batch_size=8,
+    )  # fmt: skip
+    assert found.success.all()
 
 
 def test_inside_a_program_nothing_else_is_compiled():

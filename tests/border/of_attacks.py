@@ -45,20 +45,14 @@ def _apgd(images, labels, key, threat, starts):
     return attacks.apgd(logits_fn, images, labels, key=key, threat=threat, starts=starts, num_steps=2)
 
 
-def _minimum_norm(images, labels, key, norm, bounds):
+def _fmn(images, labels, key, norm, bounds):
     options = {"norm": norm, "bounds": bounds, "num_steps": 2, "num_restarts": 2}
-    return attacks.minimum_norm(logits_fn, images, labels, key=key, **options)
+    return attacks.fmn(logits_fn, images, labels, key=key, **options)
 
 
 def _tempered_apgd(images, labels, key, threat):
     return attacks.tempered_apgd(
         _tempered_fn, images, labels, key=key, threat=threat, predict_fn=_predict_fn, temperatures=(0.1,), num_steps=2
-    )
-
-
-def _segment_attack(points, point_labels, images, labels):
-    return attacks.segment_attack(
-        points, point_labels, images, labels, norm="l2", predict_fn=_predict_fn, num_candidates=2
     )
 
 
@@ -111,7 +105,7 @@ ENTRIES = (
     Entry("attacks.fab", _attack(attacks.fab, num_steps=1, num_restarts=2), _STANDARD),
     Entry("attacks.pgd", _attack(attacks.pgd, num_steps=1, step_size=0.125), _STANDARD),
     Entry("attacks.square", _attack(attacks.square, num_queries=2), _STANDARD),
-    Entry("attacks.minimum_norm", _minimum_norm,
+    Entry("attacks.fmn", _fmn,
           {"images": "images", "labels": "labels", "key": "key", "norm": "norm", "bounds": "bounds"}),
     Entry("attacks.tempered_apgd", _tempered_apgd, _STANDARD),
     Entry("attacks.ensemble", _ensemble, _STANDARD | {"indices": "indices"}, narrows=_NO_INDICES),
@@ -121,10 +115,6 @@ ENTRIES = (
     Entry("attacks.art_classifier.loss_gradient", lambda x, y: _art().loss_gradient(x, y),
           {"x": "points", "y": "labels"}, narrows={"y": {"one-hot": "ART's own form"}}),
     Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "points"}),
-    Entry("attacks.segment_attack", _segment_attack,
-          {"points": "points", "point_labels": "labels", "images": "points", "labels": "labels"},
-          shared=("points", "point_labels"),
-          narrows=dict.fromkeys(("labels", "point_labels"), _ANY_CLASS)),
     Entry("attacks.example_keys", lambda key, indices: jax.random.key_data(attacks.example_keys(key, indices)),
           {"key": "key", "indices": "indices"},
           narrows={"indices": {"one too few": "any number of them"}}),
@@ -141,7 +131,6 @@ EXEMPT = {
     "attacks.AttackResult": _RESULT,
     "attacks.EnsembleResult": _RESULT,
     "attacks.EnsembleState": _RESULT,
-    "attacks.MinimumNorm": _RESULT,
     "attacks.are_probabilities": "tells of any array what it is",
     "attacks.count_unbroken": "counts what the ensemble made",
     "attacks.named_attack": "takes a name and whole numbers: tests/attacks/test_ensemble.py",

@@ -110,7 +110,7 @@ ENTRIES = (
     _entry("data.load_npz", "npz path", _load_npz, make=_make_npz, kind="file", suffix=".npz"),
     _entry("data.prepare", "data_dir", _num_parts, make=_make_prepared),
     _entry("training.train.checkpoint_dir", "checkpoint_dir", _train, make=lambda path: None),
-    _entry("zoo.read", "catalogue", lambda path: len(zoo.read(path)), make=_make_catalogue, kind="file",
+    _entry("zoo.catalogue", "catalogue", lambda path: len(zoo.catalogue(path)), make=_make_catalogue, kind="file",
            suffix=".json"),
     _entry("zoo.find", "catalogue", lambda path: zoo.find("Tiny", path).num_classes, make=_make_catalogue,
            kind="file", suffix=".json"),

@@ -16,6 +16,7 @@ from tests.border.table import Entry
 _MODEL = models.create("mlp", NUM_CLASSES, hidden_sizes=())
 _RECIPE = training.Recipe(objective="standard", num_epochs=1, batch_size=COUNT, select_every=1, select_steps=0)
 _THREAT = Threat("linf", 0.125)
+_LOGITS = np.random.default_rng(7).standard_normal((2, COUNT, NUM_CLASSES)).astype(np.float32)
 
 
 @functools.cache
@@ -40,24 +41,18 @@ def _count(images):
     return 0 if isinstance(images, np.ndarray) and images.shape[:1] == (0,) else COUNT
 
 
-def _trades_loss(images, labels, key, adversarial_images):
-    batch = training.Batch(images, labels)
-    if isinstance(adversarial_images, list):
-        adversarial_images = [adversarial_images]
-    elif np.ndim(adversarial_images) == 4:
-        adversarial_images = adversarial_images[None]
-    return training.trades_loss(_MODEL.apply, _variables(), batch, adversarial_images, key=key, beta=1.0)
+def _trades_loss(labels):
+    return training.trades_loss(_LOGITS[0], _LOGITS, labels, beta=1.0)
 
 
-def _craft(images, threat):
+def _maximize(images, threat):
     count = _count(images)
     noise = training.draw_noise(jax.random.key(1), jnp.asarray(KINDS["images"].standard[:count]))
-    log_target = jnp.log(jnp.full((count, NUM_CLASSES), 1 / NUM_CLASSES))
 
     def logits_fn(x):
         return _MODEL.apply(_variables(), x)
 
-    return training.craft(logits_fn, images, log_target=log_target, noise=noise, threat=threat, num_steps=1)
+    return training.inner_maximization(logits_fn, images, noise=noise, threat=threat, num_steps=1)
 
 
 _BATCH = {"images": "images", "labels": "labels", "key": "key"}
@@ -75,8 +70,8 @@ ENTRIES = (
     Entry("training.adversarial", _objective(training.adversarial, threats=[_THREAT], num_steps=1), _BATCH),
     Entry("training.trades", _objective(training.trades, threats=[_THREAT], beta=1.0, num_steps=1), _BATCH,
           narrows=_OTHER_DRAWS),
-    Entry("training.trades_loss", _trades_loss, _BATCH | {"adversarial_images": "queries"}),
-    Entry("training.craft", _craft, {"images": "images", "threat": "threat"}),
+    Entry("training.trades_loss", _trades_loss, {"labels": "labels"}, shared=("labels",)),
+    Entry("training.inner_maximization", _maximize, {"images": "images", "threat": "threat"}),
     Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
           {"key": "key", "images": "points"}, narrows=_OTHER_DRAWS),
 )  # fmt: skip
@@ -85,7 +80,7 @@ _RESULT = "a result, or what is tried in the functions that take it"
 EXEMPT = {
     "training.Aux": _RESULT,
     "training.Batch": _RESULT,
-    "training.Crafted": _RESULT,
+    "training.InnerMaximum": _RESULT,
     "training.History": _RESULT,
     "training.Member": _RESULT,
     "training.Noise": _RESULT,

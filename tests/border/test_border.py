@@ -49,7 +49,7 @@ def test_every_public_function_is_in_the_table():
 def test_an_entry_tries_what_its_function_takes():
     """A new argument of a kind that is tried must be tried: its name says what it is."""
     known = {"images", "labels", "queries", "points", "key", "threat", "indices", "leave_out", "x", "y"}
-    known |= {"starts", "adversarial_images"}
+    known |= {"starts"}
     of_points = {"norm", "k", "bounds"}  # attacks have them in a threat
     tried: dict[str, set[str]] = {}
     for entry in ENTRIES:

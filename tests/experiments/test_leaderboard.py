@@ -411,18 +411,18 @@ def test_patterns_take_the_papers_models_whatever_lies_in_the_folder(tmp_path):
     config.download = True  # no weights are asked for
     assert len(contestants.choose(config)) == 1 + 69
     config.only_in_paper = False
-    assert len(contestants.choose(config)) == 1 + len(zoo.read())
+    assert len(contestants.choose(config)) == 1 + len(zoo.catalogue())
     config.download = False
-    entry = zoo.read()["Wong2020Fast"]
+    entry = zoo.catalogue()["Wong2020Fast"]
     (tmp_path / "cifar10" / "Linf").mkdir(parents=True)
     (tmp_path / "cifar10" / "Linf" / entry.files[0].name).touch()
     everything = contestants.choose(config)
-    assert len(everything) == 1 + len(zoo.read())
+    assert len(everything) == 1 + len(zoo.catalogue())
     absent = {one.name for one in everything if contestants.lacks_weights(one, config)}
     assert {one.name for one in everything} - absent == {"1nn", "Wong2020Fast"}
     config.models = ("Standard", "*")
     optional = {one.name for one in contestants.choose(config) if one.is_optional}
-    assert "Standard" not in optional and len(optional) == len(zoo.read()) - 1  # asked for by its name
+    assert "Standard" not in optional and len(optional) == len(zoo.catalogue()) - 1  # asked for by its name
 
 
 def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_path, capfd):

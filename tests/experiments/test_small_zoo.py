@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 def test_the_catalogue_has_every_network_in_robustbench_layout(finished):
     workdir, catalogue = finished
-    entries = zoo.read(catalogue)
+    entries = zoo.catalogue(catalogue)
     assert tuple(entries) == METHODS and catalogue == workdir / "catalogue.json"
     for entry in entries.values():
         assert (workdir / "digits" / "Linf" / f"{entry.name}.pt").is_file() and entry.threat == "Linf"
@@ -68,7 +68,7 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
     assert runner.run(small_zoo, tiny_config(methods=(*METHODS, "pgd-l2")), workdir).page == catalogue
     assert (workdir / "digits" / "L2" / "pgd-l2.pt").is_file()
     assert (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns == before
-    assert list(zoo.read(catalogue)) == [*METHODS, "pgd-l2"]
+    assert list(zoo.catalogue(catalogue)) == [*METHODS, "pgd-l2"]
     monkeypatch.setattr(small_zoo, "_row", lambda *_: pytest.fail("a network was trained twice"))
     runner.run(small_zoo, tiny_config(), workdir)
     moved = (workdir / "digits" / "L2" / "pgd-l2.pt").rename(workdir / "elsewhere.pt")

@@ -83,7 +83,7 @@ def test_member_of_a_group_equals_single_training():
     [models.ResNet(2, (1,), width=2), pytest.param(models.SmallCNN(2, (2, 2, 4, 4), 8), marks=pytest.mark.slow)],
 )
 def test_grouped_convolutions_equal_single_training(model):
-    # Plain training: crafting would amplify rounding.
+    # Plain training: an inner maximisation would amplify rounding.
     images = np.pad(_IMAGES, ((0, 0), (5, 5), (5, 5), (0, 0)))
     members = [_member(0, 30), _member(30, 60)]
     recipe = _recipe(objective="standard", threats=(), num_epochs=2, learning_rate=0.01)

@@ -75,7 +75,7 @@ def test_same_key_same_result_and_other_key_another():
     assert np.any(first != other)
 
 
-def test_crafted_images_stay_in_ball_and_bounds_and_raise_the_divergence():
+def test_adversarial_images_stay_in_ball_and_bounds_and_raise_the_divergence():
     loss, aux = jax.jit(_trades)()
     for threat, images in zip((_LINF, _L2), aux.adversarial, strict=True):
         assert perturbation_size(threat.norm, images - _IMAGES).max() <= threat.epsilon * (1 + 1e-5)
@@ -99,14 +99,14 @@ def test_zero_gradient_in_l2_takes_the_replacement():
         return jnp.zeros((images.shape[0], 3)) + 0 * images.sum()
 
     noise = training.draw_noise(jax.random.key(4), _IMAGES)
-    crafted = training.craft(
+    found = training.inner_maximization(
         constant, _IMAGES, log_target=jnp.log(jnp.full((6, 3), 1 / 3)), noise=noise, threat=Threat("l2", 0.5, None),
         num_steps=1, step_size=0.25,
     )  # fmt: skip
     offset = 0.001 * noise.start - 0.25 * noise.replacement
     length = jnp.sqrt(jnp.sum(offset**2, axis=(1, 2, 3), keepdims=True))
     assert np.all(length > 0.5)
-    np.testing.assert_allclose(crafted.images, _IMAGES + offset * 0.5 / length, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.images, _IMAGES + offset * 0.5 / length, rtol=1e-5, atol=1e-6)
 
 
 def test_radius_is_traced():

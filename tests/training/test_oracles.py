@@ -11,13 +11,14 @@ import pytest
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
+from nn_adv.training import objectives
 
 _CASES = (
     [f"cnn{c}_{kind}" for c in (2, 10) for kind in ("both", "l2_05", "l2_174", "linf031", "linf3")]
     + [f"resbn2_{kind}" for kind in ("both", "l2_05", "l2_174", "linf031", "linf3")]
     + ["cnn2_l2_zerograd"]
 )
-# One case of each kind is enough to notice a mistake; the others (forty crafting steps, other radii) take minutes.
+# One case of each kind is enough to notice a mistake; the others (forty steps, other radii) take minutes.
 _QUICK = ("cnn2_both", "cnn2_linf031", "cnn2_l2_zerograd", "cnn10_linf031", "cnn10_l2_174", "resbn2_linf031")
 _CASES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _CASES]
 # The BatchNorm inputs whose positions are counted below: 16 images of 32x32, halved by the second block.
@@ -168,7 +169,7 @@ def test_float64_step_equals_published_loss(shared_dir, name):
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_float64_first_crafting_step(shared_dir, name):
+def test_float64_first_step_of_the_inner_maximisation(shared_dir, name):
     case = Case(shared_dir, name)
     with jax.enable_x64(True):
         variables, batch = case.variables(jnp.float64), case.batch(jnp.float64)
@@ -179,8 +180,8 @@ def test_float64_first_crafting_step(shared_dir, name):
         @jax.jit
         def first_steps():
             logits = logits_fn(batch.images)
-            crafted = [
-                training.craft(
+            maxima = [
+                training.inner_maximization(
                     logits_fn,
                     batch.images,
                     log_target=jax.nn.log_softmax(logits),
@@ -191,10 +192,10 @@ def test_float64_first_crafting_step(shared_dir, name):
                 )
                 for threat, noise, step_size in zip(case.threats, case.noise(jnp.float64), case.step_sizes, strict=True)
             ]
-            return logits, crafted
+            return logits, maxima
 
-        logits, crafted = jax.device_get(first_steps())
-    for suffix, one in zip(case.suffixes, crafted, strict=True):
+        logits, maxima = jax.device_get(first_steps())
+    for suffix, one in zip(case.suffixes, maxima, strict=True):
         np.testing.assert_allclose(one.images, case.images(f"f64/x_first{suffix}"), rtol=0, atol=1e-9)
     np.testing.assert_allclose(logits, case.data["f64/logits_clean_eval"], rtol=1e-9, atol=1e-10)
 
@@ -209,7 +210,7 @@ def test_float32_loss_on_the_published_adversarial_images(shared_dir, name):
     def step(params):
         def loss_fn(params):
             state = {**variables, "params": params}
-            return training.trades_loss(
+            return objectives.trades_on(
                 case.model.apply, state, batch, adversarial, key=jax.random.key(0), beta=case.beta
             )
 

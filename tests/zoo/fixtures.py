@@ -136,7 +136,7 @@ def _vector(record, key, last, shape, generator):
 
 def entries(shared_dir: pathlib.Path, name: str) -> list[zoo.Entry]:
     """Give the networks of the catalogue that fixture ``name`` stands for."""
-    catalogue = zoo.read()
+    catalogue = zoo.catalogue()
     return [catalogue[covered] for covered in read(shared_dir)[name]["covers"]]
 
 

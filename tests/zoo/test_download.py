@@ -1,9 +1,6 @@
 import gzip
-import hashlib
 import http.server
 import io
-import json
-import re
 import sys
 import threading
 import types
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 
 from nn_adv.zoo import download, files
-from nn_adv.zoo.catalogue import File
+from nn_adv.zoo.entries import File
 
 
 def _file_of_tensors(values):
@@ -30,15 +27,12 @@ PAGE = b"<!DOCTYPE html><html>Too many users have viewed or downloaded this file
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT, a cut-off CONTENT or PAGE; remembers the ranges it was asked for."""
+    """Serves CONTENT, a cut-off CONTENT or PAGE."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content = CONTENT
         self.cut_at = None  # closes the connection after so many bytes of an answer
-        self.takes_ranges = True
-        self.ranges = []
-        self.answers = {}
 
     def url(self, path="x.pt"):
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -46,25 +40,11 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):  # noqa: N802
-        server = self.server
-        content, start = server.answers.get(self.path, server.content), 0
-        asked = self.headers.get("Range")
-        server.ranges.append(asked)
-        if asked and server.takes_ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-        else:
-            self.send_response(404 if self.path == "/missing" else 200)
-        body = content[start:]
-        self.send_header("Content-Length", str(len(body)))
+        content = self.server.content
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(body[: server.cut_at])
+        self.wfile.write(content[: self.server.cut_at])
         self.close_connection = True
 
     def log_message(self, *args):
@@ -89,40 +69,21 @@ def _names(folder):
 
 def test_a_file_is_fetched_under_its_name(server, tmp_path):
     folder = tmp_path / "cifar10" / "Linf"
-    file = File("x.pt", server.url(), md5=hashlib.md5(CONTENT).hexdigest())
+    file = File("x.pt", server.url())
     path = download.fetch(file, folder)
     assert path == folder / "x.pt" and path.read_bytes() == CONTENT
     assert _names(folder) == ["x.pt"]
 
 
-@pytest.mark.parametrize("takes_ranges", [True, False])
-def test_a_transfer_cut_off_goes_on_where_it_stopped(server, tmp_path, takes_ranges):
-    server.cut_at, server.takes_ranges = 1000, takes_ranges
-    file = File("x.pt", server.url(), md5=hashlib.md5(CONTENT).hexdigest())
+def test_a_transfer_cut_off_does_not_get_its_name(server, tmp_path):
+    server.cut_at = 1000
+    file = File("x.pt", server.url())
     with pytest.raises(OSError, match=r"cannot download x\.pt \(.*(bytes|IncompleteRead).*\); get it from http.*x\.pt"):
         download.fetch(file, tmp_path)
-    assert _names(tmp_path) == ["x.pt.part"] and (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
+    assert _names(tmp_path) == ["x.pt.part"]
     server.cut_at = None
     assert download.fetch(file, tmp_path).read_bytes() == CONTENT
-    assert server.ranges == [None, "bytes=1000-"] and _names(tmp_path) == ["x.pt"]
-
-
-def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
-    (tmp_path / "x.pt.part").write_bytes(CONTENT)
-    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == CONTENT
-    assert server.ranges == [f"bytes={len(CONTENT)}-"]
-
-
-def test_a_part_longer_than_the_file_is_begun_anew(server, tmp_path):
-    (tmp_path / "x.pt.part").write_bytes(CONTENT + b"more")
-    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == CONTENT
-    assert server.ranges[-1] is None
-
-
-def test_a_wrong_hash_is_refused_and_not_gone_on_from(server, tmp_path):
-    with pytest.raises(OSError, match=r"its MD5 is not the published one.*get it from http.*save it as .*x\.pt"):
-        download.fetch(File("x.pt", server.url(), md5="0" * 32), tmp_path)
-    assert _names(tmp_path) == []
+    assert _names(tmp_path) == ["x.pt"]
 
 
 def test_a_web_page_is_recognised(server, tmp_path):
@@ -160,21 +121,6 @@ def test_a_whole_file_of_another_kind_is_kept_for_the_reader_to_name(server, tmp
             files.read_state_dict(path)
 
 
-def test_the_older_format_of_pytorch_is_taken_if_it_is_whole(server, tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"a": torch.ones(100)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    old = server.content = (tmp_path / "old.pt").read_bytes()
-    assert download.fetch(File("x.pt", server.url()), tmp_path).read_bytes() == old
-    server.content = old[:-1]
-    with pytest.raises(OSError, match="what came is damaged, cut off or no file of tensors"):
-        download.fetch(File("y.pt", server.url()), tmp_path)
-    # Code is not damage: whoever reads the file is told.
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    server.content = (tmp_path / "old.pt").read_bytes()
-    assert download.fetch(File("z.pt", server.url()), tmp_path).is_file()
-    assert _names(tmp_path) == ["old.pt", "x.pt", "z.pt"]
-
-
 def test_an_error_of_the_server_is_told(server, tmp_path):
     with pytest.raises(OSError, match=r"cannot download x\.pt \(HTTP Error 404.*\); get it from"):
         download.fetch(File("x.pt", server.url("missing")), tmp_path)
@@ -186,39 +132,6 @@ def test_without_a_connection_the_error_is_one_line_with_what_to_do(tmp_path, se
     with pytest.raises(OSError, match="cannot download x.pt") as caught:
         download.fetch(File("x.pt", url), tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path / "x.pt") in str(caught.value)
-
-
-def test_zenodo_is_asked_for_address_and_hash(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
-    link = {"key": "x.pt", "links": {"self": server.url()}, "checksum": f"md5:{hashlib.md5(CONTENT).hexdigest()}"}
-    server.answers["/api/records/7"] = json.dumps({"files": [link]}).encode()
-    assert download.fetch(File("y.pt", "zenodo:7/x.pt"), tmp_path).read_bytes() == CONTENT
-    with pytest.raises(OSError, match="record 7 of Zenodo has no file 'z.pt'.*get it from http.*/records/7"):
-        download.fetch(File("z.pt", "zenodo:7/z.pt"), tmp_path)
-    server.content = _file_of_tensors(b"other")
-    with pytest.raises(OSError, match="its MD5 is not the published one"):
-        download.fetch(File("w.pt", "zenodo:7/x.pt"), tmp_path)
-
-
-@pytest.mark.parametrize("answer", [[], {"status": 404}, {"files": [{"key": "x.pt"}]}, {"files": ["x.pt"]}])
-def test_what_is_no_record_of_zenodo_is_told(server, tmp_path, monkeypatch, answer):
-    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
-    server.answers["/api/records/7"] = json.dumps(answer).encode()
-    with pytest.raises(OSError, match="answer for record 7 is not that of a record with files.*get it from"):
-        download.fetch(File("x.pt", "zenodo:7/x.pt"), tmp_path)
-
-
-def test_a_hash_of_the_catalogue_that_zenodo_contradicts_is_told_before_anything_is_fetched(
-    server, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(download, "_ZENODO", server.url("").rstrip("/"))
-    md5, pinned = hashlib.md5(CONTENT).hexdigest(), "0" * 32
-    link = {"key": "x.pt", "links": {"self": server.url()}, "checksum": f"md5:{md5}"}
-    server.answers["/api/records/7"] = json.dumps({"files": [link]}).encode()
-    with pytest.raises(OSError, match=f"its MD5 is {pinned} in the catalogue and {md5} at Zenodo.*get it from"):
-        download.fetch(File("x.pt", "zenodo:7/x.pt", md5=pinned), tmp_path)
-    assert _names(tmp_path) == []
-    assert download.fetch(File("x.pt", "zenodo:7/x.pt", md5=md5), tmp_path).read_bytes() == CONTENT
 
 
 def _gdown(monkeypatch, content):
@@ -279,20 +192,6 @@ def test_without_gdown_the_error_says_what_to_install(tmp_path, monkeypatch):
 def test_a_file_without_a_source_is_to_be_put_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt; put it into"):
         download.fetch(File("x.pt"), tmp_path)
-
-
-def test_unfinished_downloads_are_named_where_a_file_is_missing(tmp_path):
-    file = File("x.pt", "gdrive:abc")
-    (tmp_path / "y.pt.part").touch()
-    assert "; unfinished" not in str(download.missing(file, tmp_path))
-    (tmp_path / "x.pt.part").touch()
-    text = str(download.missing(file, tmp_path))
-    assert text.startswith(f"no file {tmp_path / 'x.pt'}; get it from https://drive.google.com/file/d/abc/view")
-    assert text.endswith("; unfinished: x.pt.part (download=True goes on with it)")
-    (tmp_path / "x.pt.partk3j2part").touch()
-    assert str(download.missing(file, tmp_path)).endswith(
-        "unfinished: x.pt.part, x.pt.partk3j2part (remove all but one, and download=True goes on with it)"
-    )
 
 
 def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(server, tmp_path):

@@ -254,12 +254,11 @@ def test_errors_of_the_machine_are_not_called_damage(tmp_path, monkeypatch, lega
             files.read_state_dict(path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.99])
-def test_truncated_files_are_refused(tmp_path, legacy, share):
+def test_truncated_files_are_refused(tmp_path, share):
     torch = pytest.importorskip("torch")
     path = tmp_path / "x.pt"
-    torch.save({"a": torch.ones(10_000)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save({"a": torch.ones(10_000)}, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"x\.pt is damaged, cut off .*: delete it and get it again"):
@@ -333,7 +332,7 @@ def test_flipped_bytes_of_the_older_format_are_told_or_leave_the_keys_and_shapes
     assert num_told > 100
 
 
-@pytest.mark.parametrize("name", ["x.pt", "old.pt", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_a_check_takes_whole_files_only(tmp_path, name):
     path = tmp_path / "arrived"
     if name == "x.safetensors":
@@ -341,7 +340,7 @@ def test_a_check_takes_whole_files_only(tmp_path, name):
         (tmp_path / name).rename(path)
     else:
         torch = pytest.importorskip("torch")
-        torch.save(_tensors(torch), path, _use_new_zipfile_serialization=name == "x.pt")
+        torch.save(_tensors(torch), path)
     suffix = pathlib.Path(name).suffix
     files.check(path, suffix)
     content = path.read_bytes()

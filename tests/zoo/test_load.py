@@ -86,7 +86,7 @@ def test_what_was_exported_is_loaded_back_and_kept(own, network, state):
     own.write({f"module.{key}": value for key, value in state.items()})
     assert own.has_weights()
     model = own.load()
-    assert model.entry == zoo.read(own.catalogue)["Tiny"]
+    assert model.entry == zoo.catalogue(own.catalogue)["Tiny"]
     np.testing.assert_array_equal(_logits(model.logits_fn), _expected(network))
     kept = files.read_state_dict(own.place / "Tiny.safetensors")
     assert set(kept) == set(state)

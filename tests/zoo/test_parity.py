@@ -26,4 +26,4 @@ def test_every_network_of_the_catalogue_has_a_fixture(shared_dir):
         same = fixtures.entries(shared_dir, name)
         assert len({(entry.architecture, repr(entry.arguments), entry.output) for entry in same}) == 1
         covered += [entry.name for entry in same]
-    assert sorted(covered) == sorted(zoo.read()) and len(covered) == 76
+    assert sorted(covered) == sorted(zoo.catalogue()) and len(covered) == 76

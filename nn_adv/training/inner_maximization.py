@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_images, as_key, check_size
 from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
@@ -22,20 +23,20 @@ NORMS = ("l2", "linf")
 
 
 class Noise(NamedTuple):
-    """The random numbers one crafting uses, all standard normal.
+    """The random numbers one inner maximisation uses, all standard normal.
 
     Attributes:
       start: ``[B, ...]``, 0.001 of it is added to the clean images.
       replacement: ``[B, ...]``, taken (not normalised) for an l2 direction where an image's gradient is exactly zero.
-        The published loss draws it anew in each step; here one draw serves all steps of a crafting.
+        The published loss draws it anew in each step; here one draw serves all steps.
     """
 
     start: chex.Array
     replacement: chex.Array
 
 
-class Crafted(NamedTuple):
-    """An adversarial batch.
+class InnerMaximum(NamedTuple):
+    """Images on which the prediction differs much from that of the clean ones.
 
     Attributes:
       images: ``[B, ...]`` inside ball and bounds.
@@ -60,36 +61,36 @@ def kl_divergence(log_target: chex.Array, log_predicted: chex.Array) -> chex.Arr
     return jnp.sum(jnp.exp(log_target) * (log_target - log_predicted))
 
 
-def craft(
+def inner_maximization(
     logits_fn: Callable[[chex.Array], chex.Array],
     images: chex.Array,
     *,
-    log_target: chex.Array,
     noise: Noise,
     threat: Threat,
     num_steps: int,
+    log_target: chex.Array | None = None,
     step_size: chex.Numeric | None = None,
-) -> Crafted:
+) -> InnerMaximum:
     """Ascend ``KL(p(x) || p(x'))`` over x' from ``x + 0.001 noise`` (Zhang et al. 2019, equation 5).
 
     linf: add ``step_size`` times the sign of the gradient, clip to the ball, then to the bounds.
     l2: move by ``step_size`` along the normalised gradient (one without length is replaced by noise), clip to the
     bounds, and then scale what is longer than epsilon back to epsilon; shrinking towards x cannot leave the bounds.
 
-    Give a ``logits_fn`` that predicts (running statistics, no dropout), and the target from the same one. The start
-    itself is not projected, so with ``num_steps=0`` the result may lie outside a tiny ball.
+    Jittable. Give a ``logits_fn`` that predicts (running statistics, no dropout). The start itself is not projected, so
+    with ``num_steps=0`` the result may lie outside a tiny ball.
 
     Args:
       logits_fn: images to logits ``[B, C]``, differentiable.
       images: clean images ``[B, ...]`` inside the bounds.
-      log_target: log p(x) ``[B, C]``.
       noise: from `draw_noise`.
       threat: the perturbations allowed, "l2" or "linf".
       num_steps: number of steps.
+      log_target: log p(x) ``[B, C]``; None computes it.
       step_size: pixel units; None for ``2 epsilon / num_steps``.
 
     Returns:
-      A `Crafted`; gradients do not flow through it.
+      A `InnerMaximum`; gradients do not flow through it.
 
     Raises:
       ValueError: another norm, or negative ``num_steps`` or ``step_size``.
@@ -104,6 +105,8 @@ def craft(
         step_size = 2 * threat.epsilon / max(num_steps, 1)
     check_size(step_size, "step_size")
     threat, step_size = as_threat(threat, images), jnp.asarray(step_size, images.dtype)
+    if log_target is None:
+        log_target = jax.nn.log_softmax(run(logits_of, logits_fn, images))
     return run(_ascend, logits_fn, images, log_target, noise, threat, step_size, num_steps=num_steps)
 
 
@@ -119,7 +122,7 @@ def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_step
 
     start = images + _START_SCALE * noise.start
     adversarial, divergences = jax.lax.scan(step, start, length=num_steps)
-    return jax.lax.stop_gradient(Crafted(_within_bounds(threat, adversarial), divergences))
+    return jax.lax.stop_gradient(InnerMaximum(_within_bounds(threat, adversarial), divergences))
 
 
 def _step_linf(threat, adversarial, gradient, images, replacement, step_size):

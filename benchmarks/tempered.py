@@ -1,15 +1,14 @@
-"""What do attacks made for 1NN leave of its accuracy, beside the exact answer?
+"""What does APGD through the soft form leave of its accuracy, beside the exact answer?
 
 Digits, ten classes, the first so many test images with classes balanced. Every attack is judged by 1NN itself; one that
 breaks an image inside its proven radius ends the run.
 
-  python benchmarks/neighbor_attacks.py --output=docs/benchmarks/neighbor_attacks.json
+  python benchmarks/tempered.py --output=docs/benchmarks/tempered.json
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import pathlib
 import time
@@ -27,7 +26,6 @@ from nn_adv.threat import Threat, random_start
 RADII = {"linf": (0.1, 0.15), "l2": (0.4, 0.6)}
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SCHEDULE = (0.03, 0.01, 0.1, 0.3)  # the default of `attacks.tempered_apgd`
-CANDIDATES = (1, 10, 100)
 
 
 class Setting(NamedTuple):
@@ -74,19 +72,6 @@ def _annealed(reference, images, labels, keys, threat, temperatures):
     return jax.lax.scan(run, start, temperatures)[1].any(axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "num_candidates"))
-def _segments(reference, points, point_labels, images, labels, norm, num_candidates):
-    return attacks.segment_attack(
-        points,
-        point_labels,
-        images,
-        labels,
-        norm=norm,
-        predict_fn=lambda x: neighbors.predict(reference, x),
-        num_candidates=num_candidates,
-    ).distance
-
-
 def _timed(call, *arguments) -> tuple[np.ndarray, float]:
     """Return what a call gives and how long it takes once it is compiled."""
     jax.block_until_ready(call(*arguments))
@@ -104,7 +89,7 @@ def _row(setting: Setting, epsilon: float, name: str, found: list[tuple[np.ndarr
     return row
 
 
-def _run_radius(setting: Setting, threat: Threat, distances: dict[int, tuple[np.ndarray, float]], seeds: int) -> dict:
+def _run_radius(setting: Setting, threat: Threat, seeds: int) -> dict:
     epsilon = float(threat.epsilon)
     keys = [attacks.example_keys(jax.random.key(seed), setting.numbers) for seed in range(seeds)]
 
@@ -119,9 +104,6 @@ def _run_radius(setting: Setting, threat: Threat, distances: dict[int, tuple[np.
     }
     found["annealed"] = attack(_annealed, sorted(SCHEDULE, reverse=True))
     found["schedule"] = attack(_tempered, SCHEDULE)
-    found |= {f"segments to {count}": [(far <= epsilon, took)] for count, (far, took) in distances.items()}
-    (near, seconds), *_ = found["segments to 10"]
-    found["schedule and segments to 10"] = [(s | near, round(took + seconds, 2)) for s, took in found["schedule"]]
     robust = setting.exact.correct & (setting.exact.lower >= epsilon)
     rows = [_row(setting, epsilon, name, results) for name, results in found.items()]
     return {"epsilon": epsilon, "exact": int(np.sum(robust)), "rows": rows}
@@ -133,17 +115,8 @@ def _run_norm(norm: str, num_images: int, seeds: int) -> dict:
     reference = neighbors.fit(digits.train_images, digits.train_labels, digits.num_classes)
     images, labels = np.asarray(as_float(digits.test_images[chosen])), digits.test_labels[chosen]
     exact = certify.radius(reference, digits.test_images[chosen], labels, norm=norm)
-    arguments = (reference, np.asarray(as_float(digits.train_images)), digits.train_labels, images, labels)
-    distances = {
-        count: _timed(functools.partial(_segments, norm=norm, num_candidates=count), *arguments) for count in CANDIDATES
-    }
-    ratios = {
-        str(count): round(float(np.mean(distance[exact.correct] / exact.upper[exact.correct])), 3)
-        for count, (distance, _) in distances.items()
-    }
     setting = Setting(reference, images, labels, chosen, exact)
-    cases = [_run_radius(setting, Threat(norm, epsilon), distances, seeds) for epsilon in RADII[norm]]
-    return {"mean_ratio_to_radius": ratios, "cases": cases}
+    return {"cases": [_run_radius(setting, Threat(norm, epsilon), seeds) for epsilon in RADII[norm]]}
 
 
 def main() -> None:

@@ -27,15 +27,13 @@ class File:
 
     Attributes:
       name: of the file, in the folder FOLDER/DATASET/THREAT.
-      source: where it is: "gdrive:ID", "zenodo:RECORD/FILE" or an http(s) address; empty where it cannot be downloaded.
-      md5: of its content, 32 hexadecimal digits, where that is known.
+      source: where it is: "gdrive:ID" or an http(s) address; empty where it cannot be downloaded.
       outer_key: the entry that holds the weights.
       into: what the keys of the network have in front of those of the file.
     """
 
     name: str
     source: str = ""
-    md5: str = ""
     outer_key: str | None = None
     into: str = ""
 
@@ -94,7 +92,7 @@ class Entry:
     notes: tuple[str, ...] = ()
 
 
-def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
+def catalogue(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
     """Read a catalogue.
 
     Args:
@@ -129,13 +127,13 @@ def read(path: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
 
 
 def find(name: str, path: str | os.PathLike[str] | None = None) -> Entry:
-    """Look up a network in a catalogue (`read`).
+    """Look up a network in a catalogue (`catalogue`).
 
     Raises:
       OSError: the catalogue cannot be read.
       ValueError: it is not of the right form, or has no such name; the error says which are near.
     """
-    entries = read(path)
+    entries = catalogue(path)
     if name in entries:
         return entries[name]
     near = difflib.get_close_matches(str(name), entries, n=3) or list(entries)[:3]
@@ -154,12 +152,8 @@ def _entry(record: dict[str, Any]) -> Entry:
         _check_fields(file, File, ("name",))
         if pathlib.PurePath(file["name"]).name != file["name"]:
             raise ValueError(f"the name of a file must have no folder, got {file['name']!r}")
-        if not re.fullmatch(r"([0-9a-f]{32})?", file.get("md5", "")):
-            raise ValueError(f"the md5 of a file must be 32 hexadecimal digits, lower case, got {file['md5']!r}")
-        if not re.fullmatch(r"(gdrive:\S+|zenodo:\d+/.+|https?://.+)?", file.get("source", "")):
-            raise ValueError(
-                f"the source of a file must be gdrive:ID, zenodo:RECORD/FILE or an http address, got {file['source']!r}"
-            )
+        if not re.fullmatch(r"(gdrive:\S+|https?://.+)?", file.get("source", "")):
+            raise ValueError(f"the source of a file must be gdrive:ID or an http address, got {file['source']!r}")
     for name in ("name", "dataset", "threat"):  # they become folders and names of files
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", record[name]):
             raise ValueError(f"{name} must be of letters, digits and . _ + -, got {record[name]!r}")

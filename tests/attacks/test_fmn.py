@@ -15,7 +15,7 @@ from tests.attacks import reference_models, small_networks
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "norm", "bounds", "num_steps", "num_restarts", "num_targets"))
 def _jitted(logits_fn, images, labels, **options):
-    return attacks.minimum_norm(logits_fn, images, labels, key=jax.random.key(0), **options)
+    return attacks.fmn(logits_fn, images, labels, key=jax.random.key(0), **options)
 
 
 def _search(problem, norm, num_steps=30, **options):
@@ -75,9 +75,7 @@ def test_wrong_from_the_start_is_returned_unchanged():
 def test_nothing_found_is_infinitely_far(norm):
     images = np.full((3, 6), 0.5, np.float32)
     always = lambda points: jnp.tile(jnp.array([0.0, 2.0]), (points.shape[0], 1)) + 0 * points[:, :1]  # noqa: E731
-    result = attacks.minimum_norm(
-        always, images, np.ones(3, int), key=jax.random.key(0), norm=norm, num_steps=3, num_restarts=2
-    )
+    result = attacks.fmn(always, images, np.ones(3, int), key=jax.random.key(0), norm=norm, num_steps=3, num_restarts=2)
     assert not np.any(result.success) and np.all(np.isinf(result.distance))
     np.testing.assert_array_equal(result.adversarial, images)
 
@@ -112,7 +110,7 @@ def test_restarts_find_what_no_gradient_at_the_image_shows():
     "norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), pytest.param("linf", marks=pytest.mark.slow)]
 )
 def test_result_does_not_depend_on_the_batch(norm):
-    search = functools.partial(attacks.minimum_norm, norm=norm, num_steps=6, num_restarts=2)
+    search = functools.partial(attacks.fmn, norm=norm, num_steps=6, num_restarts=2)
     small_networks.check_that_batches_do_not_matter(search)
 
 
@@ -132,7 +130,7 @@ def test_bad_arguments_are_refused(change, message):
     problem = small_networks.network(4)
     arguments = dict(images=problem.images, labels=problem.labels, key=jax.random.key(0), norm="l2")
     with pytest.raises(ValueError, match=message):
-        attacks.minimum_norm(problem.logits_fn, **(arguments | change))
+        attacks.fmn(problem.logits_fn, **(arguments | change))
 
 
 @pytest.mark.slow

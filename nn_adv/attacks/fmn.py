@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from nn_adv.attacks.common import (
+    AttackResult,
     check_clean_logits,
     check_inputs,
     finite_or_zero,
@@ -22,6 +23,7 @@ from nn_adv.attacks.common import (
     is_judged_wrong,
     is_wrong,
     logits_of,
+    nothing_found,
     where_each,
 )
 from nn_adv.attacks.losses import margin, targeted_margin
@@ -37,21 +39,7 @@ from nn_adv.threat import (
 )
 
 
-class MinimumNorm(NamedTuple):
-    """The nearest misclassified point found for each image.
-
-    Attributes:
-      adversarial: ``[B, ...]`` that point, inside the bounds; the image itself where none was found.
-      distance: ``[B]`` size of its offset, an upper bound of the radius of robustness; inf where none was found.
-      success: ``[B]`` whether one was found.
-    """
-
-    adversarial: chex.Array
-    distance: chex.Array
-    success: chex.Array
-
-
-def minimum_norm(
+def fmn(
     logits_fn: Callable[[chex.Array], chex.Array],
     images: chex.Array,
     labels: chex.Array,
@@ -66,7 +54,7 @@ def minimum_norm(
     final_step_size: chex.Numeric = 0.01,
     gamma: chex.Numeric = 0.05,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> MinimumNorm:
+) -> AttackResult:
     """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1).
 
     A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches a share
@@ -96,7 +84,9 @@ def minimum_norm(
         at every step.
 
     Returns:
-      A `MinimumNorm`. An image that is misclassified itself is returned with distance 0.
+      An `AttackResult`: the nearest misclassified point, its distance an upper bound of the radius of robustness; the
+      image itself at distance inf where none was found. A misclassified image is returned at distance 0. The loss is
+      the margin.
 
     Raises:
       ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images or
@@ -108,7 +98,7 @@ def minimum_norm(
     num_steps = as_count(num_steps, "num_steps")
     num_restarts = as_count(num_restarts, "num_restarts")
     if images.shape[0] == 0:
-        return MinimumNorm(images, jnp.zeros(0, images.dtype), jnp.zeros(0, bool))
+        return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma)
@@ -124,7 +114,7 @@ def minimum_norm(
 def _search(
     logits_fn, predict_fn, images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma,
     *, norm, bounds, num_steps, num_restarts,
-) -> MinimumNorm:  # fmt: skip
+) -> AttackResult:  # fmt: skip
     num_runs = 1 if targets is None else targets.shape[1]
 
     def judge(logits, points):
@@ -133,17 +123,17 @@ def _search(
     def score(points, target):
         logits = logits_of(logits_fn, points)
         loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
-        return jnp.sum(loss), (loss, judge(logits, points))
+        return jnp.sum(loss), (loss, judge(logits, points), margin(logits, labels))
 
-    def remember(best, points, found):
+    def remember(best, points, found, height):
         distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
-        return where_each(distance < best.distance, MinimumNorm(points, distance, found), best)
+        return where_each(distance < best.distance, AttackResult(points, found, height, distance), best)
 
     def step(index, carry, target):
         points, radius, best = carry
-        (_, (loss, found)), slope = jax.value_and_grad(score, has_aux=True)(points, target)
+        (_, (loss, found, height)), slope = jax.value_and_grad(score, has_aux=True)(points, target)
         slope = finite_or_zero(slope)
-        best = remember(best, points, found)
+        best = remember(best, points, found, height)
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)
         to_border = -loss / jnp.where(steepness > 0, steepness, jnp.inf)
@@ -162,14 +152,15 @@ def _search(
         reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(norm, bounds, images)) / 2
         around = random_start(Threat(norm, reach, bounds), fold_in_each(keys, number), images)
         start = jnp.where(number < num_runs, images, around)
-        nothing = MinimumNorm(images, jnp.full_like(best.distance, jnp.inf), jnp.zeros_like(best.success))
+        nothing = clean._replace(success=jnp.zeros_like(wrong), distance=jnp.full_like(best.distance, jnp.inf))
         carry = (start, nothing.distance, nothing)
         points, _, found = jax.lax.fori_loop(0, num_steps, functools.partial(step, target=target), carry)
-        found = remember(found, points, score(points, target)[1][1])
+        found = remember(found, points, *score(points, target)[1][1:])
         return where_each(found.distance < best.distance, found, best)
 
     wrong = judge(clean_logits, images)
-    clean = MinimumNorm(images, jnp.where(wrong, 0, jnp.inf).astype(images.dtype), wrong)
+    distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
+    clean = AttackResult(images, wrong, margin(clean_logits, labels), distance)
     return jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
 
 

@@ -1,0 +1,106 @@
+"""An attack on 1NN itself: APGD through its soft form at several temperatures.
+
+This package knows nothing of `nn_adv.neighbors`: points and classifiers are passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv.attacks.apgd import apgd
+from nn_adv.attacks.common import (
+    AttackResult,
+    Visited,
+    better,
+    check_clean_logits,
+    check_inputs,
+    fold_in_each,
+    logits_of,
+    nothing_found,
+    where_each,
+)
+from nn_adv.attacks.losses import margin
+from nn_adv.attacks.programs import run
+from nn_adv.threat import Threat, perturbation_size
+
+
+def tempered_apgd(
+    logits_fn: Callable[[chex.Array, chex.Array], chex.Array],
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    key: chex.PRNGKey,
+    threat: Threat,
+    predict_fn: Callable[[chex.Array], chex.Array],
+    temperatures: Sequence[float] | chex.Array = (0.03, 0.01, 0.1, 0.3),
+    num_steps: int = 100,
+) -> AttackResult:
+    """Attack 1NN through its soft form: one run of `apgd` on the margin per temperature, each on what is left.
+
+    Too warm, the soft form is another classifier; too cold, its gradient sees one point of each class. What is best
+    differs between data sets and images. The runs have random starts of their own, so a temperature may be repeated.
+    Wrap the call in ``jax.jit``: radius and temperatures are traced.
+
+    Args:
+      logits_fn: the soft 1NN: ``lambda x, temperature: neighbors.soft_logits(reference, x, temperature)``.
+      images: clean images ``[B, ...]``, floating point, inside the bounds.
+      labels: class indices ``[B]``.
+      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
+      threat: the perturbations allowed.
+      predict_fn: the 1NN that decides, images to labels: ``lambda x: neighbors.predict(reference, x)``.
+      temperatures: above 0, squared pixel units, in the order of the runs; by default those that served best on
+        digits (8 x 8), whose test images have their nearest point at a squared distance of about 1.
+      num_steps: gradient steps of each run.
+
+    Returns:
+      An `AttackResult`. Its ``loss`` is the margin times the temperature, which compares between temperatures: a
+      difference of softened squared distances.
+
+    Raises:
+      ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `apgd`.
+    """
+    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    temperatures = _check_temperatures(temperatures)
+    if images.shape[0] == 0:
+        return nothing_found(images)
+    check_clean_logits(run(logits_of, logits_fn, images, temperatures[0]), labels)
+    arrays = (images, labels, keys, threat, temperatures)
+    return run(_attack_in_turn, logits_fn, predict_fn, *arrays, num_steps=num_steps)
+
+
+def _attack_in_turn(logits_fn, predict_fn, images, labels, keys, threat, temperatures, *, num_steps) -> AttackResult:
+    def attack(number):
+        temperature = temperatures[number]
+        result = apgd(
+            lambda points: temperature * logits_fn(points, temperature),
+            images,
+            labels,
+            key=fold_in_each(keys, number),
+            threat=threat,
+            num_steps=num_steps,
+            loss_fn=margin,
+            predict_fn=predict_fn,
+        )
+        return Visited(result.adversarial, result.success, result.loss.astype(images.dtype))
+
+    def attack_survivors(state):
+        number, best = state
+        return number + 1, where_each(best.success, best, better(best, attack(number)))
+
+    nothing = Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
+    _, best = jax.lax.while_loop(
+        lambda state: (state[0] < len(temperatures)) & ~jnp.all(state[1].success), attack_survivors, (0, nothing)
+    )
+    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+
+
+def _check_temperatures(temperatures: Sequence[float] | chex.Array) -> jax.Array:
+    is_traced = isinstance(temperatures, jax.core.Tracer)
+    if not is_traced and not (np.size(temperatures) and np.all(np.asarray(temperatures) > 0)):
+        raise ValueError(f"temperatures must be at least one number above 0, got {temperatures}")
+    return jnp.atleast_1d(jnp.asarray(temperatures, jnp.float32))
