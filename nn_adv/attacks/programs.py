@@ -49,8 +49,9 @@ def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashab
 
 def _run_traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Trace a function, and look its program up by the program's text; arrays it closes over are arguments of that."""
-    jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    leaves = jax.tree.leaves(args)
+    leaves, structure = jax.tree.flatten(args)
+    # What is in the structure, functions among it, would stay with the arguments of what is traced.
+    jaxpr, shapes = jax.make_jaxpr(lambda leaves: fn(*jax.tree.unflatten(structure, leaves)), return_shape=True)(leaves)
     pure = jax.jit(lambda consts, leaves: jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves))
     lowered = pure.lower(jaxpr.consts, leaves)
     key = hashlib.sha256(lowered.as_text().encode()).digest()
