@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # A process for each core; each takes whole files, so that tests of one file share what they compile. A crash ends the run.
 WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
 
-.PHONY: demo test test-slow clean
+.PHONY: demo docs test test-slow clean
 
 # All 45 pairs of the embedded digits: 1NN beside TRADES.
 demo: $(VENV)/.demo-installed
@@ -31,6 +31,14 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15
+
+# The documents as a site, in build/site; a broken link is an error.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
+$(VENV)/.docs-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
 
 $(VENV)/.demo-installed: setup.py $(wildcard requirements/*.txt) | $(BIN)/python
 	@echo "Installing into $(VENV) (a minute or two, once)"

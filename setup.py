@@ -53,6 +53,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "test": [*EXPERIMENTS, *ZOO, *TEST],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
+        "docs": ["mkdocs-material>=9.6"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
     },
     classifiers=[

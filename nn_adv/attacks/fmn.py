@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -62,7 +61,7 @@ def fmn(
     misclassified point and grows by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0.
     Unlike in the paper, the first balls reach beyond the border, a step is measured in radii of the ball, so that
     images of any size take the same settings, and the projection is the exact one onto ball and bounds. Wrap the call
-    in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
+    in ``jax.jit``: all but counts and ``norm`` is traced.
 
     Args:
       logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
@@ -101,21 +100,15 @@ def fmn(
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    arrays = (images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma)
-    static: dict[str, Any] = {
-        "norm": norm,
-        "bounds": threat.bounds,
-        "num_steps": num_steps,
-        "num_restarts": num_restarts,
-    }
-    return run(_search, logits_fn, predict_fn, *arrays, **static)
+    arrays = (images, labels, clean_logits, targets, keys, threat, step_size, final_step_size, gamma)
+    return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
-    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, step_size, final_step_size, gamma,
-    *, norm, bounds, num_steps, num_restarts,
+    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, step_size, final_step_size, gamma,
+    *, num_steps, num_restarts,
 ) -> AttackResult:  # fmt: skip
-    num_runs = 1 if targets is None else targets.shape[1]
+    norm, num_runs = threat.norm, 1 if targets is None else targets.shape[1]
 
     def judge(logits, points):
         return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
@@ -145,12 +138,12 @@ def _search(
         # Pixels at their bound keep their gradient: without it the projection would take back what they moved.
         size = perturbation_size("l2", slope)
         moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope
-        return project(Threat(norm, radius, bounds), moved, images), radius, best
+        return project(threat.replace(epsilon=radius), moved, images), radius, best
 
     def run(number, best):
         target = None if targets is None else targets[:, number % num_runs]
-        reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(norm, bounds, images)) / 2
-        around = random_start(Threat(norm, reach, bounds), fold_in_each(keys, number), images)
+        reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(threat, images)) / 2
+        around = random_start(threat.replace(epsilon=reach), fold_in_each(keys, number), images)
         start = jnp.where(number < num_runs, images, around)
         nothing = clean._replace(success=jnp.zeros_like(wrong), distance=jnp.full_like(best.distance, jnp.inf))
         carry = (start, nothing.distance, nothing)
@@ -169,7 +162,7 @@ def _euclidean(norm, radius, images):
     return radius * (images[0].size ** 0.5 if norm == "linf" else 1)
 
 
-def _size_of_box(norm, bounds, images):
-    """Measure the diagonal of the box in ``norm``; without bounds, that of the unit cube."""
-    low, high = bounds or (0.0, 1.0)
-    return perturbation_size(norm, jnp.full_like(images[:1], high - low))[0]
+def _size_of_box(threat, images):
+    """Measure the diagonal of the box in the threat's norm; without bounds, that of the unit cube."""
+    low, high = threat.bounds or (0.0, 1.0)
+    return perturbation_size(threat.norm, jnp.full_like(images[:1], high - low))[0]
