@@ -53,7 +53,7 @@ def apgd(
     num_samples: int | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Attack a classifier by ascent with momentum whose step size is halved where it stops gaining.
+    """Attack a classifier by ascent with momentum whose step size is halved where it stops gaining. Jittable.
 
     l2 and linf follow Croce & Hein 2020, arXiv 2003.01690, and the details of the authors' code; l1 follows Croce &
     Hein 2021, arXiv 2103.01208 (`nn_adv.attacks.apgd_l1`). No step size is to be chosen. Every point visited is

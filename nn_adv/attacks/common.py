@@ -67,7 +67,7 @@ class Inputs(NamedTuple):
 
 
 def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
-    """Derive one key per example from its index in the dataset.
+    """Derive one key per example from its index in the dataset. Jittable.
 
     Given such keys an attack's result for an example depends neither on the batch it is in nor on its place there.
 

@@ -60,7 +60,7 @@ def fab(
     beta: chex.Numeric = 0.9,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1).
+    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1). Jittable.
 
     Each step projects the current point and the image onto the border of the classifier linearised at the current
     point, goes a little beyond both projections, and mixes them with a bias to the image. A point that is

@@ -54,7 +54,7 @@ def fmn(
     gamma: chex.Numeric = 0.05,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1).
+    """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1). Jittable.
 
     A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches a share
     ``gamma`` beyond the border of the linearised classifier; from then on it shrinks by ``gamma`` at each

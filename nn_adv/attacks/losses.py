@@ -13,7 +13,7 @@ _DLR_FLOOR = 1e-12
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute ``-log softmax(logits)[label]`` in a form whose gradient vanishes late in float32.
+    """Compute ``-log softmax(logits)[label]``; its gradient vanishes late in float32. Jittable.
 
     Written as ``softplus(logsumexp_{j != y}(z_j - z_y))``, mathematically the same. The usual form has an exactly
     zero gradient in ``z_y`` once the probability of the label rounds to 1 (a margin of about 17 in float32), and an
@@ -31,7 +31,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute ``-log softmax(logits)[label]`` in the usual form, to compare with published code.
+    """Compute ``-log softmax(logits)[label]`` in the usual form, as published code does. Jittable.
 
     Not for evaluations: see `cross_entropy` for what its float32 gradient loses.
 
@@ -47,7 +47,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute ``max_{j != y} z_j - z_y``: positive only where the prediction is wrong, and there at least 0.
+    """Compute ``max_{j != y} z_j - z_y``: positive only where the prediction is wrong. Jittable.
 
     Args:
       logits: ``[B, C]``, C >= 2.
@@ -60,7 +60,7 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
-    """Compute ``z_t - z_y``: where it is positive the prediction is wrong.
+    """Compute ``z_t - z_y``: where it is positive the prediction is wrong. Jittable.
 
     Args:
       logits: ``[B, C]``, C >= 2.
@@ -75,7 +75,7 @@ def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array)
 
 
 def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute the difference of logits ratio, the margin over the spread ``z_(1) - z_(3)`` of the largest logits.
+    """Compute the difference of logits ratio: the margin over the spread ``z_(1) - z_(3)``. Jittable.
 
     It changes neither with the scale nor with the offset of the logits (Croce & Hein 2020, arXiv 2003.01690,
     equation 6). Values of different points have different denominators: as a measure of closeness take the margin.
@@ -96,7 +96,7 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
-    """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, arXiv 2003.01690, equation 7).
+    """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (arXiv 2003.01690, equation 7). Jittable.
 
     Args:
       logits: ``[B, C]``, C >= 4.

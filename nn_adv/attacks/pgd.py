@@ -41,7 +41,7 @@ def pgd(
     loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = cross_entropy,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Attack a classifier by steepest ascent steps, each projected back onto ball and bounds.
+    """Attack a classifier by steepest ascent steps, each projected back onto ball and bounds. Jittable.
 
     Every point visited is scored, the last one and the clean image included. A point that ``logits_fn`` gets wrong
     is better than one it gets right, then the higher loss is better. An image that is wrong from the start is

@@ -49,7 +49,7 @@ def square(
     loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = margin,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Attack a classifier by random squares, each kept where it raises the loss (Algorithm 1).
+    """Attack a classifier by random squares, each kept where it raises the loss (Algorithm 1). Jittable.
 
     The first query is a pattern over the whole image (linf: vertical stripes; l2 and l1: tiles of bumps). Each further
     one changes the best point so far inside a random square of every image's own, and is projected onto ball and

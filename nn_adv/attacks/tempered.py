@@ -40,7 +40,7 @@ def tempered_apgd(
     temperatures: Sequence[float] | chex.Array = (0.03, 0.01, 0.1, 0.3),
     num_steps: int = 100,
 ) -> AttackResult:
-    """Attack 1NN through its soft form: one run of `apgd` on the margin per temperature, each on what is left.
+    """Attack 1NN through its soft form: `apgd` on the margin at each temperature, on what is left. Jittable.
 
     Too warm, the soft form is another classifier; too cold, its gradient sees one point of each class. What is best
     differs between data sets and images. The runs have random starts of their own, so a temperature may be repeated.

@@ -48,7 +48,7 @@ class InnerMaximum(NamedTuple):
 
 
 def draw_noise(key: chex.PRNGKey, images: chex.Array) -> Noise:
-    """Draw the noise for a batch of the shape and type of ``images``; the key is consumed."""
+    """Draw the noise for a batch of the shape and type of ``images``; the key is consumed. Jittable."""
     images = as_images(images, takes_uint8=False)
     start, replacement = jax.random.split(as_key(key))
     return Noise(
@@ -71,13 +71,13 @@ def inner_maximization(
     log_target: chex.Array | None = None,
     step_size: chex.Numeric | None = None,
 ) -> InnerMaximum:
-    """Ascend ``KL(p(x) || p(x'))`` over x' from ``x + 0.001 noise`` (Zhang et al. 2019, equation 5).
+    """Ascend ``KL(p(x) || p(x'))`` over x' from ``x + 0.001 noise`` (arXiv 1901.08573, equation 5). Jittable.
 
     linf: add ``step_size`` times the sign of the gradient, clip to the ball, then to the bounds.
     l2: move by ``step_size`` along the normalised gradient (one without length is replaced by noise), clip to the
     bounds, and then scale what is longer than epsilon back to epsilon; shrinking towards x cannot leave the bounds.
 
-    Jittable. Give a ``logits_fn`` that predicts (running statistics, no dropout). The start itself is not projected, so
+    Give a ``logits_fn`` that predicts (running statistics, no dropout). The start itself is not projected, so
     with ``num_steps=0`` the result may lie outside a tiny ball.
 
     Args:

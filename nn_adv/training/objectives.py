@@ -65,7 +65,7 @@ def trades(
     noise: Sequence[Noise] | None = None,
     momentum: float = 0.9,
 ) -> tuple[chex.Array, Aux]:
-    """Compute the TRADES loss (Zhang et al. 2019, arXiv 1901.08573, equation 5), summed over threats.
+    """Compute the TRADES loss (Zhang et al. 2019, arXiv 1901.08573, equation 5), over all threats. Jittable.
 
       CE(f(x), y) + beta / B * sum over threats and images of KL( p(x) || p(x_adv) )
 
@@ -118,7 +118,7 @@ def trades(
 def trades_loss(
     clean_logits: chex.Array, adversarial_logits: chex.Array, labels: chex.Array, *, beta: chex.Numeric
 ) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
-    """Compute the TRADES loss (equation 5 there) from logits; jittable, for training loops of your own.
+    """Compute the TRADES loss (equation 5 there) from logits, for training loops of your own. Jittable.
 
     Args:
       clean_logits: ``[B, C]``.
@@ -181,7 +181,7 @@ def adversarial(
     num_steps: int,
     step_sizes: Sequence[chex.Numeric | None] | None = None,
 ) -> tuple[chex.Array, Aux]:
-    """Compute the cross entropy on PGD examples (Madry et al. 2018, arXiv 1706.06083, equation 2.1).
+    """Compute the cross entropy on PGD examples (Madry et al. 2018, arXiv 1706.06083, 2.1). Jittable.
 
     With several threats it is the mean over them (Tramer & Boneh 2019, arXiv 1904.13000, section 3, "avg"). Each PGD
     starts at a random point and keeps its best iterate.
@@ -224,7 +224,7 @@ def adversarial(
 def standard(
     apply_fn: Callable[..., Any], variables: Variables, batch: Batch, *, key: chex.PRNGKey
 ) -> tuple[chex.Array, Aux]:
-    """Compute the mean cross entropy on the clean images; ``key`` is for dropout and is consumed."""
+    """Compute the mean cross entropy on the clean images; ``key`` is for dropout and is consumed. Jittable."""
     batch = _as_batch(batch, (0.0, 1.0))
     logits, stats = _train_forward(apply_fn, variables, variables.get("batch_stats", {}), batch.images, as_key(key))
     loss = _cross_entropy(logits, batch.labels)
