@@ -107,6 +107,18 @@ def test_functions_that_do_the_same_share_a_program():
     assert len(programs._of_texts) > count
 
 
+def test_functions_of_the_host_are_not_mistaken_for_each_other():
+    def through_the_host(weights):
+        shape = jax.ShapeDtypeStruct((len(_IMAGES), 3), np.float32)
+        return lambda images: jax.pure_callback(lambda images: _linear(weights, images), shape, images)
+
+    def attack(weights):
+        options = {"key": jax.random.key(0), "threat": _THREAT, "num_queries": 3}
+        return attacks.square(through_the_host(weights), _IMAGES, _LABELS, **options).success
+
+    assert not attack(_WEIGHTS).all() and attack(-_WEIGHTS).all()
+
+
 def test_modules_of_flax_nnx_are_classifiers_with_their_weights_traced():
     module = nnx.Linear(9, 3, use_bias=False, rngs=nnx.Rngs(0))
     classifier = nnx.Sequential(lambda images: images.reshape(images.shape[0], -1), module)

@@ -84,7 +84,7 @@ def _fails(entry, keyword, case) -> str:
     return "" if all(is_same) else "another result"
 
 
-@pytest.mark.parametrize("entry, keyword", PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
+@pytest.mark.parametrize(("entry", "keyword"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
     """Right ones give the result of the standard value to the bit, wrong ones a ValueError that says what is wrong."""
     cases = KINDS[entry.takes[keyword]].cases
