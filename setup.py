@@ -37,7 +37,9 @@ setuptools.setup(
         "pillow>=10.0",
         "ml-collections>=1.0",
         "absl-py>=2.1",
+        "jinja2>=3.1",
         "matplotlib>=3.10",
+        "pandas>=3.0",
         "tqdm>=4.66",
     ],
     extras_require={
