@@ -21,16 +21,14 @@ DATA = [
 EXPERIMENTS = [
     *DATA,
     "absl-py>=2.1",
+    "jinja2>=3.1",
     "matplotlib>=3.10",
     "ml-collections>=1.0",
     "orbax-checkpoint>=0.11.20,<1",  # 1.0 has another interface
+    "pandas>=3.0",
     "safetensors>=0.5",
 ]
-ZOO = [
-    "safetensors>=0.5",
-    "torch>=2.6",
-    "gdown>=6.3",
-]  # published weights: to read them, to fetch them from Google Drive
+ZOO = ["safetensors>=0.5", "torch>=2.6", "gdown>=6.3"]  # torch reads published weights, gdown fetches them
 TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"]
 
 setuptools.setup(

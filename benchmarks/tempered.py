@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from timing import environment
 
-from experiments import accuracies
+from experiments import evaluate
 from nn_adv import attacks, certify, data, neighbors
 from nn_adv.pixels import as_float
 from nn_adv.threat import Threat, random_start
@@ -111,7 +111,7 @@ def _run_radius(setting: Setting, threat: Threat, seeds: int) -> dict:
 
 def _run_norm(norm: str, num_images: int, seeds: int) -> dict:
     digits = data.load("digits")
-    chosen = accuracies.balanced(digits.test_labels, num_images)
+    chosen = evaluate.balanced(digits.test_labels, num_images)
     reference = neighbors.fit(digits.train_images, digits.train_labels, digits.num_classes)
     images, labels = np.asarray(as_float(digits.test_images[chosen])), digits.test_labels[chosen]
     exact = certify.radius(reference, digits.test_images[chosen], labels, norm=norm)

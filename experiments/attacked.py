@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import functools
-import io
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import chex
 import jax
 import numpy as np
 
 from experiments import classifiers
-from experiments.storage import write_whole
+from experiments.files import read_arrays, write_arrays
 from nn_adv import attacks
 from nn_adv.threat import Threat
 
 _SECONDS_BETWEEN_SAVES = 20
 _IMAGES_THAT_TELL = 16  # networks apart
-_IN_DOUBT = -3  # beside the places of attacks, CLEAN and UNBROKEN
+_IN_DOUBT = -3  # beside the numbers of attacks, CLEAN and UNBROKEN
+
+
+class Outcome(NamedTuple):
+    """What broke each image in one threat.
+
+    Attributes:
+      threat: norm and epsilon.
+      attack_index: ``[N]`` number in the suite of the attack that broke the image there or at a smaller radius, or
+        ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
+    """
+
+    threat: Threat
+    attack_index: np.ndarray
 
 
 def broken_by(
@@ -36,7 +48,7 @@ def broken_by(
     batch_size: int,
     progress_file: Path,
     show: Callable[[str], None] = lambda text: None,
-) -> list[np.ndarray]:
+) -> list[Outcome]:
     """Attack images at several radii of each norm, each only where the radii before it leave a doubt.
 
     An image broken at one radius is broken at the larger ones. One that no attack breaks at a radius counts as unbroken
@@ -56,8 +68,7 @@ def broken_by(
       show: called after each batch with a few words on where it belongs.
 
     Returns:
-      For each threat ``[N]``: the place in ``suite`` of the attack that broke the image there or at a smaller radius,
-      or ``attacks.CLEAN``, or ``attacks.UNBROKEN``; the more broken, the larger the radius.
+      What broke each image in each threat; the more broken, the larger the radius.
 
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.
@@ -93,21 +104,21 @@ def broken_by(
         ).broken_by
         done.append(found if known is None else np.where(known == _IN_DOUBT, found, known))
         state = None
-    return done
+    return [Outcome(threat, index) for threat, index in zip(threats, done, strict=True)]
 
 
 def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]) -> np.ndarray | None:
     """Return what the radii of the norm that were tried tell of each image at this one; None if there are none."""
-    tried = {other.epsilon: places for other, places in zip(threats, done, strict=False) if other.norm == threat.norm}
+    tried = {other.epsilon: index for other, index in zip(threats, done, strict=False) if other.norm == threat.norm}
     if not tried:
         return None
     known = np.full(len(done[0]), _IN_DOUBT)
     if larger := [epsilon for epsilon in tried if epsilon > threat.epsilon]:
-        places = tried[min(larger)]
-        known = np.where(places < 0, places, known)  # unbroken, or misclassified clean
+        index = tried[min(larger)]
+        known = np.where(index < 0, index, known)  # unbroken, or misclassified clean
     if smaller := [epsilon for epsilon in tried if epsilon < threat.epsilon]:
-        places = tried[max(smaller)]
-        known = np.where(places != attacks.UNBROKEN, places, known)
+        index = tried[max(smaller)]
+        known = np.where(index != attacks.UNBROKEN, index, known)
     return known
 
 
@@ -126,24 +137,21 @@ def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_s
 
 def _save(path: Path, network: int, done: list[np.ndarray], state: attacks.EnsembleState) -> None:
     """Write the arrays of the threats that are done, and of the one at work what is needed to go on; no images."""
-    buffer = io.BytesIO()
     numbers = np.array([network, state.attack, state.num_done])
-    np.savez(buffer, numbers=numbers, done=np.array(done), broken_by=state.broken_by)
-    write_whole(path, buffer.getvalue())
+    write_arrays(path, numbers=numbers, done=np.array(done), broken_by=state.broken_by)
 
 
 def _load(path: Path, network: int, images: np.ndarray) -> tuple[list[np.ndarray], attacks.EnsembleState | None]:
     """Read what `_save` wrote of this network; nothing is done where there is nothing of it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            of_network, attack, num_done = file["numbers"].tolist()
-            if of_network != network:
-                return [], None
-            return list(file["done"]), attacks.EnsembleState(images, file["broken_by"], attack, num_done)
+        kept = read_arrays(path)
+        of_network, attack, num_done = kept["numbers"].tolist()
     except FileNotFoundError:
         return [], None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): remove it, which lets this network start anew, and run the same command "
-            "again"
+            f"{error}: remove it, which lets this network start anew, and run the same command again"
         ) from error
+    if of_network != network:
+        return [], None
+    return list(kept["done"]), attacks.EnsembleState(images, kept["broken_by"], attack, num_done)

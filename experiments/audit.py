@@ -6,27 +6,25 @@ attack breaks is held against the image's proven radius: a smaller perturbation 
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from experiments import accuracies, classifiers, plan, radii, runner
-from experiments.report import audit as report
+from experiments import classifiers, evaluate, plan, radii
+from experiments.plan import Unit
 from nn_adv import attacks, data, evaluation, neighbors
 from nn_adv.pixels import as_float
 from nn_adv.threat import NORMS, Threat
 
-_ROW_BYTES = 5_000
 _ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 # Sizes of perturbations are computed in float64: a relative rounding far below this.
 _ROUNDING = 1e-9
-# What may change between two runs into one workdir: which units are run and how fast, not what a row says.
 _NOT_IN_A_ROW = (
     "data_dir",
     "tasks.names",
@@ -38,9 +36,10 @@ _NOT_IN_A_ROW = (
 )
 
 
-class Attack(NamedTuple):
-    """PGD through the soft 1NN of one temperature."""
+class Variant(NamedTuple):
+    """PGD in one norm through the soft 1NN of one temperature."""
 
+    norm: str
     temperature: float
     num_steps: int
     num_restarts: int
@@ -52,21 +51,7 @@ class Attack(NamedTuple):
         return f"T{self.temperature:g}-{self.num_steps}x{self.num_restarts}-{self.loss}"
 
 
-class Unit(NamedTuple):
-    """One attack on one task in one norm."""
-
-    dataset: str
-    task: data.Task
-    norm: str
-    attack: Attack
-
-    @property
-    def name(self) -> str:
-        """Name of the unit's row, the same in every run."""
-        return f"{self.dataset}/{self.task.name}/{self.norm}/{self.attack.name}"
-
-
-class _Task(NamedTuple):
+class Prepared(NamedTuple):
     """A task made ready: 1NN, the images to attack, their radii in one norm and the file these are in."""
 
     reference: neighbors.Reference
@@ -76,45 +61,47 @@ class _Task(NamedTuple):
     file: str
 
 
-def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration and load the data, so that mistakes show before long work starts."""
-    _check(config)
+    check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     tasks = data.tasks(dataset, config.tasks.kind, train_per_class=config.tasks.train_per_class or None)
-    return runner.Experiment(
-        identity=_row_identity(config, dataset),
-        groups=make_groups(config, plan.named_tasks(tasks, config.tasks.names)),
-        rows=functools.partial(_rows, config, dataset),
-        needed_bytes=lambda groups: _ROW_BYTES * sum(map(len, groups)),
-        report=_report,
-        summary=report.terminal_text,
+    name = plan.dataset_name(config)
+    return Plan(
+        identity=make_identity(config, dataset),
+        groups=[
+            [
+                Unit(f"{name}/{task.name}/{norm}/{variant.name}", variant, task, config.seed)
+                for variant in make_variants(config, norm)
+            ]
+            for task in plan.named_tasks(tasks, config.tasks.names)
+            for norm, epsilons in config.epsilons.items()
+            if epsilons
+        ],
+        dataset=dataset,
+        epsilons={norm: tuple(map(float, epsilons)) for norm, epsilons in config.epsilons.items()},
+        num_images=config.num_images,
+        num_inside=config.num_inside,
+        step_share=config.step_share,
+        batch_size=config.batch_size,
     )
 
 
-def _report(workdir, rows, problems, failed, missing, _) -> Path:
-    told = [f"{failure['unit']} failed: {failure['reason']}" for failure in failed]
-    return report.write(workdir, rows, [*problems, *told], num_missing=len(missing) + len(failed))
-
-
-def make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
-    """List all units in groups of one task and one norm, which share their radii."""
-    return [
-        [Unit(plan.dataset_name(config), task, norm, attack) for attack in make_attacks(config)]
-        for task in tasks
-        for norm, epsilons in config.epsilons.items()
-        if epsilons
-    ]
-
-
-def make_attacks(config: ml_collections.ConfigDict) -> list[Attack]:
+def make_variants(config: ml_collections.ConfigDict, norm: str) -> list[Variant]:
     """List the attacks, each once: the first variant at every temperature, the others at one or at every."""
     chosen = config.temperatures if config.every_variant_at_every_temperature else (config.temperature,)
-    found = [Attack(temperature, *config.variants[0]) for temperature in config.temperatures]
-    found += [Attack(temperature, *variant) for variant in config.variants for temperature in chosen]
+    found = [Variant(norm, temperature, *config.variants[0]) for temperature in config.temperatures]
+    found += [Variant(norm, temperature, *variant) for variant in config.variants for temperature in chosen]
     return list(dict.fromkeys(found))
 
 
-def _check(config) -> None:
+def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
+    """See `plan.make_identity`."""
+    return plan.make_identity(config, dataset, _NOT_IN_A_ROW)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
     for norm, epsilons in config.epsilons.items():
         for epsilon in epsilons:
             Threat(norm, epsilon)
@@ -136,111 +123,121 @@ def _check(config) -> None:
         raise ValueError(f"step_share must be positive, got {config.step_share}")
 
 
-def _row_identity(config, dataset) -> dict[str, Any]:
-    return plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, dataset)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(plan.Plan):
+    """See `plan.Plan`. A group is one task in one norm, whose units share their radii.
 
+    Attributes:
+      epsilons: those to attack at, per norm.
+      num_images: the first so many test images of a task; 0: all.
+      num_inside: so many images are attacked just below their radius.
+      step_share: step size, in multiples of epsilon / steps.
+      batch_size: images per call.
+    """
 
-def _rows(config, dataset, group, done, workdir, progress) -> Iterator[dict[str, Any]]:
-    progress.show(f"{group[0].norm} radii on {group[0].task.name}")
-    prepared = _prepare_task(config, dataset, group[0].task, group[0].norm, workdir)
-    for unit in (unit for unit in group if unit.name not in done):
-        progress.show(f"{unit.attack.name} in {unit.norm} on {unit.task.name}")
+    epsilons: Mapping[str, tuple[float, ...]]
+    num_images: int
+    num_inside: int
+    step_share: float
+    batch_size: int
+
+    row_bytes: ClassVar[int] = 5_000
+
+    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Prepared:
+        """Fit 1NN and find the radii of the images, or read them where an earlier run has written them."""
+        task, norm = group[0].task, group[0].subject.norm
+        progress.show(f"{norm} radii on {task.name}")
+        dataset = self.dataset
+        reference = neighbors.fit(dataset.train_images[task.train_index], task.train_labels, task.num_classes)
+        chosen = evaluate.balanced(task.test_labels, self.num_images)
+        image = task.test_index[chosen]
+        images, labels = dataset.test_images[image], task.test_labels[chosen]
+        file = f"radii/{task.name}-{norm}.npz"
+        if not (workdir / file).exists():
+            split = np.repeat("test", len(image))
+            radii.save(workdir / file, radii.measure(reference, images, labels, [norm], split=split, image=image))
+        return Prepared(reference, images, labels, radii.load(workdir / file), file)
+
+    def row(self, unit: Unit, shared: Prepared, workdir: Path, show: Any) -> dict[str, Any]:
+        """Attack at every epsilon of the norm."""
+        variant, task = unit.subject, unit.task
+        show(f"{variant.name} in {variant.norm} on {task.name}")
         start = time.perf_counter()
-        audited = [_audit(config, unit, prepared, epsilon) for epsilon in config.epsilons[unit.norm]]
-        yield {
-            "schema": 1,
-            "unit": unit.name,
-            "dataset": dataset.title,
-            "dataset_note": dataset.note,
-            "task": unit.task.name,
-            "classes": list(unit.task.class_names),
-            "norm": unit.norm,
-            "num_train": len(unit.task.train_index),
-            "count": len(prepared.images),
-            "correct": int(np.sum(prepared.radii.correct)),
-            "attack": {"name": "pgd", **unit.attack._asdict(), "step_share": config.step_share},
+        audited = [self._audit(unit, shared, epsilon) for epsilon in self.epsilons[variant.norm]]
+        settings = variant._asdict()
+        return self.about(unit) | {
+            "task": task.name,
+            "classes": list(task.class_names),
+            "norm": settings.pop("norm"),
+            "num_train": len(task.train_index),
+            "count": len(shared.images),
+            "correct": int(np.sum(shared.radii.correct)),
+            "attack": {"name": "pgd", **settings, "step_share": self.step_share},
             "audited": audited,
-            "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(prepared.radii)},
-            "files": [prepared.file],
+            "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(shared.radii)},
+            "files": [shared.file],
             "seconds": {"attack": round(time.perf_counter() - start, 3)},
-            **plan.circumstances(),
         }
-        progress.advance(1)
+
+    def _audit(self, unit: Unit, prepared: Prepared, epsilon: float) -> dict[str, Any]:
+        """Attack at one radius every image that can break there, and some that cannot; count what is left."""
+        known = prepared.radii
+        least, most = (flags[0] for flags in radii.robust_between(known, unit.subject.norm, [epsilon]))
+        breakable = np.flatnonzero(known.correct & ~least)
+        inside = np.flatnonzero(least)
+        inside = inside[np.argsort(known.lower[0, inside], kind="stable")][: self.num_inside]  # the nearest to breaking
+        broken = self._broken(unit, prepared, epsilon, np.concatenate([breakable, inside]))
+        return {
+            "epsilon": epsilon,
+            "certified": int(np.sum(least)),
+            "at_most": int(np.sum(most)),
+            "unbroken": int(np.sum(known.correct)) - int(np.sum(broken)),
+            "attacked": len(breakable),
+            "attacked_inside": len(inside),
+        }
+
+    def _broken(self, unit: Unit, prepared: Prepared, epsilon: float, rows: np.ndarray) -> np.ndarray:
+        """Attack images; tell which broke, after holding each broken one against its proven radius."""
+        if not rows.size:
+            return np.zeros(0, bool)
+        classifier = classifiers.soft_nearest_neighbor(prepared.reference, unit.subject.temperature)
+        numbers = prepared.radii.image[rows]
+        images, labels = np.asarray(as_float(prepared.images[rows])), prepared.labels[rows]
+        keys = np.asarray(jax.random.key_data(attacks.example_keys(jax.random.key(unit.seed), numbers)))
+        adversarial = evaluation.map_batches(
+            lambda x, y, k: (
+                classifiers.pgd_attack(
+                    classifier,
+                    x,
+                    y,
+                    jax.random.wrap_key_data(k),
+                    Threat(unit.subject.norm, epsilon),
+                    num_steps=unit.subject.num_steps,
+                    num_restarts=unit.subject.num_restarts,
+                    step_share=self.step_share,
+                    loss=unit.subject.loss,
+                ).adversarial
+            ),
+            images,
+            labels,
+            keys,
+            batch_size=self.batch_size,
+        )
+        broken = ~evaluation.correct(
+            lambda x: classifiers.predict(classifier, x), adversarial, labels, batch_size=self.batch_size
+        )
+        _hold_against_radii(unit, prepared.radii.lower[0, rows], numbers, images, adversarial, broken)
+        return broken
 
 
-def _prepare_task(config, dataset, task, norm, workdir) -> _Task:
-    """Fit 1NN and find the radii of the images, or read them where an earlier run has written them."""
-    reference = neighbors.fit(dataset.train_images[task.train_index], task.train_labels, task.num_classes)
-    chosen = accuracies.balanced(task.test_labels, config.num_images)
-    image = task.test_index[chosen]
-    images, labels = dataset.test_images[image], task.test_labels[chosen]
-    file = f"radii/{task.name}-{norm}.npz"
-    if not (workdir / file).exists():
-        split = np.repeat("test", len(image))
-        radii.save(workdir / file, radii.measure(reference, images, labels, [norm], split=split, image=image))
-    return _Task(reference, images, labels, radii.load(workdir / file), file)
-
-
-def _audit(config, unit, prepared: _Task, epsilon) -> dict[str, Any]:
-    """Attack at one radius every image that can break there, and some that cannot; count what is left."""
-    known = prepared.radii
-    least, most = (flags[0] for flags in radii.robust_between(known, unit.norm, [epsilon]))
-    breakable = np.flatnonzero(known.correct & ~least)
-    inside = np.flatnonzero(least)
-    inside = inside[np.argsort(known.lower[0, inside], kind="stable")][: config.num_inside]  # those nearest to breaking
-    broken = _broken(config, unit, prepared, epsilon, np.concatenate([breakable, inside]))
-    return {
-        "epsilon": float(epsilon),
-        "certified": int(np.sum(least)),
-        "at_most": int(np.sum(most)),
-        "unbroken": int(np.sum(known.correct)) - int(np.sum(broken)),
-        "attacked": len(breakable),
-        "attacked_inside": len(inside),
-    }
-
-
-def _broken(config, unit, prepared: _Task, epsilon, rows) -> np.ndarray:
-    """Attack images; tell which broke, after holding each broken one against its proven radius."""
-    if not rows.size:
-        return np.zeros(0, bool)
-    classifier = classifiers.soft_nearest_neighbor(prepared.reference, unit.attack.temperature)
-    numbers = prepared.radii.image[rows]
-    images, labels = np.asarray(as_float(prepared.images[rows])), prepared.labels[rows]
-    keys = np.asarray(jax.random.key_data(attacks.example_keys(jax.random.key(config.seed), numbers)))
-    adversarial = evaluation.map_batches(
-        lambda x, y, k: (
-            classifiers.pgd_attack(
-                classifier,
-                x,
-                y,
-                jax.random.wrap_key_data(k),
-                Threat(unit.norm, epsilon),
-                num_steps=unit.attack.num_steps,
-                num_restarts=unit.attack.num_restarts,
-                step_share=config.step_share,
-                loss=unit.attack.loss,
-            ).adversarial
-        ),
-        images,
-        labels,
-        keys,
-        batch_size=config.batch_size,
-    )
-    broken = ~evaluation.correct(
-        lambda x: classifiers.predict(classifier, x), adversarial, labels, batch_size=config.batch_size
-    )
-    _hold_against_radii(unit, prepared.radii.lower[0, rows], numbers, images, adversarial, broken)
-    return broken
-
-
-def _hold_against_radii(unit, lower, numbers, images, adversarial, broken) -> None:
+def _hold_against_radii(unit: Unit, lower, numbers, images, adversarial, broken) -> None:
     """Raise ValueError for the first image that broke inside its proven radius."""
     changes = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
-    sizes = np.linalg.norm(changes, ord=_ORDERS[unit.norm], axis=1)
+    sizes = np.linalg.norm(changes, ord=_ORDERS[unit.subject.norm], axis=1)
     wrong = np.flatnonzero(broken & (sizes < lower * (1 - _ROUNDING)))
     if wrong.size:
-        first = wrong[0]
+        first, dataset = wrong[0], unit.name.partition("/")[0]
         raise ValueError(
-            f"test image {numbers[first]} of {unit.dataset}, task {unit.task.name}, breaks at {unit.norm} distance "
-            f"{sizes[first]:.9g} under {unit.attack.name}, inside its proven radius {lower[first]:.9g}: one is wrong"
+            f"test image {numbers[first]} of {dataset}, task {unit.task.name}, breaks at {unit.subject.norm} distance "
+            f"{sizes[first]:.9g} under {unit.subject.name}, inside its proven radius {lower[first]:.9g}: one is wrong"
         )

@@ -6,211 +6,244 @@ in one program; then each unit of the group is evaluated and its row is stored b
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import accuracies, attacked, classifiers, plan, radii, report, runner
-from nn_adv import neighbors, training
-from nn_adv.pixels import as_float
+from experiments import classifiers, evaluate, plan, radii
+from experiments.plan import NETWORKS, NOT_IN_A_RECIPE, Unit
+from nn_adv import attacks, data, neighbors, training
 
-_ROW_BYTES = 30_000
 _RADIUS_BYTES = 64  # an image, its radii in all norms
-_TRAINING_SHARE = 0.5  # of the time of a network, in the bar
+_NOT_IN_A_ROW = (
+    *("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size"),
+    *("training.checkpoint_every", "training.group_size"),
+)
 
 
-def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
+def check(config: ml_collections.ConfigDict) -> tuple[plan.Evaluation, dict[str, training.Recipe]]:
+    """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
+    unknown = [method for method in config.methods if method not in plan.METHODS]
+    if unknown or not config.methods:
+        raise ValueError(f"methods must be some of {', '.join(plan.METHODS)}, got {', '.join(unknown) or 'none'}")
+    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
+        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+    plan.check_distinct(config, ("methods", "seeds", "tasks.names"))
+    evaluation = plan.Evaluation.read(config)
+    for name in NOT_IN_A_RECIPE:
+        if config.training[name] < 1:
+            raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
+    networks = [method for method in config.methods if method in NETWORKS]
+    if networks and config.training.select_every and not config.tasks.holdout:
+        raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
+    return evaluation, plan.read_recipes(config, networks)
+
+
+def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
+    """See `plan.make_identity`."""
+    return plan.make_identity(config, dataset, _NOT_IN_A_ROW)
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
-    shared = plan.prepare_tasks(config)
-    return runner.Experiment(
-        identity=plan.row_identity(config, shared.dataset),
-        groups=plan.make_groups(config, shared.tasks),
-        rows=functools.partial(_rows, shared),
-        needed_bytes=functools.partial(_needed_bytes, shared),
-        report=functools.partial(_report, shared),
-        summary=report.terminal_table,
+    evaluation, recipes = check(config)
+    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
+    tasks = data.tasks(
+        dataset,
+        config.tasks.kind,
+        train_per_class=config.tasks.train_per_class or None,
+        holdout=config.tasks.holdout,
+    )
+    num_classes, settings = tasks[0].num_classes, plan.model_settings(config)
+    return Plan(
+        identity=make_identity(config, dataset),
+        groups=_make_groups(config, plan.named_tasks(tasks, config.tasks.names)),
+        dataset=dataset,
+        evaluation=evaluation,
+        suite=evaluation.suite(num_classes) if recipes else (),
+        recipes=recipes,
+        model=plan.make_model(settings, dataset, num_classes) if recipes else None,
+        model_settings=settings,
+        train_images=jnp.asarray(dataset.train_images),
+        steps_per_epoch=-(-max(len(task.train_index) for task in tasks) // config.training.batch_size),
+        checkpoint_every=config.training.checkpoint_every,
     )
 
 
-def _report(shared, workdir, rows, problems, failed, missing, _) -> Path:
-    told = [f"{failure['unit']} failed: {failure['reason']}" for failure in failed]
-    return report.write_report(
-        workdir,
-        rows,
-        [*problems, *told],
-        title=f"1NN and adversarially trained networks on {rows[0]['dataset']}",
-        num_missing=len(missing) + len(failed),
-    ).html
+def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
+    """List all units in groups of one method and one seed; the tasks of a group are trained together.
+
+    Task after task, every method, so that what is there of an unfinished run can be compared. 1NN and its radii hold no
+    random numbers, so 1NN has the seed 0 only.
+    """
+
+    def unit(task: data.Task, method: str, seed: int) -> Unit:
+        return Unit(f"{plan.dataset_name(config)}/{task.name}/{method}/{seed}", method, task, seed)
+
+    groups = []
+    for start in range(0, len(tasks), config.training.group_size):
+        together = tasks[start : start + config.training.group_size]
+        for method in config.methods:
+            if method == "1nn":
+                groups += [[unit(task, method, 0)] for task in together]
+            else:
+                groups += [[unit(task, method, seed) for task in together] for seed in config.seeds]
+    return groups
 
 
-def _needed_bytes(shared, groups) -> int:
-    """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
-    num_units = sum(map(len, groups))
-    num_images = sum(
-        len(unit.task.train_index) + len(unit.task.test_index)
-        for group in groups
-        for unit in group
-        if unit.method == "1nn"
-    )
-    needed = num_units * _ROW_BYTES + num_images * _RADIUS_BYTES
-    if shared.model is None:
-        return needed
-    num_networks = sum(len(group) for group in groups if group[0].method != "1nn")
-    variables = jax.eval_shape(shared.model.init, jax.random.key(0), plan.one_image(shared.dataset))
-    return needed + num_networks * 8 * sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(plan.Plan):
+    """See `plan.Plan`.
+
+    Attributes:
+      evaluation: of every unit.
+      suite: attacks on networks.
+      recipes: of each network method.
+      model: the network, untrained; None if only 1NN is run.
+      model_settings: what a row says of it.
+      train_images: those of the dataset, resident on the device.
+      steps_per_epoch: enough for the largest task of its kind, so that one program trains every task.
+      checkpoint_every: so many epochs.
+    """
+
+    evaluation: plan.Evaluation
+    suite: tuple[attacks.Attack, ...]
+    recipes: Mapping[str, training.Recipe]
+    model: Any
+    model_settings: Mapping[str, Any]
+    train_images: jax.Array
+    steps_per_epoch: int
+    checkpoint_every: int
+
+    shared_part: ClassVar[float] = 0.5
+
+    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
+        """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
+        units = [unit for group in groups for unit in group]
+        of_neighbors = [unit.task for unit in units if unit.subject == "1nn"]
+        num_images = sum(len(task.train_index) + len(task.test_index) for task in of_neighbors)
+        shapes = plan.variable_shapes(self.model, self.dataset) if self.model else []
+        network = 8 * sum(4 * leaf.size for leaf in shapes)
+        rows = super().needed_bytes(groups)
+        return rows + num_images * _RADIUS_BYTES + (len(units) - len(of_neighbors)) * network
+
+    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Any:
+        """Train a network for each task of the group, or load them where that was done before."""
+        first = group[0]
+        if first.subject == "1nn":
+            return None
+        recipe, tasks = self.recipes[first.subject], [unit.task for unit in group]
+        shown = first.task.name + f" and {len(tasks) - 1} more" * (len(tasks) > 1)
+
+        def show(epoch: int, _: Any) -> None:
+            progress.show(f"training {first.subject} on {shown}, epoch {epoch + 1}/{recipe.num_epochs}")
+            progress.advance(self.shared_part * num_missing / recipe.num_epochs)
+
+        names = "-".join(task.name for task in tasks)
+        folder = f"{first.subject}-seed{first.seed}-{first.task.name}-{zlib.crc32(names.encode()):08x}"
+        trained = training.train(
+            self.model,
+            self.train_images,
+            [
+                training.Member(task.train_index, task.train_labels, task.holdout_index, task.holdout_labels)
+                for task in tasks
+            ],
+            recipe,
+            # Each task has its own weights and order, so that means over tasks average over them too.
+            seeds=[zlib.crc32(f"{first.seed}/{task.name}".encode()) >> 1 for task in tasks],  # 31 bits: an int32
+            steps_per_epoch=self.steps_per_epoch,
+            checkpoint_every=self.checkpoint_every,
+            checkpoint_dir=workdir / "checkpoints" / folder,
+            on_epoch=show,
+        )
+        members = zip(trained.variables, trained.selected_epoch, trained.history.seconds, strict=True)
+        return {unit.name: member for unit, member in zip(group, members, strict=True)}
+
+    def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
+        """Evaluate 1NN or a network of the group."""
+        task = unit.task
+        chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
+        if unit.subject == "1nn":
+            show(f"radii of 1nn on {task.name}")
+            fields = self._neighbor_fields(task, chosen, workdir)
+        else:
+            fields = self._network_fields(unit, chosen, shared[unit.name], workdir, show)
+        return self.about(unit) | {
+            "task": task.name,
+            "classes": list(task.class_names),
+            "method": unit.subject,
+            "seed": unit.seed,
+            "num_train": len(task.train_index) + len(task.holdout_index),
+            "main_radii": self.evaluation.epsilons,
+            **fields,
+        }
+
+    def _neighbor_fields(self, task: data.Task, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
+        """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
+        start = time.perf_counter()
+        reference = _neighbors(self.dataset, task)
+        fitted = time.perf_counter()
+        norms = list(self.evaluation.epsilons)
+        known = radii.measure(reference, chosen.images, chosen.labels, norms, split=chosen.split, image=chosen.image)
+        file = f"radii/{task.name}.npz"
+        radii.save(workdir / file, known)
+        return {
+            "evaluations": [record.stored() for record in evaluate.exact_records(self.evaluation, known)],
+            "attack": None,
+            "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
+            "training": None,
+            "files": [file],
+            "seconds": _seconds(fitted - start, time.perf_counter() - fitted),
+        }
+
+    def _network_fields(self, unit: Unit, chosen: evaluate.Images, member, workdir: Path, show) -> dict[str, Any]:
+        start = time.perf_counter()
+        variables, epoch, seconds = member
+        names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
+        outcomes = evaluate.attack(
+            self.evaluation,
+            self.suite,
+            classifiers.network(self.model, variables),
+            chosen,
+            seed=unit.seed,
+            progress_file=_progress_file(workdir, unit),
+            show=lambda text: show(f"{what}: {text}"),
+        )
+        records = evaluate.attacked_records(self.evaluation, chosen.split, outcomes, names)
+        made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
+        sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
+        return {
+            "evaluations": [record.stored() for record in records],
+            "attack": {"attacks": names} | sizes,
+            "radii": None,
+            "training": made | {"selected_epoch": int(epoch) + 1},
+            "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
+        }
+
+    def clear(self, unit: Unit, workdir: Path) -> None:
+        """Remove the progress of the attacks."""
+        _progress_file(workdir, unit).unlink(missing_ok=True)
 
 
-def _rows(shared, group, done, workdir, progress) -> Iterator[dict[str, Any]]:
-    """Fit the classifiers of a group, then evaluate those whose rows are missing, one by one."""
-    missing = [unit for unit in group if unit.name not in done]
-    if group[0].method == "1nn":
-        for unit in missing:
-            progress.show(f"radii of 1nn on {unit.task.name}")
-            yield _neighbor_row(shared, unit, workdir)
-            progress.advance(1)
-        return
-    fitted = _networks(shared, group, workdir, progress, len(missing))
-    for unit, (classifier, made, train_seconds) in zip(group, fitted, strict=True):
-        if unit in missing:
-            progress_file = workdir / "attacks" / f"{unit.method}-seed{unit.seed}-{unit.task.name}.npz"
-
-            def show(text, what=f"attacking {unit.method} on {unit.task.name}"):
-                progress.show(f"{what}: {text}")
-
-            yield _network_row(shared, unit, classifier, made, train_seconds, progress_file, show)
-            progress_file.unlink(missing_ok=True)  # the row is stored
-            progress.advance(1 - _TRAINING_SHARE)
+def _progress_file(workdir: Path, unit: Unit) -> Path:
+    return workdir / "attacks" / f"{unit.subject}-seed{unit.seed}-{unit.task.name}.npz"
 
 
-def _row(shared, unit, found, **fields) -> dict[str, Any]:
-    config, dataset = shared.config, shared.dataset
-    return {
-        "schema": 1,
-        "unit": unit.name,
-        "dataset": dataset.title,
-        "dataset_note": dataset.note,
-        "task": unit.task.name,
-        "classes": list(unit.task.class_names),
-        "method": unit.method,
-        "seed": unit.seed,
-        "num_train": len(unit.task.train_index) + len(unit.task.holdout_index),
-        "main_radii": plan.main_epsilons(config),
-        "evaluations": found,
-        **plan.circumstances(),
-    } | fields
+def _seconds(train: float, evaluating: float) -> dict[str, float]:
+    return {"train": round(train, 3), "evaluate": round(evaluating, 3)}
 
 
-def _network_row(shared, unit, classifier, made, train_seconds, progress_file, show) -> dict[str, Any]:
-    start = time.perf_counter()
-    config, chosen = shared.config, _images(shared, unit.task)
-    suite = plan.make_attacks(config, unit.task.num_classes)
-    names = [attack.name for attack in suite]
-    places = attacked.broken_by(
-        classifier,
-        np.asarray(as_float(chosen.images)),
-        chosen.labels,
-        suite=suite,
-        threats=plan.make_threats(config),
-        key=jax.random.key(unit.seed),
-        # An image has the same random numbers whether one split is evaluated or both.
-        indices=chosen.image + len(shared.dataset.train_images) * (chosen.split == "test"),
-        batch_size=config.evaluation.batch_size,
-        progress_file=progress_file,
-        show=show,
-    )
-    counts = ("images_per_split", "num_steps", "num_restarts", "num_queries")
-    return _row(
-        shared,
-        unit,
-        accuracies.attacked(config, chosen.split, places, names),
-        attack={"attacks": names} | {name: config.evaluation[name] for name in counts},
-        radii=None,
-        training=made,
-        seconds=_seconds(train_seconds, time.perf_counter() - start),
-    )
-
-
-def _neighbor_row(shared, unit, workdir) -> dict[str, Any]:
-    """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
-    start = time.perf_counter()
-    reference = _neighbors(shared.dataset, unit.task)
-    fitted = time.perf_counter()
-    chosen = _images(shared, unit.task)
-    norms = list(plan.main_epsilons(shared.config))
-    known = radii.measure(reference, chosen.images, chosen.labels, norms, split=chosen.split, image=chosen.image)
-    file = f"radii/{unit.task.name}.npz"
-    radii.save(workdir / file, known)
-    return _row(
-        shared,
-        unit,
-        accuracies.exact(shared.config, known),
-        attack=None,
-        radii=radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
-        training=None,
-        files=[file],
-        seconds=_seconds(fitted - start, time.perf_counter() - fitted),
-    )
-
-
-def _images(shared, task) -> accuracies.Images:
-    settings = shared.config.evaluation
-    return accuracies.choose_images(shared.dataset, task, settings.splits, settings.images_per_split)
-
-
-def _seconds(train, evaluate) -> dict[str, float]:
-    return {"train": round(train, 3), "evaluate": round(evaluate, 3)}
-
-
-def _neighbors(dataset, task) -> neighbors.Reference:
+def _neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
     """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
     index = np.concatenate([task.train_index, task.holdout_index])
     labels = np.concatenate([task.train_labels, task.holdout_labels])
     order = np.argsort(index)  # ties between neighbours go to the first in the dataset
     return neighbors.fit(dataset.train_images[index[order]], labels[order], task.num_classes)
-
-
-def _networks(shared, group, workdir, progress, num_missing):
-    """Train a network for each task of the group, or load them where that was done before."""
-    config, method, seed = shared.config, group[0].method, group[0].seed
-    recipe = plan.make_recipe(config, method)
-    tasks = [unit.task for unit in group]
-    shown = tasks[0].name + f" and {len(tasks) - 1} more" * (len(tasks) > 1)
-
-    def show(epoch, _):
-        progress.show(f"training {method} on {shown}, epoch {epoch + 1}/{recipe.num_epochs}")
-        progress.advance(_TRAINING_SHARE * num_missing / recipe.num_epochs)
-
-    names = "-".join(task.name for task in tasks)
-    folder = f"{method}-seed{seed}-{tasks[0].name}-{zlib.crc32(names.encode()):08x}"
-    trained = training.train(
-        shared.model,
-        shared.train_images,
-        [
-            training.Member(task.train_index, task.train_labels, task.holdout_index, task.holdout_labels)
-            for task in tasks
-        ],
-        recipe,
-        # Each task has its own weights and order, so that means over tasks average over them too.
-        seeds=[zlib.crc32(f"{seed}/{task.name}".encode()) >> 1 for task in tasks],  # 31 bits: an int32
-        steps_per_epoch=shared.steps_per_epoch,
-        checkpoint_every=config.training.checkpoint_every,
-        checkpoint_dir=workdir / "checkpoints" / folder,
-        on_epoch=show,
-    )
-    return [
-        (
-            classifiers.network(shared.model, variables),
-            {"model": plan.model_settings(config), **plan.recipe_settings(recipe), "selected_epoch": int(epoch) + 1},
-            float(np.nansum(seconds)),
-        )
-        for variables, epoch, seconds in zip(
-            trained.variables, trained.selected_epoch, trained.history.seconds, strict=True
-        )
-    ]

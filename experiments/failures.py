@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.storage import write_whole
+from experiments.files import write_whole
 
 _FOLDER = "failures"
 _LONGEST = 500  # characters of a reason that is not the project's own; the whole traceback is recorded beside it

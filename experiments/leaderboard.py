@@ -6,141 +6,255 @@ then what the attacks leave of the first images of each split. 1NN's figures are
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
-from experiments import accuracies, contestants, plan, runner
-from experiments.leaderboard_rows import Board, Unit, neighbor_row, network_row, progress_file
-from experiments.report import leaderboard as report
-from nn_adv import data
+from experiments import attacked, evaluate, failures, files, networks, plan, preflight, radii
+from experiments.networks import NEIGHBOR
+from experiments.plan import Unit
+from nn_adv import attacks, data, neighbors
 
-_ROW_BYTES = 30_000
 _RADIUS_BYTES = 64  # an image, its radii in all norms
-# What may change between two runs into one workdir: which models are run, where and how fast, not what a row says
-# (`_before` sees to what a catalogue says of a network that has a row).
+_RADII_AT_ONCE = 200  # images between two saves
+# `Plan.before` sees to what a catalogue says of a network that has a row.
 _NOT_IN_A_ROW = (
-    "data_dir",
-    "catalogue",
-    "weights_dir",
-    "download",
-    "models",
-    "only_in_paper",
-    "sort_by",
-    "clean.tolerance",
-    "evaluation.batch_size",
+    *("data_dir", "catalogue", "weights_dir", "download", "models", "only_in_paper", "sort_by"),
+    *("clean.tolerance", "evaluation.batch_size"),
 )
 
 
-def load(config: ml_collections.ConfigDict) -> Board:
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and find the models, so that mistakes show before long work starts."""
-    _check(config)
-    models = contestants.choose(config)
-    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
-    plan.make_attacks(config, dataset.num_classes)
-    settings = config.evaluation
-    images = accuracies.first_images(dataset, settings.splits, settings.images_per_split)
-    return Board(config, dataset, images, [Unit(plan.dataset_name(config), model) for model in models])
-
-
-def prepare(config: ml_collections.ConfigDict) -> runner.Experiment:
-    """See `runner.Experiment`."""
-    board = load(config)
-    absent = [
-        unit.name for unit in board.units if unit.model.is_optional and contestants.lacks_weights(unit.model, config)
-    ]
-    return runner.Experiment(
-        identity=plan.without(config.to_dict(), _NOT_IN_A_ROW) | plan.identity(config, board.dataset),
-        groups=[[unit] for unit in board.units],
-        rows=functools.partial(_rows, board),
-        needed_bytes=lambda groups: _ROW_BYTES * len(groups) + _RADIUS_BYTES * len(board.images.labels),
-        report=functools.partial(_report, board, absent),
-        summary=functools.partial(report.terminal_text, sort_by=config.sort_by),
-        skipped=frozenset(absent),
-        before=functools.partial(_before, board, absent),
-    )
-
-
-def _check(config) -> None:
-    plan.check_evaluation(config)
+    evaluation = plan.Evaluation.read(config)
     plan.check_distinct(config, ("models",))
-    allowed = ("clean", *plan.main_epsilons(config), "mean")
+    allowed = ("clean", *evaluation.epsilons, "mean")
     if config.sort_by not in allowed:
         raise ValueError(f"sort_by must be one of {', '.join(allowed)}, got {config.sort_by!r}")
     for name, value in config.clean.items():
         if not value >= 0:
             raise ValueError(f"clean.{name} must be at least 0, got {value}")
-
-
-def _rows(board: Board, group, done, workdir: Path, progress) -> Iterator[dict[str, Any]]:
-    (unit,) = group
-    model = unit.model
-
-    def show(text: str) -> None:
-        progress.show(f"{model.name}: {text}")
-
-    show("loading")
-    try:
-        make = neighbor_row if model.name == contestants.NEIGHBOR else network_row
-        yield make(board, unit, workdir, show)
-        progress_file(workdir, unit).unlink(missing_ok=True)  # the row is stored
-    finally:
-        gc.collect()
-        following = board.units[board.units.index(unit) + 1 :][:1]
-        if not following or following[0].model.architecture != model.architecture:
-            jax.clear_caches()  # programs hold memory, and those of plain functions their weights
-
-
-def _before(board: Board, absent: Sequence[str], workdir: Path, rows, share) -> list[str]:
-    """Refuse rows of another network than the one that has its name now; tell which networks lack their weights."""
-    stored = {row["unit"]: row for row in rows}
-    changed = [
-        f"{unit.model.name} ({', '.join(what)})"
-        for unit in board.units
-        if (row := stored.get(unit.name))
-        and (what := contestants.changed_since(unit.model, row["model"], board.config))
-    ]
-    if changed:
-        raise ValueError(
-            f"workdir {workdir} has rows of other networks of these names, changed since: {', '.join(changed)}; choose "
-            "another --workdir, or put back what was there"
-        )
-    mine = [unit for (unit,) in share if unit.name not in stored]
-    lacking = [
-        unit.model.name
-        for unit in mine
-        if unit.name not in absent and contestants.lacks_weights(unit.model, board.config)
-    ]
-    told = [f"no weights in {board.config.weights_dir}, so these will fail: {', '.join(lacking)}"] if lacking else []
-    return [line for line in (_absence(board, absent, share, stored), *told) if line]
-
-
-def _absence(board: Board, absent: Sequence[str], share, done: Mapping[str, Any]) -> str:
-    """Say how many networks of a shard are left out for want of weights; nothing if none is, or all have rows."""
-    left_out = {unit.name for (unit,) in share} & set(absent) - set(done)
-    if not left_out:
-        return ""
-    total = sum(unit.model.is_optional for (unit,) in share)
-    networks = "networks" if len(share) == len(board.units) else "networks of this shard"
-    return (
-        f"{len(left_out)} of {total} {networks} have no weights in {board.config.weights_dir} and are left out: put "
-        "them there (docs/leaderboard.md says where from) or set download, and run the same command again"
+    chosen = networks.choose(config)
+    source = networks.Source(config.catalogue or None, config.weights_dir, config.download)
+    dataset = data.load(config.dataset, data_dir=config.data_dir or None)
+    units = [Unit(f"{plan.dataset_name(config)}/{network.name}", network, None, config.seed) for network in chosen]
+    # The project's catalogue tells accuracies on the original pixels; one's own is taken at its word.
+    is_comparable = bool(config.catalogue) or not dataset.note
+    return Plan(
+        identity=plan.make_identity(config, dataset, _NOT_IN_A_ROW),
+        groups=[[unit] for unit in units],
+        dataset=dataset,
+        skipped=frozenset(
+            unit.name for unit in units if unit.subject.is_optional and networks.lacks_weights(unit.subject, source)
+        ),
+        evaluation=evaluation,
+        suite=evaluation.suite(dataset.num_classes),
+        source=source,
+        clean=preflight.Check(config.clean.images, config.clean.tolerance, is_comparable),
+        images=evaluate.choose_images(dataset, None, evaluation),
+        sort_by=config.sort_by,
     )
 
 
-def _report(board: Board, absent: Sequence[str], workdir: Path, rows, problems, failed, missing, share) -> Path:
-    names = {unit.name: unit.model.name for unit in board.units}
-    return report.write(
-        workdir,
-        rows,
-        problems,
-        failed=[{"clean": None} | failure | {"model": names[failure["unit"]]} for failure in failed],
-        absence=_absence(board, absent, share, {row["unit"]: row for row in rows}),
-        num_missing=len(missing),
-        sort_by=board.config.sort_by,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(plan.Plan):
+    """See `plan.Plan`.
+
+    Attributes:
+      evaluation: of every model.
+      suite: attacks on networks.
+      source: where networks come from.
+      clean: how their clean accuracy is checked.
+      images: those that every model is evaluated on.
+      sort_by: column that orders the table.
+    """
+
+    evaluation: plan.Evaluation
+    suite: tuple[attacks.Attack, ...]
+    source: networks.Source
+    clean: preflight.Check
+    images: evaluate.Images
+    sort_by: str
+
+    @property
+    def units(self) -> list[Unit]:
+        """The models, in the order in which they are run."""
+        return [unit for (unit,) in self.groups]
+
+    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
+        """Room for rows and for radii."""
+        return super().needed_bytes(groups) + _RADIUS_BYTES * len(self.images.labels)
+
+    def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
+        """Refuse rows of another network than the one that has its name now; tell which networks lack their weights."""
+        stored = {row["unit"]: row for row in rows}
+        changed = [
+            f"{unit.subject.name} ({', '.join(what)})"
+            for unit in self.units
+            if (row := stored.get(unit.name))
+            and (what := networks.changed_since(unit.subject, row["model"], self.source))
+        ]
+        if changed:
+            raise ValueError(
+                f"workdir {workdir} has rows of other networks of these names, changed since: {', '.join(changed)}; "
+                "choose another --workdir, or put back what was there"
+            )
+        lacking = [
+            unit.subject.name
+            for (unit,) in part
+            if unit.name not in {*stored, *self.skipped} and networks.lacks_weights(unit.subject, self.source)
+        ]
+        where = f"no weights in {self.source.weights_dir}, so these will fail: {', '.join(lacking)}"
+        return [line for line in (self._absence(part, stored), where * bool(lacking)) if line]
+
+    def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
+        """Return the order of the report's table, and which networks were left out."""
+        return {"sort_by": self.sort_by, "absence": self._absence(part, done)}
+
+    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> str:
+        """Say how many networks of a shard are left out for want of weights; nothing if none is, or all have rows."""
+        left_out = {unit.name for (unit,) in part} & self.skipped - set(done)
+        if not left_out:
+            return ""
+        total = sum(unit.subject.is_optional for (unit,) in part)
+        which = "networks" if len(part) == len(self.groups) else "networks of this shard"
+        return (
+            f"{len(left_out)} of {total} {which} have no weights in {self.source.weights_dir} and are left out: put "
+            "them there (docs/leaderboard.md says where from) or set download, and run the same command again"
+        )
+
+    def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
+        """Evaluate one model.
+
+        Raises:
+          ValueError: a network does not return logits, or is not as accurate as was published (`preflight`).
+        """
+        network = unit.subject
+        make = self._neighbor_fields if network.name == NEIGHBOR else self._network_fields
+        try:
+            fields = make(unit, workdir, lambda text: show(f"{network.name}: {text}"))
+        finally:
+            gc.collect()
+            following = self.units[self.units.index(unit) + 1 :][:1]
+            if not following or following[0].subject.architecture != network.architecture:
+                jax.clear_caches()  # programs hold memory, and those of plain functions their weights
+        return self.about(unit) | {
+            "task": "all",
+            "classes": list(self.dataset.class_names),
+            "method": network.name,
+            "seed": unit.seed,
+            "main_radii": self.evaluation.epsilons,
+            **fields,
+        }
+
+    def _network_fields(self, unit: Unit, workdir: Path, show) -> dict[str, Any]:
+        """Load a network, check what it returns and its clean accuracy, then attack it."""
+        start = time.perf_counter()
+        network, batch_size = unit.subject, self.evaluation.batch_size
+        show("loading")
+        classifier = networks.load(network, self.source, self.dataset)
+        facts = networks.about(network, classifier, self.source)  # now: the files may be replaced when it is done
+        loaded = time.perf_counter()
+        show("clean accuracy")
+        preflight.check_outputs(network, classifier, self.images.images[:batch_size])
+        clean = preflight.clean_accuracy(network, classifier, self.clean, self.dataset, batch_size=batch_size)
+        checked = time.perf_counter()
+        names = [attack.name for attack in self.suite]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            progress_file = _progress_file(workdir, unit)
+            outcomes = evaluate.attack(
+                self.evaluation,
+                self.suite,
+                classifier,
+                self.images,
+                seed=unit.seed,
+                progress_file=progress_file,
+                show=show,
+            )
+        file = f"outcomes/{failures.file_name(unit.name)}.npz"
+        _save_outcomes(workdir / file, self.images, names, outcomes)
+        records = evaluate.attacked_records(self.evaluation, self.images.split, outcomes, names)
+        sizes = {
+            name: size for name, size in self.evaluation.sizes.items() if name != "num_queries" or "square" in names
+        }
+        return {
+            "evaluations": [record.stored() for record in records],
+            "model": facts,
+            "clean": clean,
+            "attack": {"attacks": names, "images_per_split": self.evaluation.images_per_split, **sizes},
+            "radii": None,
+            "files": [file],
+            "warnings": sorted({str(item.message) for item in caught}),
+            "seconds": {
+                "load": round(loaded - start, 3),
+                "clean": round(checked - loaded, 3),
+                "attack": round(time.perf_counter() - checked, 3),
+            },
+        }
+
+    def _neighbor_fields(self, unit: Unit, workdir: Path, show) -> dict[str, Any]:
+        """Compute 1NN's radii, those that an earlier run has not, and look its robust accuracy up in them."""
+        start, dataset, file = time.perf_counter(), self.dataset, "radii/all.npz"
+        reference = neighbors.fit(dataset.train_images, dataset.train_labels, dataset.num_classes)
+        fitted = time.perf_counter()
+        known = self._radii(reference, workdir / file, show)
+        return {
+            "evaluations": [record.stored() for record in evaluate.exact_records(self.evaluation, known)],
+            "num_train": len(dataset.train_images),
+            "model": {"architecture": "1NN", "num_values": int(np.prod(dataset.train_images.shape))},
+            "clean": None,
+            "attack": None,
+            "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
+            "warnings": [],
+            "files": [file],
+            "seconds": {"fit": round(fitted - start, 3), "radii": round(time.perf_counter() - fitted, 3)},
+        }
+
+    def _radii(self, reference: neighbors.Reference, path: Path, show) -> radii.Radii:
+        """Compute the radii of all images, going on where ``path`` ends; they are kept there."""
+        known = [radii.load(path)] if path.exists() else []
+        for begin in range(sum(len(part.correct) for part in known), len(self.images.labels), _RADII_AT_ONCE):
+            show(f"radii, {begin} of {len(self.images.labels)}")
+            part = evaluate.Images(*(array[begin : begin + _RADII_AT_ONCE] for array in self.images))
+            norms = list(self.evaluation.epsilons)
+            found = radii.measure(reference, part.images, part.labels, norms, split=part.split, image=part.image)
+            known = [functools.reduce(radii.join, [*known, found])]
+            radii.save(path, known[0])
+        return known[0]
+
+    def clear(self, unit: Unit, workdir: Path) -> None:
+        """Remove the progress of the attacks."""
+        _progress_file(workdir, unit).unlink(missing_ok=True)
+
+
+def _progress_file(workdir: Path, unit: Unit) -> Path:
+    return workdir / "attacks" / f"{failures.file_name(unit.name)}.npz"
+
+
+def _save_outcomes(
+    path: Path, images: evaluate.Images, attack_names: Sequence[str], outcomes: Sequence[attacked.Outcome]
+) -> None:
+    """Keep what broke each image: with the radii of 1NN it allows paired comparisons that the counts of a row do not.
+
+    ``broken_by`` is ``[T, N]``: for each threat and image the number of an attack in ``attacks``, or -1 where the clean
+    image is wrong, or -2 where no attack broke it.
+    """
+    files.write_arrays(
+        path,
+        norm=np.array([threat.norm for threat, _ in outcomes]),
+        epsilon=np.array([float(threat.epsilon) for threat, _ in outcomes]),
+        attacks=np.array(attack_names),
+        split=images.split,
+        image=images.image,
+        broken_by=np.array([index for _, index in outcomes]),
     )

@@ -13,7 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, console, failures, leaderboard, results, runner, small_zoo, workers
+from experiments import audit, binary_tasks, console, failures, leaderboard, runner, small_zoo, store
 from nn_adv.paths import as_path
 
 _EXPERIMENTS = {
@@ -116,9 +116,11 @@ def _run(workdir: Path) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, shutdown_timeout_seconds=_LONGEST_WAIT
         )
         shard = (jax.process_index(), jax.process_count())
-    num_workers = _num_workers()
+    num_workers = 1 if _DISTRIBUTED.value else _WORKERS.value
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {num_workers}")
     if _MERGE.value:
-        added, problems = results.merge(workdir, _MERGE.value)
+        added, problems = store.merge(workdir, _MERGE.value)
         console.say(f"{added} rows added to {workdir}", *problems)
     runs = [(workdir, _CONFIG.value)]
     if _SWEEP.value:
@@ -126,7 +128,7 @@ def _run(workdir: Path) -> None:
         items = sweep_items(config_flags.get_config_filename(flag), config_flags.get_override_values(flag))
         runs = [(workdir / name, config) for name, config in items]
         for _, config in runs:  # a mistake in the last item should not show after days
-            _experiment(config).prepare(config)
+            _experiment(config).make_plan(config)
     failed = []
     for folder, config in runs:
         experiment = _experiment(config)
@@ -142,15 +144,6 @@ def _run(workdir: Path) -> None:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)
-
-
-def _num_workers() -> int:
-    """Return the number of processes of this run: one for each core of a CPU, one on an accelerator or in a cluster."""
-    if _WORKERS.value is None:
-        return 1 if _DISTRIBUTED.value or jax.default_backend() != "cpu" else len(workers.cores())
-    if _WORKERS.value < 1:
-        raise ValueError(f"--workers must be at least 1, got {_WORKERS.value}")
-    return _WORKERS.value
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.storage import write_whole
+from experiments.files import read_arrays, write_arrays
 from nn_adv import certify, evaluation
 from nn_adv.neighbors import Reference
 
@@ -76,9 +74,7 @@ def join(first: Radii, second: Radii) -> Radii:
 
 def save(path: Path, radii: Radii) -> None:
     """Write radii to an .npz file, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **radii._asdict())
-    write_whole(path, buffer.getvalue())
+    write_arrays(path, **radii._asdict())
 
 
 def load(path: Path) -> Radii:
@@ -88,10 +84,9 @@ def load(path: Path) -> Radii:
       ValueError: the file cannot be read; the message says what to do.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Radii(**{name: file[name] for name in Radii._fields})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+        return Radii(**read_arrays(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{error}: remove it and run the same command again") from error
 
 
 def num_bounded(radii: Radii) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Processes that share the groups of an experiment, each on a core of its own.
 
 On a CPU a small network leaves cores idle: two processes of one thread do half as much again as one of two threads. The
-parent hands out one group at a time and has the only store, so a worker that dies costs the units of its group alone.
+parent hands out one group at a time and has the only store, so a worker that dies costs the unit at work alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import console, failures, storage
+from experiments import console, failures
+from experiments.files import ResultsError
+from experiments.plan import Plan, Unit
 
 # Of a process that has one core.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -43,6 +45,12 @@ def _environment(core: int) -> Iterator[None]:
         os.environ.update(before)
 
 
+class Began(NamedTuple):
+    """What is at work now; a process that dies costs this unit, or without one the group."""
+
+    unit: str
+
+
 class Finished(NamedTuple):
     """A row to be stored."""
 
@@ -50,17 +58,17 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A group that could not be finished, and what `failures.describe` says of it."""
+    """A unit that could not be finished, and what `failures.describe` says of it."""
 
-    job: int
+    unit: str
     description: Mapping[str, Any]
 
 
 class Told(NamedTuple):
-    """How far the workers are: what each does, and how many units more are done."""
+    """How far a group is: what it does, and how many units, or parts of one, more are done."""
 
-    text: str
-    advance: float
+    text: str = ""
+    advance: float = 0.0
 
 
 class _Stop(NamedTuple):
@@ -71,6 +79,57 @@ class _Stop(NamedTuple):
 
 class _Done(NamedTuple):
     """A worker asks for another group."""
+
+
+Event = Began | Finished | Failed | Told
+
+
+def run_group(plan: Plan, group: Sequence[Unit], done: set[str], workdir: Path, tell: Callable[[Event], None]) -> None:
+    """Run the units of a group that are not done, whatever becomes of the others; ``tell`` stores each row.
+
+    Raises:
+      ResultsError: of the workdir, where nothing else can be stored either.
+    """
+    missing = [unit for unit in group if unit.name not in done]
+    share = _Share(tell, plan.shared_part * len(missing))
+    try:
+        shared = plan.share(group, len(missing), workdir, share)
+    except ResultsError:
+        raise
+    except Exception as error:  # whatever is wrong with one group is no reason to leave out the others
+        for unit in missing:
+            tell(Failed(unit.name, failures.describe(error)))
+        tell(Told(advance=len(missing) - share.done))
+        return
+    share.advance(share.whole - share.done)
+    for unit in missing:
+        tell(Began(unit.name))
+        try:
+            row = plan.row(unit, shared, workdir, share.show)
+        except ResultsError:
+            raise
+        except Exception as error:
+            tell(Failed(unit.name, failures.describe(error)))
+        else:
+            tell(Finished(row))
+            plan.clear(unit, workdir)
+        tell(Told(advance=1 - plan.shared_part))
+
+
+class _Share:
+    """The progress of the work that a group shares, ``whole`` units in all; see `plan.Progress`."""
+
+    def __init__(self, tell: Callable[[Event], None], whole: float):
+        self._tell = tell
+        self.whole, self.done = whole, 0.0
+
+    def show(self, text: str) -> None:
+        self._tell(Told(text))
+
+    def advance(self, units: float) -> None:
+        units = min(units, self.whole - self.done)
+        self.done += units
+        self._tell(Told(advance=units))
 
 
 def cores() -> list[int]:
@@ -107,26 +166,28 @@ class Pool:
         theirs.close()  # so that the end of the worker is the end of the pipe
         return process, own
 
-    def run(self, jobs: Sequence[int], done: Callable[[], set[str]]) -> Iterator[Finished | Failed | Told]:
+    def run(self, jobs: Mapping[int, Sequence[str]], done: Callable[[], set[str]]) -> Iterator[Event]:
         """Hand out groups by their numbers; yield what the workers say as it comes.
 
         Args:
-          jobs: numbers of groups in the experiment.
+          jobs: number of each group in the plan, with the names of its units.
           done: names of the units that have rows; asked before each group.
         """
-        waiting = list(jobs)
+        waiting, failed = list(jobs), set[str]()
         at_work: dict[int, int] = {}
+        units: dict[int, str] = {}
         texts: dict[int, str] = {}
 
         def give(place: int) -> None:
             if not waiting:
                 return
             at_work[place] = waiting.pop(0)
+            units.pop(place, None)
             try:
-                self._workers[place][1].send((at_work[place], done()))
+                self._workers[place][1].send((at_work[place], done() | failed))
             except OSError:  # it died without a job
                 self._workers[place] = self._start(place)
-                self._workers[place][1].send((at_work[place], done()))
+                self._workers[place][1].send((at_work[place], done() | failed))
 
         for place in self._workers:
             give(place)
@@ -137,30 +198,43 @@ class Pool:
                 try:
                     said = pipe.recv()
                 except (EOFError, OSError):
-                    process = self._workers[place][0]
-                    process.join()
-                    pipe.close()
-                    ended = ChildProcessError(_how_it_ended(process.exitcode))
-                    said = Failed(at_work[place], failures.describe(ended))
+                    job = at_work.pop(place)
+                    for lost in self._lost(place, units.get(place), jobs[job], done() | failed):
+                        failed.add(lost.unit)
+                        yield lost
+                        yield Told(advance=1.0)
+                    if set(jobs[job]) - done() - failed:  # it is not theirs
+                        waiting.insert(0, job)
                     if waiting:
                         self._workers[place] = self._start(place)
+                        give(place)
+                    continue
                 match said:
                     case Told(text, advance):
                         texts[place] = text or texts.get(place, "")
                         yield Told(" | ".join(texts[one] for one in sorted(texts)), advance)
+                    case Began(unit):
+                        units[place] = unit
                     case _Done():
                         del at_work[place]
                         give(place)
                     case Failed():
+                        failed.add(said.unit)
                         yield said
-                        del at_work[place]
-                        give(place)
                     case Finished():
                         yield said  # and it is stored
                         with contextlib.suppress(OSError):  # a worker that has died meanwhile is found above
                             pipe.send(None)
                     case _Stop(problem):
-                        raise storage.ResultsError(problem)
+                        raise ResultsError(problem)
+
+    def _lost(self, place: int, at_work: str | None, units: Sequence[str], done: set[str]) -> list[Failed]:
+        """Bury a worker; return the units that it costs: the one at work; all of the group where none was yet."""
+        process, pipe = self._workers[place]
+        process.join()
+        pipe.close()
+        description = failures.describe(ChildProcessError(_how_it_ended(process.exitcode)))
+        return [Failed(unit, description) for unit in ([at_work] if at_work else units) if unit not in done]
 
 
 def _how_it_ended(exit_code: int | None) -> str:
@@ -171,43 +245,28 @@ def _how_it_ended(exit_code: int | None) -> str:
     return f"its process ended with exit status {exit_code}"
 
 
-class _Teller:
-    """The progress of a group, as the parent hears of it."""
-
-    def __init__(self, pipe: connection.Connection):
-        self._pipe = pipe
-        self.done = 0.0
-
-    def show(self, text: str) -> None:
-        self._pipe.send(Told(text, 0.0))
-
-    def advance(self, units: float) -> None:
-        self.done += units
-        self._pipe.send(Told("", units))
-
-
 def _work(pipe: connection.Connection, module: str, config: Any, workdir: Path) -> None:
-    """Be a worker: prepare the experiment, then run the groups that come through the pipe until it closes."""
+    """Be a worker: make the plan, then run the groups that come through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent hears it too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     console.shorten_warnings()
-    experiment = importlib.import_module(module).prepare(config)
+    plan = importlib.import_module(module).make_plan(config)
+
+    def tell(event: Event) -> None:
+        pipe.send(event)
+        if isinstance(event, Finished):
+            pipe.recv()  # only what is stored may be cleared away
+
     while True:
         try:
             job, done = pipe.recv()
         except EOFError:
             return
-        group, teller = experiment.groups[job], _Teller(pipe)
         try:
-            for row in experiment.rows(group, done, workdir, teller):
-                pipe.send(Finished(row))
-                pipe.recv()  # only what is stored may be cleared away
-        except storage.ResultsError as error:
+            run_group(plan, plan.groups[job], done, workdir, tell)
+        except ResultsError as error:
             pipe.send(_Stop(str(error)))
-        except Exception as error:  # whatever is wrong with one unit is no reason to leave out the others
-            pipe.send(Failed(job, failures.describe(error)))
         else:
-            teller.advance(sum(unit.name not in done for unit in group) - teller.done)
             pipe.send(_Done())
 
 

@@ -1,76 +1,103 @@
-"""The report of a run, written from its rows and from nothing else."""
+"""The report of a run, written from what lies in its workdir and from nothing else.
+
+    python -m experiments.report runs/digits
+
+writes it anew: without data, network or training.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-from experiments.report.content import report_blocks
-from experiments.report.page import Images, to_html, to_markdown
-from experiments.report.tables import Row
-from experiments.report.terminal import terminal_table
-from experiments.report.units import PAIR_COLUMNS, pair_lines
-from experiments.storage import write_whole
+import pandas as pd
 
-__all__ = ["ReportPaths", "terminal_table", "write_report"]
+from experiments import failures, store
+from experiments.checks import order_violations
+from experiments.files import write_whole
+from experiments.report import audit, binary_tasks, leaderboard, page, small_zoo
+from experiments.report.records import Run
+from nn_adv.paths import as_path
+
+# Each has TABLE, the name of its table's file, and functions of a `Run`: table, blocks, summary.
+_REPORTS: dict[str, ModuleType] = {
+    "audit": audit,
+    "binary_tasks": binary_tasks,
+    "leaderboard": leaderboard,
+    "small_zoo": small_zoo,
+}
 
 
-class ReportPaths(NamedTuple):
-    """The files of a report."""
+class Report(NamedTuple):
+    """The page of a report, and its main result as plain text."""
 
-    html: Path
-    markdown: Path
-    pairs_csv: Path
-    figures: tuple[Path, ...]
+    page: Path
+    summary: str
 
 
-def write_report(
-    workdir: str | os.PathLike,
-    rows: Sequence[Row],
-    problems: Sequence[str] = (),
-    *,
-    title: str = "1-nearest-neighbour beside adversarially trained networks",
-    num_missing: int = 0,
-) -> ReportPaths:
-    """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, pairs.csv.
+def read(workdir: str | os.PathLike) -> tuple[str, Run]:
+    """Return the name of the experiment whose workdir this is, and what lies in it.
 
-    Each file is replaced whole or not at all.
+    Raises:
+      ValueError: nothing has been run there, or what was cannot be read.
+    """
+    folder = as_path(workdir, "workdir")
+    config = store.require_config(folder)["config"]
+    rows, problems = store.read_rows(folder)
+    asked = store.read_asked(folder)
+    done = {row["unit"] for row in rows}
+    recorded = {unit: one for unit, one in failures.read(folder).items() if unit not in done}
+    units = set(recorded) if asked is None else set(asked["units"]) - done
+    failed = [one for unit, one in recorded.items() if unit in units]
+    settings = {} if asked is None else asked["settings"]
+    run = Run(rows, problems, failed, order_violations(rows), len(units) - len(failed), settings)
+    return config["experiment"], run
 
-    Args:
-      workdir: the folder of the run.
-      rows: what `results.read_rows` returned, of one dataset or several.
-      problems: likewise; repeated in the report.
-      title: heading of the page.
-      num_missing: how many units the run still lacks; the report says so.
+
+def table(workdir: str | os.PathLike) -> pd.DataFrame:
+    """Return the numbers of a run as a tidy table, which the report's CSV file holds rounded.
+
+    Of networks and 1NN: a line for each unit (the index), split, norm, epsilon and kind of accuracy, with counts of
+    images, see `records.tidy`. Of an audit: a line for each unit and epsilon. Of a small zoo: one for each network.
 
     Raises:
       ValueError: there are no rows.
     """
-    if not rows:
-        raise ValueError(f"{workdir} has no finished units yet: there is nothing to report")
-    blocks = report_blocks(rows, problems, title=title, num_missing=num_missing)
-    folder = Path(workdir) / "report"
-    figures = folder / "figures"
-    images = [image for block in blocks if isinstance(block, Images) for image in block.images]
-    for image in images:
-        write_whole(figures / image.name, image.png)
-    paths = ReportPaths(
-        folder / "report.html",
-        folder / "report.md",
-        folder / "pairs.csv",
-        tuple(figures / image.name for image in images),
-    )
-    write_whole(paths.html, to_html(blocks, title=title))
-    write_whole(paths.markdown, to_markdown(blocks, folder="figures"))
-    write_whole(paths.pairs_csv, _csv(rows))
-    return paths
+    experiment, run = read(workdir)
+    _check_rows(run, workdir)
+    return _REPORTS[experiment].table(run)
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([PAIR_COLUMNS, *pair_lines(rows)])
-    return text.getvalue()
+def write(workdir: str | os.PathLike) -> Report:
+    """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, and a table as CSV.
+
+    Each file is replaced whole or not at all.
+
+    Raises:
+      ValueError: there are no rows.
+    """
+    experiment, run = read(workdir)
+    return write_run(experiment, as_path(workdir, "workdir"), run)
+
+
+def write_run(experiment: str, workdir: Path, run: Run) -> Report:
+    """See `write`."""
+    _check_rows(run, workdir)
+    module = _REPORTS[experiment]
+    blocks, folder = module.blocks(run), workdir / "report"
+    for block in blocks:
+        for image in block.images if isinstance(block, page.Images) else ():
+            write_whole(folder / "figures" / image.name, image.png)
+    write_whole(folder / "report.md", page.to_markdown(blocks, folder="figures"))
+    table = module.table(run)
+    shares = table.select_dtypes("float").columns.drop("epsilon", errors="ignore")
+    write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
+    write_whole(folder / "report.html", page.to_html(blocks, title=blocks[0].text))
+    return Report(folder / "report.html", module.summary(run))
+
+
+def _check_rows(run: Run, workdir: str | os.PathLike) -> None:
+    if not run.rows:
+        raise ValueError(f"{os.fspath(workdir)} has no finished units yet: there is nothing to report")

@@ -1,4 +1,4 @@
-"""The figures: heat maps over pairs of classes and curves over radii, as PNG bytes.
+"""The figures, as PNG bytes: curves, dots in two norms, heat maps over pairs of classes.
 
 Drawn without pyplot, so nothing global (backend, open figures) is touched. Each panel is an image of its own: a page
 sets them side by side where there is room and one under the other on a phone.
@@ -6,45 +6,39 @@ sets them side by side where there is room and one under the other on a phone.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from experiments.report.findings import FOCUS
-from experiments.report.labels import in_grey_levels, method_label, norm_label, radius, threat_label
-from experiments.report.tables import (
-    CLEAN,
-    Mean,
-    Results,
-    Threat,
-    lower_bounds,
-    mean_over_tasks,
-    parse_pair,
-    task_accuracies,
+from experiments.report.labels import condition_label, in_grey_levels, method_label, norm_label, radius
+from experiments.report.records import Condition, Mean
+
+# Okabe and Ito's palette, safe for colour-blind readers; markers tell lines apart without colour.
+FOCUS_COLOR = "#D55E00"
+PALETTE = (
+    *((FOCUS_COLOR, "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#6B6B6B", "v")),
+    *(("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<")),
 )
-
-# Okabe and Ito's palette, safe for colour-blind readers; markers tell the methods apart without colour.
-_STYLES = {
-    "1nn": ("#D55E00", "o"),
-    "trades-linf": ("#0072B2", "s"),
-    "trades-l2": ("#009E73", "^"),
-    "trades-both": ("#CC79A7", "D"),
-    "standard": ("#6B6B6B", "v"),
-}
+BROKEN = (0, (5, 1.5))
 # How a line says what it is: the truth is solid, a bound is broken.
-_LINES = {"exact": "-", "attacked": (0, (5, 1.5)), "certified": (0, (1, 1.5)), "clean": "-"}
+LINE_STYLES: dict[str, Any] = {"exact": "-", "attacked": BROKEN, "certified": (0, (1, 1.5)), "clean": "-"}
+MOST_NAMES = 9  # more names than that cannot be told apart
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
-OTHER_STYLES = (("#56B4E9", "P"), ("#E69F00", "X"), ("#000000", "*"), ("#8C6D31", "<"))
+_LETTER_WIDTH, _LINE_HEIGHT, _GAP = 0.0145, 0.045, 0.02  # of names beside dots, as shares of the axes
 _DIVERGING = LinearSegmentedColormap.from_list(
-    "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", "#D55E00"]
+    "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", FOCUS_COLOR]
 )
-STYLE: dict[Any, Any] = {
+_MARK: dict[str, Any] = {"color": "#444444", "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -56,161 +50,187 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def rivals_label(results: Results) -> str:
-    """Name what 1NN is compared with in the heat maps."""
-    return "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
+class Curve(NamedTuple):
+    """A line of a panel.
 
-
-def pair_differences(results: Results, split: str, threat: Threat) -> dict[tuple[int, int], float]:
-    """Return 1NN's accuracy minus the best TRADES network's for each pair of classes that has both.
-
-    The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
+    Attributes:
+      points: (x, y), x growing.
+      label: in the legend; curves of one label have one entry.
+      color, marker: see `PALETTE`.
+      style: further options of matplotlib's.
+      errors: of each point, drawn as a band.
     """
-    focus = task_accuracies(results, FOCUS, split, threat)
-    networks = [task_accuracies(results, method, split, threat) for method in _rivals(results)]
-    differences = {}
-    for task, accuracy in focus.items():
-        pair = parse_pair(task)
-        values = [network[task].value for network in networks if task in network]
-        if pair is not None and values:
-            differences[pair] = accuracy.value - max(values)
-    return differences
+
+    points: Sequence[tuple[float, float]]
+    label: str
+    color: str
+    marker: str | None = None
+    style: Mapping[str, Any] = {}
+    errors: Sequence[float] = ()
 
 
-def heat_map(results: Results, split: str, threat: Threat, *, limit: float) -> bytes | None:
-    """Draw `pair_differences` in points, colours centred on 0 and ending at +-limit; None without pairs."""
-    differences = pair_differences(results, split, threat)
-    if not differences:
-        return None
-    names = {
-        index: name
-        for task, labels in results.classes.items()
-        if (pair := parse_pair(task))
-        for index, name in zip(pair, labels, strict=True)
-    }
-    shown = sorted({index for pair in differences for index in pair})
+def curves(lines: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, **axes_options: Any) -> bytes:
+    """Draw lines with a legend below them."""
+    with _panel((5.2, 4.4)) as (axes, buffer):
+        _draw_curves(axes, lines)
+        axes.set_ylim(bottom=0)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes_options)
+    return buffer.getvalue()
+
+
+def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str) -> bytes:
+    """Draw accuracies in percent against a norm's epsilons, in 1/255 where its main one is a whole number of them."""
+    scale = 255 if in_grey_levels(main) else 1
+    with _panel((5.2, 4.4)) as (axes, buffer):
+        _draw_curves(axes, [line._replace(points=[(scale * x, y) for x, y in line.points]) for line in lines])
+        if main.epsilon is not None:
+            axes.axvline(scale * main.epsilon, **_MARK)
+            place = (scale * main.epsilon, 101)
+            axes.annotate(radius(main), place, ha="center", fontsize=9, color="#444444", annotation_clip=False)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 100.5)
+        axes.set_xlabel(f"{norm_label(main.norm or '')} radius" + (" in 1/255" if scale == 255 else ""))
+        axes.set_ylabel("accuracy in %")
+        axes.set_title(title, pad=16)
+    return buffer.getvalue()
+
+
+def _draw_curves(axes: Axes, lines: Sequence[Curve]) -> None:
+    for line in lines:
+        x, y = np.array(line.points).T
+        marker = line.marker if len(line.points) <= _MOST_MARKERS else None
+        style = {"linewidth": 1.6, "markersize": 4, "clip_on": False} | dict(line.style)
+        axes.plot(x, y, color=line.color, marker=marker, label=line.label, **style)
+        if len(line.errors):
+            axes.fill_between(x, y - line.errors, y + line.errors, color=line.color, alpha=0.18, linewidth=0)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2, fontsize=9)
+
+
+def heat_map(values: Mapping[tuple[int, int], float], names: Mapping[int, str], *, limit: float, title: str) -> bytes:
+    """Draw a number in points for each pair of classes, colours centred on 0 and ending at +-limit."""
+    shown = sorted({number for pair in values for number in pair})
     grid = np.full((len(shown), len(shown)), np.nan)
-    for (one, two), value in differences.items():
+    for (one, two), value in values.items():
         row, column = shown.index(one), shown.index(two)
         grid[row, column] = grid[column, row] = 100 * value
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 5.9), layout="constrained")
-        axes = figure.add_subplot()
+    with _panel((5.6, 5.9)) as (axes, buffer):
         image = axes.imshow(grid, cmap=_DIVERGING, vmin=-100 * limit, vmax=100 * limit)
         for row, column in np.argwhere(~np.isnan(grid)):
             value = grid[row, column]
-            axes.text(
-                column,
-                row,
-                f"{round(value):+d}".replace("-", "−").replace("+0", "0"),
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if abs(value) > 75 * limit else "#222222",
-            )
-        labels = [names[index] for index in shown]
-        axes.set_xticks(
-            range(len(shown)),
-            labels,
-            rotation=45 if max(map(len, labels)) > 2 else 0,
-            ha="right" if max(map(len, labels)) > 2 else "center",
-            rotation_mode="anchor",
-        )
+            text = f"{round(value):+d}".replace("-", "−").replace("+0", "0")
+            color = "white" if abs(value) > 75 * limit else "#222222"
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
+        labels = [names[number] for number in shown]
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 2 else {}
+        axes.set_xticks(range(len(shown)), labels, rotation_mode="anchor", **turned)
         axes.set_yticks(range(len(shown)), labels)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(f"{split} images, {threat_label(threat)}")
-        bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, aspect=30, pad=0.02)
+        axes.set_title(title)
+        bar = axes.figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label("← other ahead      points      1NN ahead →")
-        return png(figure)
-
-
-def curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> bytes | None:
-    """Draw mean accuracy against the radius, a line per method with a band of one standard error."""
-    main = Threat(norm, results.main_radii.get(norm))
-    scale = 255 if in_grey_levels(main) else 1
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        drawn = 0
-        for method in results.methods:
-            for certified in (False, True):
-                points = _curve_points(results, method, split, norm, tasks, certified=certified)
-                if points:
-                    _draw_curve(axes, results, method, points, scale=scale)
-                    drawn += 1
-        if not drawn:
-            return None
-        if main.epsilon is not None:
-            axes.axvline(scale * main.epsilon, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-            axes.annotate(
-                radius(main),
-                (scale * main.epsilon, 101),
-                ha="center",
-                fontsize=9,
-                color="#444444",
-                annotation_clip=False,
-            )
-        axes.set_xlim(left=0)
-        axes.set_ylim(0, 100.5)
-        axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_xlabel(f"{norm_label(norm)} radius" + (" in 1/255" if scale == 255 else ""))
-        axes.set_ylabel("accuracy in %")
-        axes.set_title(f"{split} images, {norm_label(norm)}", pad=16)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-        return png(figure)
-
-
-def _rivals(results: Results) -> list[str]:
-    others = [method for method in results.methods if method != FOCUS]
-    return [method for method in others if method.startswith("trades")] or others
-
-
-def _curve_points(
-    results: Results, method: str, split: str, norm: str, tasks: Sequence[str], *, certified: bool
-) -> list[tuple[float, Mean]]:
-    """Return (radius, mean) of a method's curve; empty for a certified one that the exact one would hide."""
-    source = lower_bounds if certified else task_accuracies
-    means = [
-        (epsilon, mean_over_tasks(source(results, method, split, Threat(norm, epsilon)), tasks))
-        for epsilon in results.radii(norm)
-    ]
-    points = [(epsilon, mean) for epsilon, mean in means if mean is not None]
-    if certified and all(mean.kind == "exact" for _, mean in points):
-        return []
-    clean = mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)
-    if points and points[0][0] > 0 and clean is not None:
-        points.insert(0, (0.0, clean))
-    return points
-
-
-def _draw_curve(axes, results: Results, method: str, points: Sequence[tuple[float, Mean]], *, scale: int):
-    kinds = [mean.kind for epsilon, mean in points if epsilon > 0] or ["clean"]
-    kind = next((kind for kind in ("attacked", "certified") if kind in kinds), kinds[0])  # a curve is its weakest point
-    others = [name for name in results.methods if name not in _STYLES]
-    color, marker = _STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
-    radii = [scale * epsilon for epsilon, _ in points]
-    values = np.array([100 * mean.value for _, mean in points])
-    errors = np.array([100 * (mean.error or 0.0) for _, mean in points])
-    axes.plot(
-        radii,
-        values,
-        color=color,
-        marker=marker if len(points) <= _MOST_MARKERS else None,
-        markersize=4,
-        linewidth=1.6,
-        clip_on=False,
-        linestyle=_LINES[kind],
-        label=f"{method_label(method)} ({kind})",
-    )
-    axes.fill_between(radii, values - errors, values + errors, color=color, alpha=0.18, linewidth=0)
-
-
-def png(figure: Figure) -> bytes:
-    """Return a finished figure as PNG bytes."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def scatter(
+    points: Mapping[str, tuple[Mean, Mean]], conditions: Sequence[Condition], *, focus: str, title: str
+) -> bytes:
+    """Draw a dot per model with its binomial errors; lines through 1NN part those it beats in each norm.
+
+    Args:
+      points: name -> its shares under the two conditions.
+      conditions: of the axes, across and up.
+      focus: the name that is marked.
+      title: of the panel.
+    """
+    dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
+    with _panel((5.2, 4.8)) as (axes, buffer):
+        for name, (across, up) in points.items():
+            style: dict[str, Any] = {"fmt": "o", "markersize": 4, "color": PALETTE[1][0], "alpha": 0.75, "zorder": 2}
+            if name == focus:
+                style = {"fmt": "*", "markersize": 13, "color": FOCUS_COLOR, "zorder": 3}
+            style |= {"xerr": 100 * (across.error or 0.0), "yerr": 100 * (up.error or 0.0)}
+            axes.errorbar(*dots[name], elinewidth=0.5, **style)
+        if focus in dots:
+            axes.axvline(dots[focus][0], **_MARK | {"color": FOCUS_COLOR})
+            axes.axhline(dots[focus][1], **_MARK | {"color": FOCUS_COLOR})
+        width, height = (_limits([pair[place] for pair in points.values()]) for place in (0, 1))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= 100 else ""))
+        named = list(dots) if len(dots) <= MOST_NAMES else _extremes(dots, focus)
+        for name, place in _label_places(dots, named, width[1], height[1]).items():
+            _annotate(axes, method_label(name), dots[name], place)
+        axes.grid(color="#E5E5E5", linewidth=0.6)
+        xlabel, ylabel = (f"{condition_label(one)}, % (≤ attacked; 1NN = exact)" for one in conditions)
+        axes.set(xlim=width, ylim=height, xlabel=xlabel, ylabel=ylabel, title=title)
+    return buffer.getvalue()
+
+
+def _annotate(axes: Axes, text: str, dot: tuple[float, float], place: tuple[float, float]) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3}
+    arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
+    axes.annotate(text, dot, place, fontsize=8, ha="center", va="center", zorder=1, bbox=box, arrowprops=arrow)
+
+
+def _extremes(dots: Mapping[str, tuple[float, float]], focus: str) -> list[str]:
+    """Name 1NN and the most robust in each norm."""
+    best = [max(dots, key=lambda name: dots[name][axis]) for axis in (0, 1)]
+    return [name for name in dict.fromkeys([focus, *best]) if name in dots]
+
+
+def _label_places(
+    dots: Mapping[str, tuple[float, float]], names: Sequence[str], right: float, top: float
+) -> dict[str, tuple[float, float]]:
+    """Give each name the middle of a place beside its dot, in the axes, where no other name or dot is if there is one.
+
+    Args:
+      dots: name -> where its dot is.
+      names: to be written.
+      right: where the axis across ends; it begins near 0.
+      top: where the axis up ends, likewise.
+    """
+    half = {name: _LETTER_WIDTH / 2 * len(method_label(name)) * right for name in names}
+    line = _LINE_HEIGHT * top
+    places: dict[str, tuple[float, float]] = {}
+
+    def is_free(name, x, y):
+        return (
+            half[name] <= x <= right - half[name]
+            and 0 <= y <= top - line / 2
+            and not any(abs(x - a) < half[name] and abs(y - b) < line / 2 for a, b in dots.values())
+            and not any(abs(x - a) < half[name] + half[other] and abs(y - b) < line for other, (a, b) in places.items())
+        )
+
+    for name in names:
+        x, y = dots[name]
+        beside = [
+            (x + side * (half[name] + _GAP * right), y + level * line)
+            for level in (0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 3.5, -3.5)
+            for side in (1, -1)
+        ]
+        places[name] = next((place for place in beside if is_free(name, *place)), beside[0])
+    return places
+
+
+def _limits(means: Sequence[Mean]) -> tuple[float, float]:
+    """From nothing to beyond the most robust, with room for its name."""
+    most = max(1.0, *(100 * (mean.value + (mean.error or 0.0)) for mean in means))
+    return -0.03 * most, 1.25 * most
+
+
+@contextlib.contextmanager
+def _panel(size: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Give axes to draw in; what was drawn is in the buffer afterwards, as PNG."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
+        yield axes, buffer
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.report.labels import error_points, method_label, percent, signed_points, threat_phrase
-from experiments.report.tables import (
+from experiments.report.labels import condition_phrase, error_points, method_label, percent, signed_points
+from experiments.report.records import (
     CLEAN,
+    Condition,
     Difference,
     Results,
-    Threat,
     mean_over_tasks,
     paired_difference,
     task_accuracies,
@@ -20,58 +20,60 @@ _CLEAR = 2.0  # Standard errors between 'ahead' and 'level'.
 
 
 def findings(results: Results, tasks: Sequence[str]) -> list[str]:
-    """Say for train and for test images which method is ahead under each threat, and what their mean would hide."""
-    threats = [threat for threat in results.main_threats if threat != CLEAN]
-    splits = [split for split in results.splits if split != "both"]
-    sentences = [_compare(results, split, threat, tasks) for split in splits for threat in threats]
+    """Say for train and for test images which method is ahead under each condition, and what their mean would hide."""
+    conditions = [condition for condition in results.main_conditions if condition != CLEAN]
+    splits = results.single_splits
+    sentences = [_compare(results, split, condition, tasks) for split in splits for condition in conditions]
     if len(splits) == 2:
-        sentences += [_hidden(results, threat, tasks) for threat in threats]
+        sentences += [_hidden(results, condition, tasks) for condition in conditions]
     return [sentence for sentence in sentences if sentence]
 
 
-def best_of(results: Results, methods: Sequence[str], split: str, threat: Threat, tasks: Sequence[str]) -> str | None:
+def best_of(
+    results: Results, methods: Sequence[str], split: str, condition: Condition, tasks: Sequence[str]
+) -> str | None:
     """Return the method with the highest mean over `tasks`, the first of equals; None if none was evaluated."""
-    means = {method: mean_over_tasks(task_accuracies(results, method, split, threat), tasks) for method in methods}
+    means = {method: mean_over_tasks(task_accuracies(results, method, split, condition), tasks) for method in methods}
     found = {method: mean.value for method, mean in means.items() if mean is not None}
     return max(found, key=found.__getitem__) if found else None
 
 
-def _rivals(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> tuple[str, str] | None:
+def _rivals(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> tuple[str, str] | None:
     """Choose what to compare: 1NN with the best other method, or without 1NN the two best; None if there are no two."""
-    focus = FOCUS if FOCUS in results.methods else best_of(results, results.methods, split, threat, tasks)
-    rival = best_of(results, [method for method in results.methods if method != focus], split, threat, tasks)
+    focus = FOCUS if FOCUS in results.methods else best_of(results, results.methods, split, condition, tasks)
+    rival = best_of(results, [method for method in results.methods if method != focus], split, condition, tasks)
     return (focus, rival) if focus and rival else None
 
 
-def _compare(results: Results, split: str, threat: Threat, tasks: Sequence[str]) -> str | None:
-    rivals = _rivals(results, split, threat, tasks)
-    difference = paired_difference(results, *rivals, split, threat, tasks) if rivals else None
+def _compare(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> str | None:
+    rivals = _rivals(results, split, condition, tasks)
+    difference = paired_difference(results, *rivals, split, condition, tasks) if rivals else None
     if rivals is None or difference is None:
         return None
     focus, rival = rivals
-    where = f"{split.capitalize()} images, {threat_phrase(threat)}"
+    where = f"{split.capitalize()} images, {condition_phrase(condition)}"
     return (
         f"{where}: {method_label(focus)} is {_verdict(difference)} {method_label(rival)}, {_points(difference)} points "
         f"({percent(difference.first, error=False)} % against {percent(difference.second, error=False)} %)."
     )
 
 
-def _hidden(results: Results, threat: Threat, tasks: Sequence[str]) -> str | None:
+def _hidden(results: Results, condition: Condition, tasks: Sequence[str]) -> str | None:
     """Say where the mean over train and test images hides that they disagree."""
-    rivals = _rivals(results, "both", threat, tasks)
+    rivals = _rivals(results, "both", condition, tasks)
     if rivals is None:
         return None
     focus, rival = rivals
     by_split = {
         split: difference
         for split in ("train", "test", "both")
-        if (difference := paired_difference(results, focus, rival, split, threat, tasks))
+        if (difference := paired_difference(results, focus, rival, split, condition, tasks))
     }
     verdicts = {split: _verdict(difference) for split, difference in by_split.items()}
     if len(by_split) < 3 or verdicts["train"] == verdicts["test"]:
         return None
     return (
-        f"The mean over train and test images hides a difference for {threat_phrase(threat)}: in it "
+        f"The mean over train and test images hides a difference for {condition_phrase(condition)}: in it "
         f"{method_label(focus)} is {verdicts['both']} {method_label(rival)} ({_points(by_split['both'])} points), "
         f"but {verdicts['train']} it on train images ({_points(by_split['train'])}) "
         f"and {verdicts['test']} it on test images ({_points(by_split['test'])})."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.report.tables import Mean, Threat
+from experiments.report.records import Condition, Mean
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
@@ -28,28 +28,30 @@ def norm_label(norm: str) -> str:
     return _NORMS.get(norm, norm)
 
 
-def threat_label(threat: Threat) -> str:
-    """Write a threat, e.g. "L∞ 8/255"."""
-    if threat.norm is None:
+def condition_label(condition: Condition) -> str:
+    """Write a condition, e.g. "L∞ 8/255"."""
+    if condition.norm is None:
         return "clean"
-    return norm_label(threat.norm) if threat.epsilon is None else f"{norm_label(threat.norm)} {radius(threat)}"
+    return (
+        norm_label(condition.norm) if condition.epsilon is None else f"{norm_label(condition.norm)} {radius(condition)}"
+    )
 
 
-def threat_phrase(threat: Threat) -> str:
-    """Write a threat for the middle of a sentence."""
-    return "the worst of the norms" if threat.norm == "worst" else threat_label(threat)
+def condition_phrase(condition: Condition) -> str:
+    """Write a condition for the middle of a sentence."""
+    return "the worst of the norms" if condition.norm == "worst" else condition_label(condition)
 
 
-def in_grey_levels(threat: Threat) -> bool:
+def in_grey_levels(condition: Condition) -> bool:
     """Say whether a radius is a whole number of 1/255, as it is given in the literature on colour images."""
-    levels = (threat.epsilon or 0.0) * 255
-    return threat.norm == "linf" and 0.5 < levels < _MOST_GREY_LEVELS and abs(levels - round(levels)) < 1e-3
+    levels = (condition.epsilon or 0.0) * 255
+    return condition.norm == "linf" and 0.5 < levels < _MOST_GREY_LEVELS and abs(levels - round(levels)) < 1e-3
 
 
-def radius(threat: Threat) -> str:
-    """Write a threat's radius, in 1/255 where it is a whole number of them."""
-    epsilon = threat.epsilon or 0.0
-    return f"{round(epsilon * 255)}/255" if in_grey_levels(threat) else f"{epsilon:.4g}"
+def radius(condition: Condition) -> str:
+    """Write a condition's radius, in 1/255 where it is a whole number of them."""
+    epsilon = condition.epsilon or 0.0
+    return f"{round(epsilon * 255)}/255" if in_grey_levels(condition) else f"{epsilon:.4g}"
 
 
 def percent(mean: Mean | None, *, error: bool = True) -> str:

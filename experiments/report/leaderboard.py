@@ -1,48 +1,56 @@
-"""The report of a leaderboard: the table, whom 1NN beats, one norm against the other, and what failed."""
+"""The report of a leaderboard: the table, whom 1NN beats, one norm against the other, and what failed.
+
+Numbers are of one set of images, the same for every model. What attacks left of a network is an upper bound on its
+robust accuracy; 1NN's figures are exact, or lie between bounds that are kept apart.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.checks import order_violations
-from experiments.report import leaderboard_figures as figures
+import pandas as pd
+
+from experiments.report import figures
 from experiments.report.labels import (
     MISSING,
     SPLIT_TITLES,
+    condition_label,
     counted,
     method_label,
     norm_label,
     percent,
-    threat_label,
 )
-from experiments.report.leaderboard_tables import (
-    CSV_COLUMNS,
-    NEIGHBOR,
-    Comparison,
-    comparisons,
-    csv_lines,
-    main_threats,
-    ordered,
+from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, file_name
+from experiments.report.provenance import alerts, provenance_blocks
+from experiments.report.records import (
+    CLEAN,
+    PROVEN,
+    WORST,
+    Condition,
+    Mean,
+    Results,
+    Row,
+    Run,
+    index,
+    interval,
     share,
-    splits,
+    standard_error,
+    tidy,
 )
-from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, to_html, to_markdown
-from experiments.report.provenance import provenance_blocks
-from experiments.report.tables import CLEAN, Mean, Row, Threat
-from experiments.storage import write_whole
 
-__all__ = ["terminal_text", "write"]
-
+TABLE = "leaderboard.csv"
+NEIGHBOR = "1nn"
+_COLUMNS = (
+    *("model", "architecture", "dataset", "split", "norm", "epsilon", "kind", "count", "robust"),
+    *("accuracy", "standard_error", "low95", "high95", "published_clean", "published_autoattack"),
+    *("clean_count", "clean_measured", "clean_difference", "clean_verdict", "failed"),
+)
 _READING = (
     "Percent of {images} ± its standard error over images, where it is neither 0 nor 100. ≤ attacked: the share that "
     "no attack tried here broke, an upper bound on robust accuracy that a stronger attack can lower. = exact: the "
-    "robust accuracy itself, from the radius of every image. Sorted by {sorted_by}, bounds taken as they stand. {csv} "
-    "has all radii and 95 % intervals."
+    f"robust accuracy itself, from the radius of every image. Sorted by {{sorted_by}}, bounds taken as they stand. "
+    f"{TABLE} has all radii and 95 % intervals."
 )
 _BEATEN = (
     "1NN's figures are exact and those of networks upper bounds. A network below 1NN is less robust than 1NN on these "
@@ -50,133 +58,199 @@ _BEATEN = (
     "that their 95 % intervals (Wilson), as if their images were drawn apart, do not overlap. Train images are points "
     "that 1NN has stored."
 )
-_CSV_FILE = "leaderboard.csv"
+_SCATTER = (
+    "A dot is a network, what attacks left of it in both norms (upper bounds); the star is 1NN, exact. It beats "
+    "the networks on the left of its upright line in the one norm, those below its level line in the other. Bars: "
+    "one standard error."
+)
+_CLEAN = (
+    "Clean accuracy on test images before any attack. 'other pixels': the published figure is of the original "
+    "images and these are not: the two were not compared and do not tell whether the weights are the right ones."
+)
 
 
-def write(
-    workdir: Path,
-    rows: Sequence[Row],
-    problems: Sequence[str] = (),
-    *,
-    failed: Sequence[Mapping[str, Any]] = (),
-    absence: str = "",
-    num_missing: int = 0,
-    sort_by: str = "linf",
-) -> Path:
-    """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, leaderboard.csv.
+class Comparison(NamedTuple):
+    """1NN beside all networks in one column.
+
+    Attributes:
+      own: 1NN's share; certified where it is not exact.
+      num_networks: that have a figure there.
+      num_below: networks whose upper bound lies below 1NN's share: it is more robust than they are on these images.
+      num_clearly_below: of those, with a 95 % interval below that of 1NN.
+      best: name and upper bound of the network that keeps most.
+    """
+
+    split: str
+    condition: Condition
+    own: Mean
+    num_networks: int
+    num_below: int
+    num_clearly_below: int
+    best: tuple[str, Mean]
+
+
+def table(run: Run) -> pd.DataFrame:
+    """Return every accuracy of one or more models, in the order of the report, then a line for each that failed.
+
+    Shares are of 1; published accuracies and the clean check, of test images before any attack, are in per cent.
+    """
+    (results,) = index(run.rows)
+    numbers = tidy(run.rows).rename(columns={"method": "model"}).drop(columns=["task", "classes", "seed"])
+    numbers["standard_error"] = list(map(standard_error, numbers["accuracy"], numbers["count"]))
+    models = [
+        {"model": row["method"], "architecture": row["model"]["architecture"], **_check(row["clean"], row["model"])}
+        for row in run.rows
+    ]
+    failed = [
+        {"unit": one["unit"], "model": _model(one), "dataset": results.dataset, "failed": one["reason"]}
+        | _check(one.get("clean"), {})
+        for one in run.failed
+    ]
+    order = {name: place for place, name in enumerate(ordered(results, _sort_by(run)))}
+    found = numbers.reset_index().merge(pd.DataFrame(models), on="model")
+    found = found.sort_values("model", key=lambda names: names.map(order), kind="stable")
+    found = pd.concat([found, pd.DataFrame(failed)]).reindex(columns=["unit", *_COLUMNS])
+    return found.astype(dict.fromkeys(("count", "robust", "clean_count"), "Int64")).set_index("unit")
+
+
+def _check(clean: Mapping[str, Any] | None, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the published accuracies, and the clean one held against them, as columns of the table."""
+    found = {"published_clean": model.get("clean_accuracy"), "published_autoattack": model.get("autoattack_accuracy")}
+    if clean is None:
+        return found
+    measured, published = 100 * clean["correct"] / clean["count"], clean["published"]
+    return found | {
+        "published_clean": published,
+        "clean_count": clean["count"],
+        "clean_measured": round(measured, 4),
+        "clean_difference": None if published is None else round(measured - published, 4),
+        "clean_verdict": clean["verdict"],
+    }
+
+
+def _model(failure: Mapping[str, Any]) -> str:
+    return failure["unit"].partition("/")[2]
+
+
+def _sort_by(run: Run) -> str:
+    return run.settings.get("sort_by", "linf")
+
+
+def _conditions(results: Results) -> list[Condition]:
+    """Return clean and each norm at its main epsilon, the columns of the table."""
+    return [condition for condition in results.main_conditions if condition != WORST]
+
+
+def ordered(results: Results, sort_by: str) -> list[str]:
+    """Sort the models, the highest first, by a column of the test images (of the only split, where there is one).
 
     Args:
-      workdir: the folder of the run.
-      rows: what `results.read_rows` returned; at least one.
-      problems: likewise.
-      failed: from `failures.read`, models without a row.
-      absence: which models were left out, in words.
-      num_missing: further models without a row.
-      sort_by: see `leaderboard_tables.ordered`.
-
-    Returns:
-      The path of the page.
+      results: of one dataset.
+      sort_by: "clean", a norm, or "mean": over all columns but clean, of both splits.
     """
-    rows = ordered(rows, sort_by)
-    title = f"Robust networks and 1NN on {rows[0]['dataset']}"
-    blocks = _blocks(rows, problems, failed, absence, num_missing, title, sort_by)
-    folder = workdir / "report"
-    for block in blocks:
-        for image in block.images if isinstance(block, Images) else ():
-            write_whole(folder / "figures" / image.name, image.png)
-    page = folder / "report.html"
-    write_whole(page, to_html(blocks, title=title))
-    write_whole(folder / "report.md", to_markdown(blocks, folder="figures"))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([CSV_COLUMNS, *csv_lines(rows, failed)])
-    write_whole(folder / _CSV_FILE, text.getvalue())
-    return page
+    split = "test" if "test" in results.splits else results.splits[0]
+    wanted = [condition for condition in _conditions(results) if (condition.norm or "clean") == sort_by]
+    if sort_by == "mean":
+        split, wanted = results.splits[-1], [condition for condition in _conditions(results) if condition != CLEAN]
+
+    def value(name: str) -> float:
+        found = [cell.value for condition in wanted if (cell := share(results, name, split, condition))]
+        return sum(found) / len(found) if found else -1.0
+
+    return sorted(results.methods, key=lambda name: (-value(name), name))
 
 
-def terminal_text(rows: Sequence[Row], sort_by: str) -> str:
+def comparisons(results: Results) -> list[Comparison]:
+    """Hold 1NN against all networks, column by column but clean; nothing without 1NN or without networks."""
+    columns = [(split, condition) for split in results.splits for condition in _conditions(results)]
+    found = [_compare(results, split, condition) for split, condition in columns if condition != CLEAN]
+    return [comparison for comparison in found if comparison]
+
+
+def _compare(results: Results, split: str, condition: Condition) -> Comparison | None:
+    own = share(results, NEIGHBOR, split, condition, PROVEN)
+    networks = [name for name in results.methods if name != NEIGHBOR]
+    theirs = {name: cell for name in networks if (cell := share(results, name, split, condition))}
+    if own is None or not theirs:
+        return None
+    below = [name for name, cell in theirs.items() if cell.value < own.value]
+    lowest, _ = interval(results, NEIGHBOR, split, condition, PROVEN)
+    clearly = [name for name in below if interval(results, name, split, condition)[1] < lowest]
+    best = max(theirs, key=lambda name: theirs[name].value)
+    return Comparison(split, condition, own, len(theirs), len(below), len(clearly), (best, theirs[best]))
+
+
+def blocks(run: Run) -> list[Block]:
+    """Assemble the report."""
+    (results,) = index(run.rows)
+    names = ordered(results, _sort_by(run))
+    rows = sorted(run.rows, key=lambda row: names.index(row["method"]))
+    found: list[Block] = [Heading(f"Robust networks and 1NN on {results.dataset}", 1)]
+    if absence := run.settings.get("absence"):
+        found.append(Text(f"Not complete: {absence}.", "alert"))
+    if run.num_missing:
+        found.append(Text(f"Not complete: {counted(run.num_missing, 'model')} still to be run.", "alert"))
+    found += alerts(run, noun="model")
+    if warned := [f"{row['method']}: {text}" for row in rows for text in row["warnings"]]:
+        found.append(Bullets(warned, "Warnings:"))
+    reading = Text(_reading(results, rows, _sort_by(run)), "note")
+    found += [_main_table(results, names), reading, *_beaten_blocks(results), *_scatter_blocks(results, names)]
+    return [*found, *_curve_blocks(results, names), *_clean_blocks(results, rows), *provenance_blocks(rows, [results])]
+
+
+def summary(run: Run) -> str:
     """Return the table as plain text, in the order of the report's, then whom 1NN beats."""
-    rows = ordered(rows, sort_by)
-    table = _main_table(rows)
-    lines = [[name[:36], *(cell.partition(" ± ")[0].replace(" ", "") for cell in cells)] for name, *cells in table.rows]
-    first = max(len(line[0]) for line in lines) + 1
-    width = max(len(text) for text in table.header[1:]) + 1
-    groups = "".join(f"{text:^{width * span}}" for text, span in table.groups[1:])
-    text = [rows[0]["dataset"], " " * first + groups]
-    text += [
-        f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, *cells in [["", *table.header[1:]]]
-    ]
-    text += [f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, *cells in lines]
-    text += ["in %; ≤ attacked (upper bound), = exact", *(f"- {_sentence(found)}" for found in comparisons(rows))]
+    (results,) = index(run.rows)
+    main = _main_table(results, ordered(results, _sort_by(run)))
+    cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in main.rows]
+    lines = [["", *main.header[1:]], *([row[0][:36], *shares] for row, shares in zip(main.rows, cells, strict=True))]
+    first, width = max(len(line[0]) for line in lines) + 1, max(map(len, main.header[1:])) + 1
+    text = [results.dataset, " " * first + "".join(f"{group:^{width * span}}" for group, span in main.groups[1:])]
+    text += [f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in shares) for name, *shares in lines]
+    text += ["in %; ≤ attacked (upper bound), = exact", *(f"- {_sentence(one)}" for one in comparisons(results))]
     return "\n".join(line.rstrip() for line in text)
 
 
-def _blocks(rows, problems, failed, absence, num_missing, title, sort_by) -> list[Block]:
-    blocks: list[Block] = [Heading(title, 1)]
-    if absence:
-        blocks.append(Text(f"Not complete: {absence}.", "alert"))
-    if num_missing:
-        blocks.append(Text(f"Not complete: {counted(num_missing, 'model')} still to be run.", "alert"))
-    if failed:
-        lines = [f"{item['model']}: {item['reason']}" for item in failed]
-        blocks.append(Bullets(lines, f"{counted(len(failed), 'model')} failed and not in the table:"))
-    violations = order_violations(rows)
-    if violations:
-        blocks.append(Bullets(violations, "Bounds that contradict each other; trust nothing before this is explained:"))
-    if problems:
-        blocks.append(Bullets(problems, "Found while reading the stored rows:"))
-    warned = [f"{row['method']}: {text}" for row in rows for text in row["warnings"]]
-    if warned:
-        blocks.append(Bullets(warned, "Warnings:"))
-    blocks += [_main_table(rows), Text(_reading(rows, sort_by), "note"), *_beaten_blocks(rows), *_scatter_blocks(rows)]
-    blocks += [*_curve_blocks(rows), *_clean_blocks(rows), *provenance_blocks(rows)]
-    return blocks
-
-
-def _main_table(rows: Sequence[Row]) -> Table:
-    columns = [(split, threat) for split in splits(rows) for threat in main_threats(rows)]
+def _main_table(results: Results, names: Sequence[str]) -> Table:
+    conditions = _conditions(results)
+    columns = [(split, condition) for split in results.splits for condition in conditions]
     return Table(
-        header=["model", *(threat_label(threat) for _, threat in columns)],
-        groups=[("", 1), *((SPLIT_TITLES[split], len(main_threats(rows))) for split in splits(rows))],
-        rows=[
-            [method_label(row["method"]), *(_percent(share(row, split, threat)) for split, threat in columns)]
-            for row in rows
-        ],
-        strong=frozenset((place, 0) for place, row in enumerate(rows) if row["method"] == NEIGHBOR),
+        header=["model", *(condition_label(condition) for _, condition in columns)],
+        groups=[("", 1), *((SPLIT_TITLES[split], len(conditions)) for split in results.splits)],
+        rows=[[method_label(name), *(_percent(share(results, name, *column)) for column in columns)] for name in names],
+        strong=frozenset((place, 0) for place, name in enumerate(names) if name == NEIGHBOR),
     )
 
 
-def _reading(rows: Sequence[Row], sort_by: str) -> str:
+def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
     counts = sorted({(item["split"], item["count"]) for row in rows for item in row["evaluations"]}, reverse=True)
     images = " and ".join(f"the first {count} {split} images" for split, count in counts)
-    where = "test images" if "test" in splits(rows) else f"{splits(rows)[0]} images"
+    where = "test images" if "test" in results.splits else f"{results.splits[0]} images"
     sorted_by = "the mean of all robust columns" if sort_by == "mean" else f"{norm_label(sort_by)} on {where}"
-    return _READING.format(images=images, sorted_by=sorted_by, csv=_CSV_FILE)
+    return _READING.format(images=images, sorted_by=sorted_by)
 
 
-def _beaten_blocks(rows: Sequence[Row]) -> list[Block]:
-    found = comparisons(rows)
-    if not found:
-        return []
+def _beaten_blocks(results: Results) -> list[Block]:
     lines = [
         [
-            f"{SPLIT_TITLES[one.split]}, {threat_label(one.threat)}",
+            f"{SPLIT_TITLES[one.split]}, {condition_label(one.condition)}",
             _percent(one.own),
             f"{one.num_below} of {one.num_networks}",
             str(one.num_clearly_below),
             _percent(one.best[1]),
             method_label(one.best[0]),
         ]
-        for one in found
+        for one in comparisons(results)
     ]
     header = ["", "1NN", "networks below 1NN", "clearly", "the network that keeps most", ""]
-    return [Heading("Whom 1NN beats"), Table(header, lines), Text(_BEATEN, "note")]
+    return [Heading("Whom 1NN beats"), Table(header, lines), Text(_BEATEN, "note")] if lines else []
 
 
 def _sentence(one: Comparison) -> str:
     what = {"exact": "exactly ", "certified": "at least ", "attacked": ""}[one.own.kind]
     name, best = one.best
     most, above = f"{100 * best.value:.1f} % ({method_label(name)})", one.num_networks - one.num_below
-    where = f"{SPLIT_TITLES[one.split].capitalize()}, {threat_label(one.threat)}"
+    where = f"{SPLIT_TITLES[one.split].capitalize()}, {condition_label(one.condition)}"
     text = f"{where}: 1NN keeps {what}{100 * one.own.value:.1f} %"
     networks = "the one network" if one.num_networks == 1 else f"all {one.num_networks} networks"
     if not one.num_below:
@@ -189,100 +263,98 @@ def _sentence(one: Comparison) -> str:
     )
 
 
-def _scatter_blocks(rows: Sequence[Row]) -> list[Block]:
-    threats = [threat for threat in main_threats(rows) if threat != CLEAN][:2]
-    if len(threats) < 2:
+def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
+    conditions = [condition for condition in _conditions(results) if condition != CLEAN][:2]
+    if len(conditions) < 2:
         return []
     images = []
-    for split in (split for split in splits(rows) if split != "both"):
-        points: dict[str, tuple[Mean, Mean]] = {}
-        for row in rows:
-            across, up = (share(row, split, threat) for threat in threats)
-            if across is not None and up is not None:
-                points[row["method"]] = across, up
+    for split in results.single_splits:
+        pairs = {name: [share(results, name, split, condition) for condition in conditions] for name in names}
+        points = {name: (across, up) for name, (across, up) in pairs.items() if across and up}
         title = f"{split} images"
-        png = figures.scatter(points, (threats[0], threats[1]), focus=NEIGHBOR, title=title)
-        alt = f"{threat_label(threats[0])} against {threat_label(threats[1])}, {title}"
-        images.append(Image(_file_name("scatter", split), alt, png))
-    caption = (
-        "A dot is a network, what attacks left of it in both norms (upper bounds); the star is 1NN, exact. It beats "
-        "the networks on the left of its upright line in the one norm, those below its level line in the other. Bars: "
-        "one standard error."
-    )
-    return [Heading("One norm against the other"), Images(images, caption)]
+        png = figures.scatter(points, conditions, focus=NEIGHBOR, title=title)
+        alt = f"{condition_label(conditions[0])} against {condition_label(conditions[1])}, {title}"
+        images.append(Image(file_name("leaderboard", "scatter", split), alt, png))
+    return [Heading("One norm against the other"), Images(images, _SCATTER)]
 
 
-def _curve_blocks(rows: Sequence[Row]) -> list[Block]:
-    blocks: list[Block] = []
-    for threat in (threat for threat in main_threats(rows) if threat != CLEAN):
+def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
+    found: list[Block] = []
+    for condition in (condition for condition in _conditions(results) if condition != CLEAN):
         images = []
-        for split in (split for split in splits(rows) if split != "both"):
-            lines = {row["method"]: points for row in rows if len(points := _points(row, split, threat)) > 2}
-            if set(lines) - {NEIGHBOR}:
-                title = f"{split} images, {norm_label(threat.norm or '')}"
-                png = figures.curves(lines, threat, focus=NEIGHBOR, title=title)
-                images.append(
-                    Image(_file_name("curve", threat.norm, split), f"Accuracy against the radius, {title}", png)
-                )
+        for split in results.single_splits:
+            points = {name: points for name in names if len(points := _points(results, name, split, condition)) > 2}
+            if set(points) - {NEIGHBOR}:
+                title = f"{split} images, {norm_label(condition.norm or '')}"
+                png = figures.accuracy_curves(_curves(points), condition, title=title)
+                name = file_name("leaderboard", "curve", condition.norm, split)
+                images.append(Image(name, f"Accuracy against the radius, {title}", png))
         caption = "Solid: 1NN, exact. Broken: what attacks left of the networks. Upright line: the main radius."
-        blocks += [Images(images, caption)] if images else []
-    return [Heading("Accuracy against the radius"), *blocks] if blocks else []
+        found += [Images(images, caption)] if images else []
+    return [Heading("Accuracy against the radius"), *found] if found else []
 
 
-def _points(row: Row, split: str, main: Threat) -> list[tuple[float, Mean]]:
-    radii = {item["epsilon"] for item in row["evaluations"] if item["norm"] == main.norm and item["split"] == split}
-    found = [(0.0, share(row, split, CLEAN))]
-    found += [(radius, share(row, split, Threat(main.norm, radius))) for radius in sorted(radii) if radius]
-    return [(radius, mean) for radius, mean in found if mean is not None]
+def _points(results: Results, name: str, split: str, main: Condition) -> list[tuple[float, Mean]]:
+    epsilons = [epsilon for epsilon in results.epsilons(main.norm or "") if epsilon]
+    found = [(0.0, share(results, name, split, CLEAN))]
+    found += [(epsilon, share(results, name, split, Condition(main.norm, epsilon))) for epsilon in epsilons]
+    return [(epsilon, mean) for epsilon, mean in found if mean is not None]
 
 
-def _clean_blocks(rows: Sequence[Row]) -> list[Block]:
+def _curves(lines: Mapping[str, Sequence[tuple[float, Mean]]]) -> list[figures.Curve]:
+    """Lay out a line per model; 1NN's is exact and solid, those of networks are broken and named if they are few."""
+    are_named = len(lines) <= figures.MOST_NAMES
+    colors = {name: figures.PALETTE[1 + place][0] for place, name in enumerate(sorted(set(lines) - {NEIGHBOR})[:8])}
+    found = []
+    for name, points in lines.items():
+        kinds = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
+        label = f"{method_label(name)} ({'attacked' if 'attacked' in kinds else kinds.pop()})"
+        style: dict[str, Any] = {"linestyle": figures.BROKEN, "linewidth": 1.4 if are_named else 0.7, "zorder": 2}
+        color = colors[name] if are_named and name in colors else figures.PALETTE[1][0]
+        if name == NEIGHBOR:
+            color, style = figures.FOCUS_COLOR, {"linewidth": 2.0, "zorder": 3}
+        elif not are_named:
+            label, style = "networks (attacked)", style | {"alpha": 0.5}
+        found.append(
+            figures.Curve([(epsilon, 100 * mean.value) for epsilon, mean in points], label, color, None, style)
+        )
+    return found
+
+
+def _clean_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     """Hold the clean accuracy of networks against the published one, and show the published robust one beside ours."""
     networks = [row for row in rows if row["clean"]]
     if not networks:
         return []
-    linf = next((threat for threat in main_threats(rows) if threat.norm == "linf"), CLEAN)
+    linf = next((condition for condition in _conditions(results) if condition.norm == "linf"), CLEAN)
     lines = [
         [
             method_label(row["method"]),
             row["model"]["architecture"],
             _listed_for(row["model"]),
             f"{100 * row['clean']['correct'] / row['clean']['count']:.2f} of {row['clean']['count']}",
-            _published(row["clean"]["published"]),
+            _accuracy(row["clean"]["published"]),
             row["clean"]["verdict"],
-            _published(row["model"].get("autoattack_accuracy")),
-            _percent(share(row, "test", linf)),
+            _accuracy(row["model"].get("autoattack_accuracy")),
+            _percent(share(results, row["method"], "test", linf)),
             "; ".join(row["model"].get("notes") or ()),
         ]
         for row in networks
     ]
     header = ["model", "network", "listed for", "clean, %", "published", "", "AutoAttack, published"]
-    header += [f"{threat_label(linf)}, here", "to know"]
-    note = (
-        "Clean accuracy on test images before any attack. 'other pixels': the published figure is of the original "
-        "images and these are not: the two were not compared and do not tell whether the weights are the right ones."
-    )
-    others = sum(row["clean"]["verdict"] == "other pixels" for row in networks)
-    alert = [
-        Text(
-            f"The published accuracies of {counted(others, 'network')} are of the original images, not of "
-            f"{rows[0]['dataset']}: they could not be checked.",
-            "alert",
-        )
-    ] * bool(others)
-    return [
-        Heading("Clean accuracy, published and here"),
-        *alert,
-        Table(header, lines, numeric=False),
-        Text(note, "note"),
-    ]
+    header += [f"{condition_label(linf)}, here", "to know"]
+    found: list[Block] = [Heading("Clean accuracy, published and here")]
+    if others := sum(row["clean"]["verdict"] == "other pixels" for row in networks):
+        text = f"The published accuracies of {counted(others, 'network')} are of the original images, not of "
+        found.append(Text(f"{text}{results.dataset}: they could not be checked.", "alert"))
+    return [*found, Table(header, lines, numeric=False), Text(_CLEAN, "note")]
 
 
 def _listed_for(model: Mapping[str, Any]) -> str:
     """Write the threat that a catalogue lists a network for, and whether it was trained on more images."""
     if not model.get("epsilon"):
         return MISSING
-    return threat_label(Threat(model["threat"].lower(), model["epsilon"])) + ", extra data" * model["extra_data"]
+    return condition_label(Condition(model["threat"].lower(), model["epsilon"])) + ", extra data" * model["extra_data"]
 
 
 def _percent(mean: Mean | None) -> str:
@@ -290,9 +362,5 @@ def _percent(mean: Mean | None) -> str:
     return percent(mean, error=mean is not None and bool(mean.error))
 
 
-def _published(value: float | None) -> str:
+def _accuracy(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
-
-
-def _file_name(*parts: str | None) -> str:
-    return re.sub(r"[^\w.]+", "-", "-".join(["leaderboard", *map(str, parts)])) + ".png"

@@ -1,4 +1,4 @@
-"""How the numbers were made, gathered from the rows themselves."""
+"""What must not be overlooked, and how the numbers were made, gathered from the rows themselves."""
 
 from __future__ import annotations
 
@@ -6,22 +6,39 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.report.labels import method_label, norm_label
-from experiments.report.page import Block, Heading, Table, Text
-from experiments.report.tables import Row, index_rows
+from experiments.report.labels import counted, method_label, norm_label
+from experiments.report.page import Block, Bullets, Heading, Table, Text
+from experiments.report.records import Results, Row, Run
 
 _MAX_VALUES = 6
+_MAX_LISTED = 50
 
 
-def provenance_blocks(rows: Sequence[Row]) -> list[Block]:
+def alerts(run: Run, *, noun: str = "unit") -> list[Block]:
+    """Return what failed, contradicts itself or is damaged, as alerts; ``noun`` is what a unit is called."""
+    names = [one["unit"] if noun == "unit" else one["unit"].partition("/")[2] for one in run.failed]
+    lists = {
+        f"{counted(len(run.failed), noun)} failed and not in the table:": [
+            f"{name}: {one['reason']}" for name, one in zip(names, run.failed, strict=True)
+        ],
+        "certified ≤ exact ≤ attacked ≤ clean is violated as follows. At least one of these numbers is wrong: trust "
+        "nothing in this report before it is explained.": run.contradictions,
+        "Found while reading the stored rows:": run.problems,
+    }
+    return [
+        Bullets([*lines[:_MAX_LISTED], *[f"and {len(lines) - _MAX_LISTED} more"] * (len(lines) > _MAX_LISTED)], title)
+        for title, lines in lists.items()
+        if lines
+    ]
+
+
+def provenance_blocks(rows: Sequence[Row], indexed: Sequence[Results]) -> list[Block]:
     """Return the section on how it was made: configuration, versions, sizes, seeds, settings, time."""
-    blocks: list[Block] = [Heading("How it was made"), _general(rows)]
-    methods = list(dict.fromkeys(method for results in index_rows(rows) for method in results.methods))
+    blocks: list[Block] = [Heading("How it was made"), _general(rows, indexed)]
+    methods = list(dict.fromkeys(method for results in indexed for method in results.methods))
     for title, field in (("Attack", "attack"), ("Exact radii", "radii"), ("Training", "training")):
-        lines = _settings_lines(
-            {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}
-        )
-        if lines:
+        settings = {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}
+        if lines := _settings_lines(settings):
             blocks += [Heading(title, 3), Table(["method", "settings"], lines, numeric=False)]
     note = Text("What was interrupted tells the time since it went on.", "note")
     return [*blocks, Heading("Time", 3), _seconds(rows, methods), note]
@@ -41,31 +58,27 @@ def _settings_lines(settings: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     return lines
 
 
-def _general(rows: Sequence[Row]) -> Table:
+def _general(rows: Sequence[Row], indexed: Sequence[Results]) -> Table:
+    finished = [row["finished"] for row in rows if row.get("finished")]
     lines = [
         ("configuration", _values(row["config_hash"] for row in rows)),
         ("versions", _listed(_summary(row.get("versions") for row in rows))),
         ("device", _values(row.get("device") for row in rows)),
         ("seeds", _values(row["seed"] for row in rows)),
-        ("finished", _span([row["finished"] for row in rows if row.get("finished")])),
+        ("finished", " to ".join(dict.fromkeys((min(finished), max(finished)))) if finished else ""),
     ]
-    for results in index_rows(rows):
+    for results in indexed:
         own = [row for row in rows if row["dataset"] == results.dataset]
-        radii = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_radii.items())
+        epsilons = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_epsilons.items())
         lines += [
             (f"data: {results.dataset}", _values(row.get("dataset_note") for row in own)),
             ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
             (_trained_on(own), _values(row.get("num_train") for row in own)),
-            *(
-                (
-                    f"{split} images judged per task",
-                    _values(item["count"] for row in own for item in row["evaluations"] if item["split"] == split),
-                )
-                for split in results.splits
-                if split != "both"
-            ),
-            ("main radii", f"{radii} (pixels in [0, 1])"),
         ]
+        for split in results.single_splits:
+            counts = (item["count"] for row in own for item in row["evaluations"] if item["split"] == split)
+            lines.append((f"{split} images judged per task", _values(counts)))
+        lines.append(("main radii", f"{epsilons} (pixels in [0, 1])"))
     return Table(["", ""], [line for line in lines if line[1]], numeric=False)
 
 
@@ -115,6 +128,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _values(values: Iterable[Any]) -> str:
+    """Write each different value once; the range of many numbers."""
     texts = {_text(value): value for value in values if value is not None and value != ""}
     if len(texts) > _MAX_VALUES and all(isinstance(value, (int, float)) for value in texts.values()):
         return f"{_text(min(texts.values()))} to {_text(max(texts.values()))}"
@@ -128,7 +142,3 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_text, value)) + "]"
     return str(value)
-
-
-def _span(values: Sequence[str]) -> str:
-    return " to ".join(dict.fromkeys((min(values), max(values)))) if values else ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import main, plan
+from experiments import binary_tasks, main, plan
 from nn_adv import data, models
 
 ARGUMENTS = [*config_file.DATASETS, "mnist,cpu", "fashion_mnist,cpu", "cifar10,cpu"]
@@ -19,17 +19,17 @@ def _dataset(shape):
 @pytest.mark.parametrize("argument", [*ARGUMENTS, "npz:/some/where.npz"])
 def test_every_configuration_passes_the_checks(argument):
     config = config_file.get_config(argument)
-    plan.check(config)
+    binary_tasks.check(config)
     shape = SHAPES.get(config.dataset, (32, 32, 3))
-    assert plan.row_identity(config, _dataset(shape))["model"]["name"] == config.model.name
-    plan.make_model(config, _dataset(shape), 2)
+    assert binary_tasks.make_identity(config, _dataset(shape))["model"]["name"] == config.model.name
+    plan.make_model(plan.model_settings(config), _dataset(shape), 2)
 
 
 @pytest.mark.parametrize("name", [name for name in models.NAMES if name in config_file.get_config("cifar10").model])
 def test_every_network_can_be_chosen_by_its_name_alone(name):
     config = config_file.get_config("cifar10")
     config.model.name = name
-    plan.make_model(config, _dataset((32, 32, 3)), 2)
+    plan.make_model(plan.model_settings(config), _dataset((32, 32, 3)), 2)
 
 
 def test_datasets_and_methods_are_those_of_the_library():
@@ -41,7 +41,7 @@ def test_every_sweep_item_passes_the_checks():
     items = main.sweep_items("configs/binary_tasks.py", {"training.num_epochs": 3})
     assert len({name for name, _ in items}) == len(items) == 3
     for _, config in items:
-        plan.check(config)
+        binary_tasks.check(config)
         assert config.training.num_epochs == 3 and config.seeds == (0, 1, 2)
 
 
@@ -100,7 +100,7 @@ def test_wrong_values_are_refused_by_name(changes, message):
         config.epsilons = {}
     config.update(changes)
     with pytest.raises(ValueError, match=message):
-        plan.check(config)
+        binary_tasks.check(config)
         plan.model_settings(config)
 
 
@@ -108,11 +108,11 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = config_file.get_config("digits"), config_file.get_config("digits")
     other.update({"methods": ("1nn",), "seeds": (3,), "data_dir": "/x", "tasks": {"names": ("0v1",)}})
     dataset = _dataset((8, 8, 1))
-    identity = plan.row_identity(config, dataset)
-    assert identity == plan.row_identity(other, dataset)
+    identity = binary_tasks.make_identity(config, dataset)
+    assert identity == binary_tasks.make_identity(other, dataset)
     other.model.wide_resnet.depth = 10  # not the network that is used
-    assert identity == plan.row_identity(other, dataset)
+    assert identity == binary_tasks.make_identity(other, dataset)
     other.epsilons.linf = 0.2
-    assert identity != plan.row_identity(other, dataset)
+    assert identity != binary_tasks.make_identity(other, dataset)
     dataset.train_images[0] = 1
-    assert identity != plan.row_identity(config, dataset)
+    assert identity != binary_tasks.make_identity(config, dataset)

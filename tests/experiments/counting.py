@@ -4,35 +4,35 @@ import os
 import signal
 import threading
 import time
-from typing import NamedTuple
 
-from experiments import runner
+import pandas as pd
 
-
-class Unit(NamedTuple):
-    """A unit, whose name says what it does."""
-
-    name: str
+from experiments import plan
+from experiments.plan import Unit
+from experiments.report import page
 
 
-def prepare(config):
-    """Make the experiment of the units that ``config`` names; "a+b" are two units of one group."""
-    return runner.Experiment(
-        identity={"note": config.note},
-        groups=[[Unit(name) for name in names.split("+")] for names in config.units],
-        rows=_rows,
-        needed_bytes=lambda groups: 1000 * len(groups),
-        report=_report,
-        summary=lambda rows: f"{len(rows)} rows",
+def make_plan(config):
+    """Make the plan of the units that ``config`` names; "a+b" are two units of one group."""
+    return Plan(
+        identity={"experiment": "counting", "note": config.note},
+        groups=[[Unit(name, name) for name in names.split("+")] for names in config.units],
+        dataset=None,
         skipped=frozenset(config.skipped),
     )
 
 
-def _rows(group, done, workdir, progress):
-    for unit in group:
-        if unit.name in done:
-            continue
-        progress.show(unit.name)
+class Plan(plan.Plan):
+    """See `plan.Plan`."""
+
+    row_bytes = 1000
+
+    def share(self, group, num_missing, workdir, progress):
+        if any(unit.name.startswith("shares-badly") for unit in group):
+            raise ValueError("nothing to share")
+
+    def row(self, unit, shared, workdir, show):
+        show(unit.name)
         marker = workdir / f"begun-{unit.name}"
         was_begun = marker.exists()
         marker.touch()
@@ -45,13 +45,28 @@ def _rows(group, done, workdir, progress):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
         if unit.name.startswith("ends"):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        yield {"unit": unit.name, "process": os.getpid(), "cores": cores}
+        return {"unit": unit.name, "process": os.getpid(), "cores": cores}
+
+    def clear(self, unit, workdir):
         (workdir / f"stored-{unit.name}").touch()  # once the runner has the row
-        progress.advance(1)
 
 
-def _report(workdir, rows, problems, failed, missing, share):
-    page = workdir / "report.txt"
-    lines = [f"{row['unit']} done" for row in rows] + [f"{one['unit']}: {one['reason']}" for one in failed]
-    page.write_text("\n".join([*lines, *problems, *sorted(missing)]))
-    return page
+class Report:
+    """What `experiments.report` has for an experiment."""
+
+    TABLE = "units.csv"
+
+    @staticmethod
+    def table(run):
+        return pd.DataFrame({"unit": [row["unit"] for row in run.rows]})
+
+    @staticmethod
+    def blocks(run):
+        lines = [f"{row['unit']} done" for row in run.rows]
+        lines += [f"{one['unit']}: {one['reason']}" for one in run.failed]
+        missing = [f"{run.num_missing} missing"] * bool(run.num_missing)
+        return [page.Heading("Units", 1), *map(page.Text, [*lines, *run.problems, *missing])]
+
+    @staticmethod
+    def summary(run):
+        return f"{len(run.rows)} rows"

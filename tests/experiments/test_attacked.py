@@ -33,7 +33,8 @@ def problem():
     return classifier, images, labels
 
 
-THREATS = plan.make_threats(_config())
+EVALUATION = plan.Evaluation.read(_config())
+THREATS = EVALUATION.threats
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +51,18 @@ def expected(whole):
 
 
 def _run(problem, progress_file, **options):
-    config = _config()
-    return attacked.broken_by(
+    outcomes = attacked.broken_by(
         *problem,
-        suite=plan.make_attacks(config, 2),
+        suite=EVALUATION.suite(2),
         threats=THREATS,
         key=jax.random.key(0),
         indices=np.arange(NUM_IMAGES),
-        batch_size=config.evaluation.batch_size,
+        batch_size=EVALUATION.batch_size,
         progress_file=progress_file,
         **options,
     )
+    assert [outcome.threat for outcome in outcomes] == THREATS
+    return [outcome.attack_index for outcome in outcomes]
 
 
 def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(expected):
@@ -77,14 +79,13 @@ def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(ex
 
 
 def test_at_the_first_radius_of_a_norm_the_counts_are_those_of_the_ensemble_alone(problem, expected):
-    config = _config()
     for norm, epsilon in (("l2", 0.3), ("linf", 0.1)):
         alone = attacks.ensemble(
             problem[0].logits_fn,
             *problem[1:],
             key=jax.random.key(0),
             threat=Threat(norm, epsilon),
-            attacks=plan.make_attacks(config, 2),
+            attacks=EVALUATION.suite(2),
             batch_size=8,
         )
         np.testing.assert_array_equal(expected[norm, epsilon], alone.broken_by)
@@ -168,12 +169,12 @@ def test_a_damaged_file_says_what_to_do(problem, tmp_path, content):
 def test_attacks_have_the_size_that_is_asked_for():
     config = _config()
     config.evaluation.attacks = ()
-    standard = plan.make_attacks(config, 2)
+    standard = plan.Evaluation.read(config).suite(2)
     assert [attack.name for attack in standard] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
     assert standard[0].fn.keywords["num_steps"] == 3 and standard[3].fn.keywords == {"num_queries": 3}
     config.evaluation.attacks = ("magic",)
     with pytest.raises(ValueError, match="evaluation.attacks: attack must be one of apgd-ce, .*, got 'magic'"):
-        plan.make_attacks(config, 2)
+        plan.Evaluation.read(config).suite(2)
 
 
 def test_functions_are_told_apart_by_what_they_say():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, failures, main, plan, radii, results, runner
-from experiments.report import audit as report
+from experiments import audit, failures, files, main, plan, radii, report, runner, store
+from experiments.report import audit as audit_report
+from experiments.report.records import Run
 from nn_adv import data
 from tests.experiments.test_binary_tasks import ROOT
 
@@ -41,20 +42,20 @@ def finished(tmp_path_factory):
 
 
 def _rows(workdir):
-    rows, problems = results.read_rows(workdir)
+    rows, problems = store.read_rows(workdir)
     assert not problems
     return {row["unit"]: row for row in rows}
 
 
 def test_one_thing_is_changed_at_a_time_or_everything():
     config = tiny_config()
-    assert [attack.name for attack in audit.make_attacks(config)] == [
+    assert [attack.name for attack in audit.make_variants(config, "linf")] == [
         "T0.03-3x1-margin",
         "T0.3-3x1-margin",
         "T0.3-3x2-cross-entropy",
     ]
     config.every_variant_at_every_temperature = True
-    assert len(audit.make_attacks(config)) == 4
+    assert len(audit.make_variants(config, "linf")) == 4
 
 
 def test_rows_count_what_the_radii_say(finished):
@@ -86,10 +87,10 @@ def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp
     assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
     for name, row in after.items():
         assert row["audited"] == _rows(finished[0])[name]["audited"]
-    monkeypatch.setattr(audit, "_audit", lambda *_: pytest.fail("an attack was run twice"))
+    monkeypatch.setattr(audit.Plan, "_audit", lambda *_: pytest.fail("an attack was run twice"))
     runner.run(audit, config, tmp_path)
     config.step_share = 1.0
-    with pytest.raises(results.ResultsError, match="step_share"):
+    with pytest.raises(files.ResultsError, match="step_share"):
         runner.run(audit, config, tmp_path)
 
 
@@ -102,14 +103,13 @@ def test_an_image_that_breaks_inside_its_radius_is_named(tmp_path):
     config.num_inside = 20
     with pytest.raises(failures.SomeFailed):
         runner.run(audit, config, tmp_path / "wrong")
-    reasons = {failure["reason"] for failure in failures.read(tmp_path / "wrong").values()}  # one, of the whole group
+    reasons = {failure["reason"] for failure in failures.read(tmp_path / "wrong").values()}  # of each attack its own
     wrong = r"test image \d+ of digits, task 3v8, breaks at linf distance .* proven radius"
-    assert len(reasons) == 1 and re.match(wrong, *reasons) and not _rows(tmp_path / "wrong")
+    assert len(reasons) == 2 and all(re.match(wrong, reason) for reason in reasons) and not _rows(tmp_path / "wrong")
 
 
 def test_the_report_shows_points_beside_the_exact_answer(finished):
     workdir, page = finished
-    rows = list(_rows(workdir).values())
     text = (page.parent / "report.md").read_text()
     assert re.search(r"\| attack \| L∞ 0\.1 \(= \d+\.\d\) \| L∞ 0\.2 \(= \d+\.\d\) \|", text)
     assert "none broke at a smaller distance" in text
@@ -121,39 +121,55 @@ def test_the_report_shows_points_beside_the_exact_answer(finished):
         points = (int(line["unbroken"]) - int(line["certified"])) / int(line["count"])
         assert float(line["overstated_most"]) == pytest.approx(points, abs=1e-6)
         assert float(line["low95"]) - 1e-6 <= points <= float(line["high95"]) + 1e-6
-    assert max(map(len, report.terminal_text(rows).splitlines())) <= 100
+    assert max(map(len, report.write(workdir).summary.splitlines())) <= 100
 
 
-def _row(temperature, certified, at_most, unbroken):
-    item = {"epsilon": 0.1, "certified": certified, "at_most": at_most, "unbroken": unbroken}
-    attack = {"temperature": temperature, "num_steps": 40, "num_restarts": 1, "loss": "margin"}
-    return {"norm": "linf", "count": 200, "attack": attack, "audited": [item | {"attacked": 9, "attacked_inside": 2}]}
+def _table(*rows):
+    """Of (temperature, certified, at most, unbroken) of 200 images."""
+    made = [
+        {
+            "unit": f"digits/all/linf/{number}",
+            "dataset": "digits",
+            "task": "all",
+            "norm": "linf",
+            "count": 200,
+            "correct": 190,
+            "attack": {"temperature": temperature, "num_steps": 40, "num_restarts": 1, "loss": "margin"},
+            "audited": [
+                {"epsilon": 0.1, "certified": certified, "at_most": at_most, "unbroken": unbroken}
+                | {"attacked": 9, "attacked_inside": 2}
+            ],
+        }
+        for number, (temperature, certified, at_most, unbroken) in enumerate(rows)
+    ]
+    return audit_report.table(Run(made))
 
 
 def test_findings_name_the_best_and_the_worst_attack():
-    (sentence,) = report.findings([_row(10.0, 100, 100, 120), _row(0.1, 100, 100, 101)])
+    sentence, _ = audit_report.findings(_table((10.0, 100, 100, 120), (0.1, 100, 100, 101)))
     assert "= 50.0 % of the images are robust" in sentence
     assert "leaves 50.5 % (T 0.1, 40 steps), the worst 60.0 % (T 10, 40 steps)" in sentence
 
 
 def test_points_beside_bounds_are_a_range():
-    one, two = report.overstated([_row(1.0, 90, 110, 112), _row(1.0, 90, 90, 90)])
-    assert one.points == (1.0, 11.0) and two.points == (0.0, 0.0)
-    assert (report._points(one), report._points(two)) == ("+1.0 to +11.0", "0")
+    found = _table((1.0, 90, 110, 112), (1.0, 90, 90, 90))
+    shares = found[["overstated_least", "overstated_most"]].to_numpy()
+    np.testing.assert_array_equal(100 * shares, [[1.0, 11.0], [0.0, 0.0]])
+    assert [audit_report.points(item) for _, item in found.iterrows()] == ["+1.0 to +11.0", "0"]
 
 
 @pytest.mark.parametrize("argument", [*config_file.DATASETS, "npz:/some/where.npz"])
 def test_every_configuration_passes_the_checks(argument):
     config = config_file.get_config(argument)
-    audit._check(config)
-    assert audit.make_attacks(config)
+    audit.check(config)
+    assert audit.make_variants(config, "linf")
 
 
 def test_every_sweep_item_passes_the_checks():
     items = main.sweep_items("configs/audit.py", {"num_images": 3})
     assert len({name for name, _ in items}) == len(items) == 3
     for _, config in items:
-        audit._check(config)
+        audit.check(config)
         assert set(config.dataset.split()) <= set(data.DATASETS) and config.num_images == 3
 
 
@@ -175,7 +191,7 @@ def test_every_sweep_item_passes_the_checks():
 )
 def test_wrong_values_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        audit.prepare(tiny_config(**changes))
+        audit.make_plan(tiny_config(**changes))
 
 
 @pytest.mark.parametrize("argument", ["imagenet", "", "mnist,cpu"])
@@ -187,10 +203,10 @@ def test_unknown_arguments_are_refused(argument):
 def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = tiny_config(), tiny_config(temperatures=(5.0,), batch_size=3, variants=((1, 1, "margin"),))
     dataset = data.load("digits")
-    assert audit._row_identity(config, dataset) == audit._row_identity(other, dataset)
+    assert audit.make_identity(config, dataset) == audit.make_identity(other, dataset)
     other.num_images = 21
-    assert audit._row_identity(config, dataset) != audit._row_identity(other, dataset)
-    assert "experiment" in plan.without(config.to_dict(), ())
+    assert audit.make_identity(config, dataset) != audit.make_identity(other, dataset)
+    assert "experiment" in plan.make_identity(config, dataset, ())
 
 
 def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished):

@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 
+import experiments
 from configs import binary_tasks as config_file
-from experiments import accuracies, binary_tasks, plan, radii, results, runner
+from experiments import binary_tasks, evaluate, files, plan, radii, runner, store
 from nn_adv import data
 from tests.certify import truths
 
@@ -53,14 +54,14 @@ def finished(tmp_path_factory):
 
 def counted(workdir):
     """What the rows of a workdir say, without times."""
-    rows, problems = results.read_rows(workdir)
+    rows, problems = store.read_rows(workdir)
     assert not problems
     return {row["unit"]: row["evaluations"] for row in rows}
 
 
 def test_each_unit_has_one_row_with_what_is_needed_to_trust_it(finished):
     workdir, _ = finished
-    rows, problems = results.read_rows(workdir)
+    rows, problems = store.read_rows(workdir)
     assert not problems
     assert {row["unit"] for row in rows} == {
         f"digits/{task}/{method}/0" for task in ("3v8", "1v7") for method in ("1nn", "trades-both")
@@ -99,11 +100,11 @@ def test_1nn_is_perfect_on_its_own_training_images(finished):
 
 def test_1nn_has_the_radii_of_brute_force(finished):
     workdir, _ = finished
-    (row,) = [row for row in results.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
+    (row,) = [row for row in store.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
     (file,) = row["files"]
     known = radii.load(workdir / file)
-    experiment = plan.prepare_tasks(tiny_config())
-    task, dataset = experiment.tasks[0], experiment.dataset
+    made = binary_tasks.make_plan(tiny_config())
+    task, dataset = made.groups[0][0].task, made.dataset
     kept = np.sort(np.concatenate([task.train_index, task.holdout_index]))  # 1NN may use what networks hold out
     labels = (dataset.train_labels[kept] == 8).astype(np.int32)
     assert len(kept) == 40 and known.correct.shape == (40,)
@@ -137,8 +138,8 @@ def test_what_is_only_bounded_is_counted_from_both_sides():
     config = tiny_config(curve=(0.5,), fine_curve=())
     config.epsilons.linf, config.epsilons.l2 = 0.4, 1.0
     found = {
-        (item["split"], item["norm"], item["epsilon"], item["kind"]): item["robust"]
-        for item in accuracies.exact(config, known)
+        (record.split, record.norm, record.epsilon, record.kind): record.robust
+        for record in evaluate.exact_records(plan.Evaluation.read(config), known)
     }
     assert found["train", "linf", 0.4, "exact"] == 0 and found["test", "linf", 0.2, "exact"] == 1
     assert found["test", "linf", 0.4, "certified"] == 0 and found["test", "linf", 0.4, "attacked"] == 1
@@ -152,7 +153,7 @@ def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_pat
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "some")
     (tmp_path / "some" / "radii" / "1v7.npz").unlink()
-    added, problems = results.merge(tmp_path / "all", [tmp_path / "some"])
+    added, problems = store.merge(tmp_path / "all", [tmp_path / "some"])
     assert added == 4 and len(problems) == 1 and "1v7.npz: not copied" in problems[0]
     np.testing.assert_array_equal(
         radii.load(tmp_path / "all" / "radii" / "3v8.npz").lower, radii.load(workdir / "radii" / "3v8.npz").lower
@@ -172,14 +173,41 @@ def test_the_report_is_there(finished):
     assert "digits" in page.read_text()
 
 
+def test_the_report_is_made_again_from_the_rows_alone(finished, tmp_path):
+    workdir, page = finished
+    for path in workdir.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    done = _run([sys.executable, "-m", "experiments.report", str(tmp_path)])
+    assert done.returncode == 0 and done.stdout == f"Report: {tmp_path}/report/report.html\n", done.stderr
+    for name in ("report.html", "report.md", "pairs.csv"):
+        assert (tmp_path / "report" / name).read_bytes() == (page.parent / name).read_bytes()
+    nothing = _run([sys.executable, "-m", "experiments.report", str(tmp_path / "report")])
+    assert nothing.returncode == 2 and nothing.stderr.startswith(f"error: {tmp_path}/report holds no results")
+
+
+def test_the_numbers_are_there_as_a_table(finished):
+    workdir, _ = finished
+    table = experiments.records(workdir)
+    assert not table.reset_index().duplicated(["unit", "split", "norm", "epsilon", "kind"]).any()
+    assert len(table) == sum(map(len, counted(workdir).values()))
+    chosen = table[(table.split == "test") & (table.norm == "l2") & (table.epsilon == 0.4)]
+    (expected,) = [
+        item["robust"]
+        for item in counted(workdir)["digits/3v8/1nn/0"]
+        if (item["split"], item["norm"], item["epsilon"]) == ("test", "l2", 0.4)
+    ]
+    assert chosen.loc["digits/3v8/1nn/0", "robust"] == expected
+    assert chosen.loc["digits/3v8/1nn/0", "accuracy"] == expected / 20
+
+
 def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path, monkeypatch):
     config = tiny_config(methods=("1nn",))
-    exact = binary_tasks.accuracies.exact
+    exact = evaluate.exact_records
 
     def wrong(*arguments):
-        return [item | ({"robust": 0} if item["kind"] == "clean" else {}) for item in exact(*arguments)]
+        return [dataclasses.replace(one, robust=0) if one.kind == "clean" else one for one in exact(*arguments)]
 
-    monkeypatch.setattr(binary_tasks.accuracies, "exact", wrong)
+    monkeypatch.setattr(evaluate, "exact_records", wrong)
     with pytest.raises(ValueError, match=r"certified <= exact <= attacked does not hold: .* exact .* > clean"):
         runner.run(binary_tasks, config, tmp_path)
     assert counted(tmp_path) and "trust nothing" in (tmp_path / "report" / "report.html").read_text()
@@ -188,7 +216,7 @@ def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path
 def test_finished_run_runs_nothing_again(finished, monkeypatch):
     workdir, _ = finished
     before = counted(workdir)
-    monkeypatch.setattr(binary_tasks, "_row", lambda *_, **__: pytest.fail("a unit was run twice"))
+    monkeypatch.setattr(binary_tasks.Plan, "row", lambda *_, **__: pytest.fail("a unit was run twice"))
     runner.run(binary_tasks, tiny_config(), workdir)
     assert counted(workdir) == before
 
@@ -198,7 +226,7 @@ def test_shards_together_do_what_one_run_does(finished, tmp_path):
     for index, workdir in enumerate(apart):
         runner.run(binary_tasks, tiny_config(), workdir, shard=(index, 2))
     both = tmp_path / "both"
-    results.merge(both, apart)
+    store.merge(both, apart)
     assert counted(both) == counted(finished[0])
     assert all(counted(workdir) for workdir in apart)
 
@@ -210,13 +238,13 @@ def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
     runner.run(binary_tasks, config, tmp_path)
     assert len(counted(tmp_path)) == 3
     config.epsilons.linf = 0.2
-    with pytest.raises(results.ResultsError, match=r"epsilons\.linf: 0\.1 -> 0\.2.*--workdir"):
+    with pytest.raises(files.ResultsError, match=r"epsilons\.linf: 0\.1 -> 0\.2.*--workdir"):
         runner.run(binary_tasks, config, tmp_path)
 
 
 def test_more_seeds_train_more_networks_but_no_second_1nn():
     config = tiny_config(seeds=(0, 1))
-    groups = plan.make_groups(config, plan.prepare_tasks(config).tasks)
+    groups = binary_tasks.make_plan(config).groups
     names = [unit.name for group in groups for unit in group]
     assert len(names) == len(set(names)) == 6
     assert sum("1nn" in name for name in names) == 2
@@ -233,16 +261,16 @@ def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
 
 def test_evaluated_images_are_balanced_over_classes():
     labels = np.array([0] * 50 + [1] * 50)
-    rows = accuracies.balanced(labels, 11)
+    rows = evaluate.balanced(labels, 11)
     assert len(rows) == 11 and np.bincount(labels[rows]).tolist() == [6, 5]
-    np.testing.assert_array_equal(accuracies.balanced(labels, 0), np.arange(100))
+    np.testing.assert_array_equal(evaluate.balanced(labels, 0), np.arange(100))
 
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_anything_starts():
     config = tiny_config()
     config.model.name = "small_cnn"  # its four convolutions need more than 8 x 8 pixels
     with pytest.raises(ValueError, match=r"model.name small_cnn does not take images of shape \(8, 8, 1\)"):
-        plan.prepare_tasks(config)
+        binary_tasks.make_plan(config)
 
 
 def _command(workdir, *flags):
@@ -284,7 +312,7 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
     killed = [_kill_when(_command(tmp_path), moment) for moment in moments]
     assert all(killed), killed
     assert 0 < lines() < 4
-    for row in results.read_rows(tmp_path)[0]:
+    for row in store.read_rows(tmp_path)[0]:
         assert all(len(radii.load(tmp_path / file).correct) == 40 for file in row.get("files", ()))
     done = _run(_command(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -311,12 +339,12 @@ def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monk
     config.tasks.names = ()
     config.evaluation.attacks = ()  # the standard ensemble
     runner.run(binary_tasks, config, tmp_path / "run")
-    (before,) = results.read_rows(tmp_path / "run")[0]
+    (before,) = store.read_rows(tmp_path / "run")[0]
     (tmp_path / "mine.npz").rename(tmp_path / "a, b.npz")
     monkeypatch.chdir(tmp_path)
     config.dataset, config.methods = "npz:a, b.npz", ("1nn", "trades-l2")
     runner.run(binary_tasks, config, tmp_path / "run")
-    rows, _ = results.read_rows(tmp_path / "run")
+    rows, _ = store.read_rows(tmp_path / "run")
     assert before in rows and len(rows) == 2 and {row["dataset"] for row in rows} == {"mine"}
     found = counted(tmp_path / "run")
     clean = [e["robust"] for e in found["npz/0v1/1nn/0"] if e["norm"] is None]
@@ -329,7 +357,7 @@ def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
     digits = data.load("digits")
     changed = dataclasses.replace(digits, train_images=digits.train_images // 2)
     monkeypatch.setattr(data, "load", lambda *_, **__: changed)
-    with pytest.raises(results.ResultsError, match="data: .* -> "):
+    with pytest.raises(files.ResultsError, match="data: .* -> "):
         runner.run(binary_tasks, config, tmp_path)
 
 

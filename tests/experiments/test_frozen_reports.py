@@ -13,7 +13,8 @@ import matplotlib.figure
 import pytest
 
 from experiments import report
-from experiments.report import audit, leaderboard
+from experiments.checks import order_violations
+from experiments.report.records import Run
 
 FOLDER = pathlib.Path(__file__).parent / "frozen"
 CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -22,18 +23,14 @@ CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
 def _write(case, workdir):
     """Write a case's report; return its texts by the ending of the file they are frozen in."""
     case = dict(case)
-    experiment, rows, problems = (case.pop(name) for name in ("experiment", "rows", "problems"))
-    if experiment == "binary_tasks":
-        report.write_report(workdir, rows, problems, **case)
-        text, table = report.terminal_table(rows), "pairs.csv"
-    elif experiment == "audit":
-        audit.write(workdir, rows, problems, **case)
-        text, table = audit.terminal_text(rows), "audit.csv"
-    else:
-        leaderboard.write(workdir, rows, problems, **case)
-        text, table = leaderboard.terminal_text(rows, case["sort_by"]), "leaderboard.csv"
+    experiment, rows = case.pop("experiment"), case.pop("rows")
+    told = {name: case.pop(name) for name in ("problems", "failed", "num_missing") if name in case}
+    found = report.write_run(
+        experiment, workdir, Run(rows, **told, contradictions=order_violations(rows), settings=case)
+    )
     folder = workdir / "report"
-    return {"md": (folder / "report.md").read_text(), "csv": (folder / table).read_text(), "txt": text + "\n"}
+    (table,) = folder.glob("*.csv")
+    return {"md": (folder / "report.md").read_text(), "csv": table.read_text(), "txt": found.summary + "\n"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,16 +15,16 @@ from jax.tree_util import Partial
 
 from configs import leaderboard as config_file
 from experiments import (
-    admission,
     attacked,
     classifiers,
-    contestants,
     failures,
     leaderboard,
-    leaderboard_rows,
+    networks,
+    preflight,
     radii,
-    results,
+    report,
     runner,
+    store,
 )
 from nn_adv import certify, data, models, neighbors, zoo
 from nn_adv.zoo import convert
@@ -106,7 +106,7 @@ def finished(weights, tmp_path_factory):
 
 
 def _rows(workdir):
-    rows, problems = results.read_rows(workdir)
+    rows, problems = store.read_rows(workdir)
     assert not problems
     return {row["method"]: row for row in rows}
 
@@ -136,7 +136,7 @@ def test_each_model_has_one_row_on_the_same_images(finished):
             assert row["model"]["num_values"] == 64 * 32 + 32 + 32 * 10 + 10 and row["attack"]["num_steps"] == 3
             robust = [item["robust"] for item in row["evaluations"] if item["kind"] == "attacked"]
             clean = [item["robust"] for item in row["evaluations"] if item["kind"] == "clean"]
-            assert 0 < sum(robust) and max(robust) < max(clean)
+            assert sum(robust) > 0 and max(robust) < max(clean)
 
 
 def test_1nn_has_its_exact_radii_with_all_training_images_as_points(finished):
@@ -201,7 +201,7 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
-    monkeypatch.setattr(leaderboard_rows, "_RADII_AT_ONCE", 15)
+    monkeypatch.setattr(leaderboard, "_RADII_AT_ONCE", 15)
     ensemble, measure, calls = attacked.attacks.ensemble, radii.measure, []
 
     def stop_at(fn, number):
@@ -234,7 +234,7 @@ def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     for index, workdir in enumerate(apart):
         runner.run(leaderboard, tiny_config(weights), workdir, shard=(index, 2))
         assert 0 < len(_rows(workdir)) < 3
-    results.merge(tmp_path / "both", apart)
+    store.merge(tmp_path / "both", apart)
     assert _counted(tmp_path / "both") == _counted(finished)
 
 
@@ -273,27 +273,30 @@ def test_probabilities_are_refused_where_logits_are_expected(weights, tmp_path):
 
 
 def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
-    board = leaderboard.load(tiny_config(weights, models=("Off",)))
-    off = board.units[0].model
-    classifier = contestants.load(off, board.config, board.dataset)
-    with pytest.raises(admission.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
-        admission.clean_accuracy(off, classifier, board.config, board.dataset)
+    board = leaderboard.make_plan(tiny_config(weights, models=("Off",)))
+    off = board.units[0].subject
+    classifier = networks.load(off, board.source, board.dataset)
+    with pytest.raises(preflight.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
+        preflight.clean_accuracy(off, classifier, board.clean, board.dataset, batch_size=16)
     assert board.dataset.note  # digits are rescaled
-    board.config.catalogue = ""  # as if the accuracies were those of the project's catalogue
-    assert admission.clean_accuracy(off, classifier, board.config, board.dataset)["verdict"] == "other pixels"
+    # as if the accuracies were those of the project's catalogue
+    check = leaderboard.make_plan(tiny_config(weights, models=("1nn",), catalogue="")).clean
+    clean = preflight.clean_accuracy(off, classifier, check, board.dataset, batch_size=16)
+    assert clean["verdict"] == "other pixels"
 
 
 def test_few_clean_images_allow_for_their_sampling(weights):
     config = tiny_config(weights, models=("Off",))
     config.clean.images = 100
-    board = leaderboard.load(config)
-    classifier = contestants.load(board.units[0].model, config, board.dataset)
-    clean = admission.clean_accuracy(board.units[0].model, classifier, config, board.dataset)
+    board = leaderboard.make_plan(config)
+    network = board.units[0].subject
+    classifier = networks.load(network, board.source, board.dataset)
+    clean = preflight.clean_accuracy(network, classifier, board.clean, board.dataset, batch_size=16)
     assert clean["count"] == 100 and clean["verdict"].startswith("agrees within ")
     # All of five are right, as they are more often than not.
-    config.clean.images = 5
+    check = board.clean._replace(num_images=5)
     everything = classifiers.Classifier(Partial(lambda images: jax.nn.one_hot(board.dataset.test_labels[:16], 10)))
-    assert admission.clean_accuracy(board.units[0].model, everything, config, board.dataset)["correct"] == 5
+    assert preflight.clean_accuracy(network, everything, check, board.dataset, batch_size=16)["correct"] == 5
 
 
 @pytest.mark.parametrize(
@@ -402,26 +405,27 @@ def test_the_table_has_every_model_and_says_whom_1nn_beats(finished):
 )
 def test_mistakes_are_refused_before_anything_starts(weights, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
-        leaderboard.prepare(tiny_config(weights, **changes))
+        leaderboard.make_plan(tiny_config(weights, **changes))
 
 
 def test_patterns_take_the_papers_models_whatever_lies_in_the_folder(tmp_path):
     config = config_file.get_config("cifar10")
     config.weights_dir = str(tmp_path)
     config.download = True  # no weights are asked for
-    assert len(contestants.choose(config)) == 1 + 69
+    assert len(networks.choose(config)) == 1 + 69
     config.only_in_paper = False
-    assert len(contestants.choose(config)) == 1 + len(zoo.catalogue())
+    assert len(networks.choose(config)) == 1 + len(zoo.catalogue())
     config.download = False
     entry = zoo.catalogue()["Wong2020Fast"]
     (tmp_path / "cifar10" / "Linf").mkdir(parents=True)
     (tmp_path / "cifar10" / "Linf" / entry.files[0].name).touch()
-    everything = contestants.choose(config)
+    everything = networks.choose(config)
     assert len(everything) == 1 + len(zoo.catalogue())
-    absent = {one.name for one in everything if contestants.lacks_weights(one, config)}
+    source = networks.Source(None, config.weights_dir, download=False)
+    absent = {one.name for one in everything if networks.lacks_weights(one, source)}
     assert {one.name for one in everything} - absent == {"1nn", "Wong2020Fast"}
     config.models = ("Standard", "*")
-    optional = {one.name for one in contestants.choose(config) if one.is_optional}
+    optional = {one.name for one in networks.choose(config) if one.is_optional}
     assert "Standard" not in optional and len(optional) == len(zoo.catalogue()) - 1  # asked for by its name
 
 
@@ -434,8 +438,8 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
         for name in names:
             shutil.copy(weights / "digits" / "Linf" / f"{name}.safetensors", place)
     configs = [tiny_config(weights, models=("*",), weights_dir=str(folder)) for folder in folders]
-    boards = [leaderboard.load(config) for config in configs]
-    assert [unit.model.name for unit in boards[0].units] == ["Off", "One", "Other", "Torn", "Two"]
+    boards = [leaderboard.make_plan(config) for config in configs]
+    assert [unit.subject.name for unit in boards[0].units] == ["Off", "One", "Other", "Torn", "Two"]
     assert boards[0].units == boards[1].units
     workdir = tmp_path / "run"
     for shard, config in enumerate(configs):
@@ -465,7 +469,7 @@ def test_a_progress_file_that_cannot_be_read_fails_its_model_only(weights, finis
 
 
 def test_bounds_that_contradict_each_other_do_not_hide_what_failed(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "order_violations", lambda rows: ["One: 3 > 2"])
+    monkeypatch.setattr(report, "order_violations", lambda rows: ["One: 3 > 2"])
     with pytest.raises(
         ValueError, match=r"does not hold: One: 3 > 2; .* see .*report\.html; 1 of 2 units failed.*: digits/Torn"
     ):
@@ -508,7 +512,7 @@ def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weight
     config = config_file.get_config("digits,~/catalogue.json")
     assert config.weights_dir == "~"
     config.models = ("1nn", "One")
-    assert [unit.model.name for unit in leaderboard.load(config).units] == ["1nn", "One"]
+    assert [unit.subject.name for unit in leaderboard.make_plan(config).units] == ["1nn", "One"]
     digits = data.load("digits")
     arrays = {f"{split}_{what}": getattr(digits, f"{split}_{what}") for split in ("train", "test") for what in LABELLED}
     config = tiny_config(weights, models=("1nn",))
@@ -516,5 +520,5 @@ def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weight
         np.savez(tmp_path / f"{name}.npz", **arrays)
         config.dataset = f"npz:{tmp_path}/{name}.npz"
         runner.run(leaderboard, config, tmp_path / "run")
-    (row,) = results.read_rows(tmp_path / "run")[0]
+    (row,) = store.read_rows(tmp_path / "run")[0]
     assert row["unit"] == "npz/1nn" and row["dataset"] == "mine"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import leaderboard as config_file
-from experiments.report import leaderboard as report
-from experiments.report import leaderboard_figures as figures
-from experiments.report import leaderboard_tables as tables
+from experiments import report
+from experiments.report import figures, leaderboard, records
+from experiments.report.records import Run
 from tests.experiments.report_rows import evaluation, row
 
 RADII = {"linf": 0.1, "l2": 0.8}
@@ -27,6 +27,10 @@ def _network(name, *, linf, l2, published=90.0, correct=905):
     return row("all", name, evaluations, radii=RADII, clean=clean, model=model, warnings=[])
 
 
+def _write(workdir, rows, **told):
+    return report.write_run("leaderboard", workdir, Run(rows, **told)).page
+
+
 ROWS = [_network("A", linf=40, l2=20), _network("B", linf=30, l2=50), _network("C", linf=10, l2=30, published=None)]
 
 
@@ -34,17 +38,17 @@ ROWS = [_network("A", linf=40, l2=20), _network("B", linf=30, l2=50), _network("
 def test_the_terminals_table_has_the_order_that_is_asked_for(sort_by, names):
     config = config_file.get_config("digits")
     config.sort_by = sort_by
-    lines = report.terminal_text(ROWS, config.sort_by).splitlines()
+    lines = leaderboard.summary(Run(ROWS, settings={"sort_by": config.sort_by})).splitlines()
     assert "".join(line[0] for line in lines if line[:2] in ("A ", "B ", "C ")) == names
 
 
 def test_the_csv_has_the_clean_check_and_what_failed(tmp_path):
     off = {"count": 1000, "correct": 700, "published": 90.0, "verdict": "off"}
     failed = [
-        {"model": "Off", "reason": "it is another", "clean": off},
-        {"model": "Torn", "reason": "it is damaged", "clean": None},
+        {"unit": "digits/Off", "reason": "it is another", "clean": off},
+        {"unit": "digits/Torn", "reason": "it is damaged", "clean": None},
     ]
-    report.write(tmp_path, ROWS, failed=failed)
+    _write(tmp_path, ROWS, failed=failed)
     with open(tmp_path / "report" / "leaderboard.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     checks = {line["model"]: [line[f"clean_{name}"] for name in ("count", "measured", "difference")] for line in lines}
@@ -64,7 +68,7 @@ def test_the_csv_has_the_clean_check_and_what_failed(tmp_path):
 
 
 def test_the_report_says_what_was_left_out(tmp_path):
-    page = report.write(tmp_path, ROWS, absence="2 of 5 networks have no weights in models")
+    page = _write(tmp_path, ROWS, settings={"absence": "2 of 5 networks have no weights in models"})
     assert "Not complete: 2 of 5 networks have no weights in models." in page.read_text()
 
 
@@ -87,13 +91,13 @@ def test_names_in_the_scatter_lie_in_the_axes_on_no_other_name_and_on_no_dot(see
 
 
 def test_the_report_says_what_networks_are_listed_for_and_what_to_know(tmp_path):
-    page = report.write(tmp_path, ROWS).with_suffix(".md").read_text()
+    page = _write(tmp_path, ROWS).with_suffix(".md").read_text()
     assert "| A | mlp | L∞ 8/255, extra data | 90.50 of 1000 | 90.00 | agrees within 0.5 |" in page
     assert "| B | mlp | L∞ 8/255 |" in page and "| a note on B |" in page
 
 
 def test_training_images_are_those_of_1nn_where_no_others_are_known(tmp_path):
-    page = report.write(tmp_path, [ROWS[0] | {"num_train": None}, ROWS[1] | {"method": "1nn", "num_train": 77}])
+    page = _write(tmp_path, [ROWS[0] | {"num_train": None}, ROWS[1] | {"method": "1nn", "num_train": 77}])
     assert "| training images of 1NN | 77 |" in page.with_suffix(".md").read_text()
 
 
@@ -108,6 +112,6 @@ def test_clearly_means_that_intervals_do_not_overlap():
         return row("all", name, evaluations, radii={"linf": 0.1}, warnings=[])
 
     rows = [made("1nn", 20, "exact"), *(made(str(robust), robust, "attacked") for robust in (0, 4, 8, 9, 30))]
-    (found,) = tables.comparisons(rows)
+    (found,) = leaderboard.comparisons(*records.index(rows))
     assert (found.num_networks, found.num_below, found.num_clearly_below) == (5, 4, 2)
     assert found.best[0] == "30"

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import csv
+import pathlib
 import re
+from typing import NamedTuple
 
 import pytest
 
 from experiments import report
-from experiments.report import content, figures, findings, tables
-from experiments.report.tables import Threat
+from experiments.checks import order_violations
+from experiments.report import binary_tasks, findings, records
+from experiments.report.records import Condition, Run
 from tests.experiments.report_rows import METHODS, evaluation, realistic_rows, row
+
+
+class Paths(NamedTuple):
+    """The files of a report."""
+
+    html: pathlib.Path
+    markdown: pathlib.Path
+    pairs_csv: pathlib.Path
+    figures: tuple[pathlib.Path, ...]
+
+
+def write(workdir, rows, problems=(), **told):
+    """Write the report of binary tasks."""
+    run = Run(rows, problems, contradictions=order_violations(rows), **told)
+    folder = report.write_run("binary_tasks", workdir, run).page.parent
+    figures = tuple(sorted(folder.glob("figures/*.png")))
+    return Paths(folder / "report.html", folder / "report.md", folder / "pairs.csv", figures)
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     rows = realistic_rows()
-    return rows, report.write_report(tmp_path_factory.mktemp("full"), rows)
+    return rows, write(tmp_path_factory.mktemp("full"), rows)
 
 
 def test_the_page_is_self_contained(full):
@@ -31,13 +51,15 @@ def test_the_page_is_self_contained(full):
 
 def test_the_page_shows_the_means_of_each_split_side_by_side(full):
     rows, paths = full
-    (results,) = tables.index_rows(rows)
-    line = tables.main_table(results, results.tasks)[0]
+    (results,) = records.index(rows)
+    line = records.main_table(results, results.tasks)[0]
     text = paths.html.read_text()
     assert re.search(r"train images</th>.*test images</th>.*mean over both</th>", text)
     first = re.search(r"<tr><td>1NN</td>.*?</tr>", text)[0]
     shown = [float(value) for value in re.findall(r"(\d+\.\d)(?:</b>)? <small>", first)]
-    means = [line.cells[split][threat] for split in ("train", "test", "both") for threat in results.main_threats]
+    means = [
+        line.cells[split][condition] for split in ("train", "test", "both") for condition in results.main_conditions
+    ]
     assert shown == [round(100 * mean.value, 1) for mean in means]
 
 
@@ -123,16 +145,16 @@ def test_settings_that_methods_share_are_written_once(tmp_path):
             ("standard", {"num_steps": 40}, {"model": {"name": "mlp"}, "epochs": 7}),
         )
     ]
-    text = report.write_report(tmp_path, rows).markdown.read_text()
+    text = write(tmp_path, rows).markdown.read_text()
     assert "| 1NN, standard | num\\_steps=40 |\n| 1NN | temperature=0.1 |\n" in text
     assert "| standard | model.name=mlp, epochs=7 |" in text
 
 
 def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):
     rows = realistic_rows(num_classes=2)
-    first = report.write_report(tmp_path, rows)
+    first = write(tmp_path, rows)
     content_before = first.html.read_bytes()
-    assert report.write_report(tmp_path, rows) == first
+    assert write(tmp_path, rows) == first
     assert first.html.read_bytes() == content_before
     assert sorted(path.name for path in first.html.parent.iterdir()) == [
         "figures",
@@ -144,7 +166,7 @@ def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):
 
 def test_an_unfinished_run_says_so(tmp_path):
     rows = realistic_rows(num_classes=3)[:-1]
-    text = report.write_report(tmp_path, rows, num_missing=211).markdown.read_text()
+    text = write(tmp_path, rows, num_missing=211).markdown.read_text()
     assert "211 of 225 units" in text
     assert "not all run on the same tasks" in text and "the 2 tasks common to all" in text
     assert "all of its own tasks" in text
@@ -156,7 +178,7 @@ def test_no_common_task_compares_nothing(tmp_path):
         for item in realistic_rows(num_classes=3)
         if (item["task"], item["method"]) in {("0v1", "1nn"), ("0v2", "standard")}
     ]
-    text = report.write_report(tmp_path, rows).markdown.read_text()
+    text = write(tmp_path, rows).markdown.read_text()
     assert "none in common" in text and "What the numbers say" not in text
 
 
@@ -171,7 +193,7 @@ def test_problems_and_violations_are_loud(tmp_path):
             ],
         )
     ]
-    paths = report.write_report(tmp_path, rows, ["rows-00000-of-00001.jsonl line 7: <damaged>"])
+    paths = write(tmp_path, rows, ["rows-00000-of-00001.jsonl line 7: <damaged>"])
     text = paths.html.read_text()
     assert "line 7: &lt;damaged&gt;" in text and "<damaged>" not in text
     assert "exact 61 &gt; attacked 60" in text and text.index('class="alert"') < text.index("<table")
@@ -201,33 +223,33 @@ def test_problems_and_violations_are_loud(tmp_path):
     ],
 )
 def test_whatever_rows_there_are_give_a_report(tmp_path, rows):
-    paths = report.write_report(tmp_path, rows)
+    paths = write(tmp_path, rows)
     page = re.sub(r"base64,[^\"]*", "", paths.html.read_text())
-    text = page + paths.markdown.read_text() + report.terminal_table(rows)
+    text = page + paths.markdown.read_text() + binary_tasks.summary(Run(rows))
     assert not re.search(r"\bnan\b|None", text)
-    assert tables.index_rows(rows)[-1].dataset in text
+    assert records.index(rows)[-1].dataset in text
 
 
 def test_a_single_task_has_intervals_over_its_images(tmp_path):
     evaluations = [evaluation("test", None, 0.0, "clean", 200, 160), evaluation("test", "linf", 0.2, "exact", 200, 3)]
     evaluations.append(evaluation("test", "linf", 8 / 255, "exact", 263, 81))
-    text = report.write_report(tmp_path, [row("all", "1nn", evaluations)]).markdown.read_text()
+    text = write(tmp_path, [row("all", "1nn", evaluations)]).markdown.read_text()
     assert "| 1NN, seed 0, test images | L∞ 8/255 | = 30.8 | 263 | 25.5 to 36.6 |" in text
     assert "L∞ 0.2" not in text
 
 
 def test_no_rows_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no finished units"):
-        report.write_report(tmp_path, [])
+        write(tmp_path, [])
 
 
 def test_the_terminal_table_fits_and_shows_every_cell():
     rows = realistic_rows()
-    text = report.terminal_table(rows)
+    text = binary_tasks.summary(Run(rows))
     assert max(map(len, text.splitlines())) <= 100
-    (results,) = tables.index_rows(rows)
-    for line in tables.main_table(results, results.tasks):
-        shown = next(found for found in text.splitlines() if found.startswith(content.line_label(line) + " "))
+    (results,) = records.index(rows)
+    for line in records.main_table(results, results.tasks):
+        shown = next(found for found in text.splitlines() if found.startswith(binary_tasks.line_label(line) + " "))
         values = [float(value.lstrip("≤=")) for value in shown.split()[1:]]
         assert values == [round(100 * mean.value, 1) for cells in line.cells.values() for mean in cells.values()]
 
@@ -240,7 +262,7 @@ def test_the_terminal_table_wraps_when_there_are_many_norms():
         for norm, epsilon in (*radii.items(), ("worst", None))
     ]
     evaluations += [evaluation(split, None, 0.0, "clean", 100, 100) for split in ("train", "test")]
-    text = report.terminal_table([row("0v1", "trades-linf", evaluations, radii=radii)])
+    text = binary_tasks.summary(Run([row("0v1", "trades-linf", evaluations, radii=radii)]))
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("100.0") == 3 and text.count("≤99.0") == 12
 
@@ -266,7 +288,7 @@ def _two_methods(first, second, split="test"):
     ],
 )
 def test_findings_favour_whom_the_numbers_favour(first, second, words):
-    (results,) = tables.index_rows(_two_methods(first, second))
+    (results,) = records.index(_two_methods(first, second))
     (sentence,) = findings.findings(results, results.common_tasks)
     assert sentence.startswith("Test images, L∞ 8/255: 1NN is " + words)
 
@@ -285,7 +307,7 @@ def test_findings_say_what_the_mean_over_both_hides():
                     ],
                 )
             )
-    (results,) = tables.index_rows(rows)
+    (results,) = records.index(rows)
     *_, hidden = findings.findings(results, results.common_tasks)
     assert "hides" in hidden and "behind TRADES-linf (−12.0" in hidden
     assert "ahead of it on train images (+17.5" in hidden and "behind it on test images (−41.5" in hidden
@@ -293,8 +315,8 @@ def test_findings_say_what_the_mean_over_both_hides():
 
 def test_the_best_rival_is_chosen_by_its_mean():
     rows = realistic_rows(num_classes=4)
-    (results,) = tables.index_rows(rows)
-    linf, l2 = (Threat(norm, radius) for norm, radius in results.main_radii.items())
+    (results,) = records.index(rows)
+    linf, l2 = (Condition(norm, radius) for norm, radius in results.main_epsilons.items())
     assert findings.best_of(results, METHODS[1:], "test", linf, results.tasks) == "trades-linf"
     assert findings.best_of(results, METHODS[1:], "test", l2, results.tasks) == "trades-l2"
 
@@ -310,8 +332,8 @@ def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
         for task, methods in counts.items()
         for method, count in methods.items()
     ]
-    (results,) = tables.index_rows(rows)
-    differences = figures.pair_differences(results, "test", Threat("linf", 8 / 255))
+    (results,) = records.index(rows)
+    differences = binary_tasks.pair_differences(results, "test", Condition("linf", 8 / 255))
     assert differences == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
 
 
@@ -326,8 +348,8 @@ def test_what_each_attack_left_is_pooled_over_tasks():
         }
         clean = evaluation("test", None, 0.0, "clean", 100, 90)
         rows.append(row(task, "standard", [clean, at_main, elsewhere], radii={"linf": 0.1}))
-    (results,) = tables.index_rows(rows)
-    heading, table, _ = content._attack_blocks(results, rows)
+    (results,) = records.index(rows)
+    heading, table, _ = binary_tasks._attack_blocks(results, rows)
     assert heading.text == "What each attack left" and table.header == ["", "clean", "apgd-ce", "square"]
     assert [line[1:] for line in table.rows] == [["90.0", "50.0", "40.0"]] and "test images" in table.rows[0][0]
-    assert content._attack_blocks(results, realistic_rows()) == []
+    assert binary_tasks._attack_blocks(results, realistic_rows()) == []

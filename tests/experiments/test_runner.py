@@ -10,11 +10,21 @@ import time
 import ml_collections
 import pytest
 
-from experiments import failures, results, runner
+from experiments import failures, files, report, runner, store, workers
 from tests.experiments import counting
 from tests.experiments.test_binary_tasks import ROOT
 
 NAMES = ("a", "b+c", "d", "e")
+
+
+@pytest.fixture(autouse=True)
+def _report(monkeypatch):
+    monkeypatch.setitem(report._REPORTS, "counting", counting.Report)
+
+
+def _told(found):
+    """The lines of a report."""
+    return found.page.with_suffix(".md").read_text().strip().split("\n\n")[1:]
 
 
 def config(*units, note="", skipped=()):
@@ -22,16 +32,16 @@ def config(*units, note="", skipped=()):
 
 
 def _rows(workdir):
-    rows, problems = results.read_rows(workdir)
+    rows, problems = store.read_rows(workdir)
     assert not problems
     return {row["unit"]: row for row in rows}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 9])
 def test_every_unit_is_run_once_however_many_processes_share_them(tmp_path, num_workers):
-    report = runner.run(counting, config(), tmp_path, num_workers=num_workers)
+    found = runner.run(counting, config(), tmp_path, num_workers=num_workers)
     rows = _rows(tmp_path)
-    assert set(rows) == set("abcde") and report == runner.Report(tmp_path / "report.txt", "5 rows")
+    assert set(rows) == set("abcde") and found == report.Report(tmp_path / "report" / "report.html", "5 rows")
     assert all((tmp_path / f"stored-{name}").exists() for name in rows)
     processes = {row["process"] for row in rows.values()}
     if num_workers == 1:
@@ -52,7 +62,7 @@ def test_a_unit_that_fails_is_told_and_the_others_go_on(tmp_path, capfd, num_wor
     with pytest.raises(failures.SomeFailed, match=r"^1 of 4 units failed, .*: fails-b; mend") as caught:
         runner.run(counting, config("a", "fails-b", "c", "d"), tmp_path, num_workers=num_workers)
     assert set(_rows(tmp_path)) == set("acd") and "fails-b failed: fails-b says why" in capfd.readouterr().err
-    assert "fails-b: fails-b says why" in caught.value.report.page.read_text()
+    assert "fails-b: fails-b says why" in _told(caught.value.report)
     runner.run(counting, config("a", "c"), tmp_path, num_workers=num_workers)  # it is not asked for
 
 
@@ -68,37 +78,40 @@ def test_a_worker_that_is_killed_costs_its_unit_alone(tmp_path):
 
 
 def test_units_that_are_left_out_are_neither_run_nor_missing(tmp_path):
-    report = runner.run(counting, config("a", "b", skipped=("b",)), tmp_path)
-    assert set(_rows(tmp_path)) == {"a"} and report.page.read_text() == "a done"
+    found = runner.run(counting, config("a", "b", skipped=("b",)), tmp_path)
+    assert set(_rows(tmp_path)) == {"a"} and _told(found) == ["a done"]
 
 
 def test_a_shard_runs_its_part_and_knows_what_is_missing(tmp_path):
-    report = runner.run(counting, config("a", "b", "c"), tmp_path, shard=(1, 2))
-    assert set(_rows(tmp_path)) == {"b"} and report.page.read_text() == "b done\na\nc"
+    found = runner.run(counting, config("a", "b", "c"), tmp_path, shard=(1, 2))
+    assert set(_rows(tmp_path)) == {"b"} and _told(found) == ["b done", "2 missing"]
     assert runner.run(counting, config("a"), tmp_path / "new", shard=(1, 2)) is None
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_workdir_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, num_workers):
     def full(*_):
-        raise results.ResultsError("no space left to write rows: free some")
+        raise files.ResultsError("no space left to write rows: free some")
 
-    monkeypatch.setattr(results.Store, "append", full)
-    with pytest.raises(results.ResultsError, match="no space left"):
+    monkeypatch.setattr(store.Store, "append", full)
+    with pytest.raises(files.ResultsError, match="no space left"):
         runner.run(counting, config(), tmp_path, num_workers=num_workers)
     assert not _rows(tmp_path) and not failures.read(tmp_path) and not multiprocessing.active_children()
 
 
 def test_a_second_run_of_one_workdir_is_refused(tmp_path):
-    with results.open_store(tmp_path, {"note": ""}):
-        with pytest.raises(results.ResultsError, match="is open in another process"):
-            runner.run(counting, config(), tmp_path, num_workers=2)
+    with (
+        store.open_store(tmp_path, {"experiment": "counting", "note": ""}),
+        pytest.raises(files.ResultsError, match="is open in another process"),
+    ):
+        runner.run(counting, config(), tmp_path, num_workers=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_however_a_run_is_ended_its_workers_end_too(tmp_path, number):
     script = (
-        "import signal, ml_collections; from experiments import runner; from tests.experiments import counting\n"
+        "import signal, ml_collections; from experiments import report, runner\n"
+        "from tests.experiments import counting; report._REPORTS['counting'] = counting.Report\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore\n"
         f"    settings = ml_collections.ConfigDict({dict(units=('a', 'waits-b', 'waits-c'), note='', skipped=())!r})\n"
@@ -140,13 +153,51 @@ def test_what_failed_is_recorded_with_its_traceback(tmp_path, num_workers):
 
 
 def test_a_worker_that_is_killed_while_its_row_is_stored_costs_nothing(tmp_path, monkeypatch):
-    append = results.Store.append
+    append = store.Store.append
 
     def slowly(store, row):
         time.sleep(1)
         append(store, row)
 
-    monkeypatch.setattr(results.Store, "append", slowly)
-    with pytest.raises(failures.SomeFailed, match="1 of 3 units failed.*: c;"):
-        runner.run(counting, config("ends-a+c", "b"), tmp_path, num_workers=2)
-    assert set(_rows(tmp_path)) == {"ends-a", "b"}
+    monkeypatch.setattr(store.Store, "append", slowly)
+    runner.run(counting, config("ends-a+c", "b"), tmp_path, num_workers=2)
+    assert set(_rows(tmp_path)) == {"ends-a", "c", "b"}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_unit_that_fails_does_not_take_its_group_with_it(tmp_path, num_workers):
+    units = ("a+fails-b+c", "shares-badly-d+e", "f")
+    with pytest.raises(failures.SomeFailed, match="^3 of 6 units failed") as caught:
+        runner.run(counting, config(*units), tmp_path, num_workers=num_workers)
+    assert set(_rows(tmp_path)) == set("acf")
+    assert set(failures.read(tmp_path)) == {"fails-b", "shares-badly-d", "e"}
+    assert sum("nothing to share" in line for line in _told(caught.value.report)) == 2
+
+
+def test_a_worker_that_dies_does_not_take_the_rest_of_its_group_with_it(tmp_path):
+    with pytest.raises(failures.SomeFailed, match="1 of 3 units failed.*: dies-a;"):
+        runner.run(counting, config("dies-a+b", "c"), tmp_path, num_workers=2)
+    assert set(_rows(tmp_path)) == {"b", "c"}
+
+
+@pytest.mark.parametrize("names", ["a+b+c", "a+fails-b", "shares-badly-a+b"])
+def test_progress_reaches_the_end_whatever_fails(tmp_path, names):
+    plan, events = counting.make_plan(config(names)), []
+    workers.run_group(plan, plan.groups[0], set(), tmp_path, events.append)
+    advanced = sum(event.advance for event in events if isinstance(event, workers.Told))
+    assert advanced == pytest.approx(len(plan.groups[0]))
+
+
+def test_more_workers_than_tasks_is_told_in_one_line(tmp_path, capfd):
+    runner.run(counting, config("a", "b+c"), tmp_path, num_workers=5)
+    assert "--workers=5 and 2 tasks to be shared: the other processes have none\n" in capfd.readouterr().err
+
+
+def test_a_report_is_made_from_the_folder_alone(tmp_path):
+    found = runner.run(counting, config("a", "b", "c"), tmp_path, shard=(1, 2))
+    before = {path: path.read_bytes() for path in (tmp_path / "report").rglob("*.*")}
+    (tmp_path / "copy").mkdir()
+    for path in tmp_path.glob("*.json*"):
+        (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    assert report.write(tmp_path / "copy").summary == found.summary
+    assert {path: (tmp_path / "copy" / path.relative_to(tmp_path)).read_bytes() for path in before} == before

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import small_zoo as config_file
-from experiments import failures, plan, results, runner, small_zoo
+from experiments import failures, plan, report, runner, small_zoo
 from nn_adv import data, evaluation, models, training, zoo
 
 torch = pytest.importorskip("torch")
@@ -26,13 +26,14 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("zoo")
-    return workdir, runner.run(small_zoo, tiny_config(), workdir).page
+    runner.run(small_zoo, tiny_config(), workdir)
+    return workdir, workdir / "catalogue.json"
 
 
 def test_the_catalogue_has_every_network_in_robustbench_layout(finished):
     workdir, catalogue = finished
     entries = zoo.catalogue(catalogue)
-    assert tuple(entries) == METHODS and catalogue == workdir / "catalogue.json"
+    assert tuple(entries) == METHODS
     for entry in entries.values():
         assert (workdir / "digits" / "Linf" / f"{entry.name}.pt").is_file() and entry.threat == "Linf"
         assert entry.image_shape == (8, 8, 1) and entry.num_classes == 10
@@ -52,9 +53,9 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
     dataset = data.load("digits")
     images = dataset.test_images[:20] / np.float32(255)
     loaded = zoo.load(method, workdir, catalogue=catalogue)
-    prepared = small_zoo.load(tiny_config())
-    trained = small_zoo._train(prepared, plan.make_recipe(tiny_config(), method), method, workdir)  # its checkpoint
-    expected = prepared.model.apply(trained.variables[0], images)
+    made = small_zoo.make_plan(tiny_config())
+    trained = made.train(made.groups[METHODS.index(method)][0], workdir)  # its checkpoint
+    expected = made.model.apply(trained.variables[0], images)
     np.testing.assert_allclose(loaded.logits_fn(images), expected, rtol=1e-5, atol=1e-5)
     right = evaluation.correct(
         jax.jit(lambda x: loaded.logits_fn(x).argmax(1)), dataset.test_images, dataset.test_labels, batch_size=300
@@ -65,17 +66,17 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
 def test_another_network_is_added_and_those_that_are_there_are_not_trained_again(finished, monkeypatch):
     workdir, catalogue = finished
     before = (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns
-    assert runner.run(small_zoo, tiny_config(methods=(*METHODS, "pgd-l2")), workdir).page == catalogue
+    runner.run(small_zoo, tiny_config(methods=(*METHODS, "pgd-l2")), workdir)
     assert (workdir / "digits" / "L2" / "pgd-l2.pt").is_file()
     assert (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns == before
     assert list(zoo.catalogue(catalogue)) == [*METHODS, "pgd-l2"]
-    monkeypatch.setattr(small_zoo, "_row", lambda *_: pytest.fail("a network was trained twice"))
+    monkeypatch.setattr(small_zoo.Plan, "row", lambda *_: pytest.fail("a network was trained twice"))
     runner.run(small_zoo, tiny_config(), workdir)
     moved = (workdir / "digits" / "L2" / "pgd-l2.pt").rename(workdir / "elsewhere.pt")
     with pytest.raises(ValueError, match="has no digits/L2/pgd-l2.pt any more: put it back"):
         runner.run(small_zoo, tiny_config(), workdir)
     moved.rename(workdir / "digits" / "L2" / "pgd-l2.pt")
-    assert "trades-both" in small_zoo.summary(results.read_rows(workdir)[0])
+    assert "trades-both" in report.write(workdir).summary
 
 
 @pytest.mark.parametrize(
@@ -90,19 +91,19 @@ def test_another_network_is_added_and_those_that_are_there_are_not_trained_again
 )
 def test_wrong_values_are_refused_before_anything_starts(changes, message):
     with pytest.raises(ValueError, match=message):
-        small_zoo.prepare(tiny_config(**changes))
+        small_zoo.make_plan(tiny_config(**changes))
 
 
 def test_without_pytorch_nothing_is_trained(monkeypatch):
     monkeypatch.setattr(small_zoo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install 'nn_adv"):
-        small_zoo.prepare(tiny_config())
+        small_zoo.make_plan(tiny_config())
 
 
 def test_a_diverged_training_is_not_exported(tmp_path, monkeypatch):
     config = tiny_config(methods=("standard",))
     history = training.History(*(np.full((1, 1), np.nan) for _ in training.History._fields))
-    monkeypatch.setattr(small_zoo, "_train", lambda *_: training.Trained([{}], history, np.zeros(1)))
+    monkeypatch.setattr(small_zoo.Plan, "train", lambda *_: training.Trained([{}], history, np.zeros(1)))
     with pytest.raises(failures.SomeFailed):
         runner.run(small_zoo, config, tmp_path)
     (failure,) = failures.read(tmp_path).values()
@@ -113,7 +114,7 @@ def test_a_diverged_training_is_not_exported(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dataset", config_file.DATASETS)
 def test_every_configuration_passes_the_checks(dataset):
     config = config_file.get_config(dataset)
-    plan.check_recipes(config, config.methods)
+    plan.read_recipes(config, config.methods)
     settings = plan.model_settings(config)
     models.create(settings.pop("name"), 10, **settings)
 

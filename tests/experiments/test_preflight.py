@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from experiments import admission, classifiers, contestants
+from experiments import classifiers, networks, preflight
 from nn_adv import zoo
 
 IMAGES = np.zeros((2, 3), np.uint8)
@@ -28,16 +28,16 @@ def _returning(outputs, dtype=np.float32):
     ],
 )
 def test_probabilities_are_refused(entry, outputs, dtype):
-    contestant = contestants.Contestant("a", entry)
+    network = networks.Network("a", entry)
     with pytest.raises(
         ValueError, match="a returns probabilities .*2 images.*attacks need logits: leave out its softmax"
     ):
-        admission.check_outputs(contestant, _returning(outputs, dtype), IMAGES)
+        preflight.check_outputs(network, _returning(outputs, dtype), IMAGES)
 
 
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="a returns NaN for 1 of 2 images"):
-        admission.check_outputs(contestants.Contestant("a"), _returning([[0.25, 0.75], [0.5, np.nan]]), IMAGES)
+        preflight.check_outputs(networks.Network("a"), _returning([[0.25, 0.75], [0.5, np.nan]]), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_nan_is_refused():
     [[[0.25, 0.75], [0.5, 0.52]], [[0.25, 0.75], [1.5, -0.5]], np.log([[0.25, 0.75], [0.5, 0.5]])],
 )
 def test_other_outputs_are_not_taken_for_probabilities(outputs):
-    admission.check_outputs(contestants.Contestant("a"), _returning(outputs), IMAGES)
+    preflight.check_outputs(networks.Network("a"), _returning(outputs), IMAGES)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 class ResultsError(ValueError):
@@ -45,6 +50,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
                 os.unlink(file.name)
                 raise
         sync_folder(path.parent)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write or replace an .npz file, as `write_whole` does."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz file that is there; ValueError, which says why, where it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 def sync_folder(folder: Path) -> None:

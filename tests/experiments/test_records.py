@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from experiments.checks import order_violations
-from experiments.report import tables
-from experiments.report.tables import CLEAN, WORST, Threat
+from experiments.report import records
+from experiments.report.records import CLEAN, WORST, Condition
 from tests.experiments.report_rows import evaluation, realistic_rows, row
 
-LINF = Threat("linf", 0.1)
+LINF = Condition("linf", 0.1)
 RADII = {"l2": 0.8, "linf": 0.1}
 
 
@@ -25,7 +25,7 @@ def _row(task, method, train, test, *, kind="attacked", **fields):
 
 
 def _results(rows):
-    (results,) = tables.index_rows(rows)
+    (results,) = records.index(rows)
     return results
 
 
@@ -35,7 +35,7 @@ def test_each_task_weighs_the_same_whatever_its_image_count():
         row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 10, 1)], radii=RADII),
     ]
     results = _results(rows)
-    mean = tables.mean_over_tasks(tables.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = records.mean_over_tasks(records.task_accuracies(results, "1nn", "test", LINF), results.tasks)
     assert mean.value == pytest.approx(0.5)
     assert mean.error == pytest.approx(0.4)  # sd of (.9, .1) is .8/sqrt(2); over sqrt(2).
     assert (mean.num_tasks, mean.kind) == (2, "attacked")
@@ -44,14 +44,14 @@ def test_each_task_weighs_the_same_whatever_its_image_count():
 def test_seeds_are_averaged_within_their_task():
     rows = [_row("0v1", "1nn", 0, 100, seed=0), _row("0v1", "1nn", 0, 50, seed=1), _row("0v2", "1nn", 0, 25)]
     results = _results(rows)
-    mean = tables.mean_over_tasks(tables.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = records.mean_over_tasks(records.task_accuracies(results, "1nn", "test", LINF), results.tasks)
     assert mean.value == pytest.approx(0.5) and mean.num_tasks == 2
 
 
 def test_mean_over_both_splits_is_taken_per_task():
     results = _results([_row("0v1", "1nn", 100, 20), _row("0v2", "1nn", 60, 40)])
     assert results.splits == ("train", "test", "both")
-    line = tables.main_table(results, results.tasks)[0]
+    line = records.main_table(results, results.tasks)[0]
     assert line.cells["train"][LINF].value == pytest.approx(0.8)
     assert line.cells["test"][LINF].value == pytest.approx(0.3)
     assert line.cells["both"][LINF].value == pytest.approx(0.55)
@@ -62,16 +62,16 @@ def test_mean_over_both_splits_is_taken_per_task():
 
 def test_one_task_has_no_standard_error():
     results = _results([_row("0v1", "1nn", 100, 20)])
-    assert tables.main_table(results, results.tasks)[0].cells["test"][LINF].error is None
+    assert records.main_table(results, results.tasks)[0].cells["test"][LINF].error is None
 
 
 def test_exact_is_shown_instead_of_attacked_and_a_mixed_mean_stays_an_upper_bound():
     both = [evaluation("test", "linf", 0.1, "attacked", 100, 60), evaluation("test", "linf", 0.1, "exact", 100, 50)]
     results = _results([row("0v1", "1nn", both, radii=RADII)])
-    assert tables.task_accuracies(results, "1nn", "test", LINF) == {"0v1": (0.5, "exact")}
+    assert records.task_accuracies(results, "1nn", "test", LINF) == {"0v1": (0.5, "exact")}
     attacked = row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 100, 70)], radii=RADII)
     results = _results([row("0v1", "1nn", both, radii=RADII), attacked])
-    mean = tables.mean_over_tasks(tables.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = records.mean_over_tasks(records.task_accuracies(results, "1nn", "test", LINF), results.tasks)
     assert mean.kind == "attacked" and mean.value == pytest.approx(0.6)
 
 
@@ -80,7 +80,7 @@ def test_certified_has_a_line_of_its_own_and_never_passes_for_attacked():
         evaluation("test", "linf", 0.1, kind, 100, robust) for kind, robust in (("attacked", 60), ("certified", 40))
     ]
     results = _results([row("0v1", "1nn", evaluations, radii=RADII)])
-    above, below = tables.main_table(results, results.tasks)
+    above, below = records.main_table(results, results.tasks)
     assert (above.certified, above.cells["test"][LINF]) == (False, (0.6, None, 1, "attacked"))
     assert (below.certified, below.cells["test"][LINF]) == (True, (0.4, None, 1, "certified"))
 
@@ -88,14 +88,14 @@ def test_certified_has_a_line_of_its_own_and_never_passes_for_attacked():
 def test_a_certificate_beside_an_exact_answer_is_not_repeated():
     evaluations = [evaluation("test", "linf", 0.1, kind, 100, 50) for kind in ("exact", "certified")]
     results = _results([row("0v1", "1nn", evaluations, radii=RADII)])
-    assert [line.certified for line in tables.main_table(results, results.tasks)] == [False]
+    assert [line.certified for line in records.main_table(results, results.tasks)] == [False]
 
 
 def test_exact_tasks_count_among_the_lower_bounds_of_the_others():
     rows = [_row("0v1", "1nn", 100, 80, kind="exact"), _row("0v2", "1nn", 100, 40, kind="certified")]
     rows.append(_row("0v2", "1nn", 100, 44, seed=0) | {"unit": "more"})  # attacked
     results = _results(rows)
-    above, below = tables.main_table(results, results.tasks)
+    above, below = records.main_table(results, results.tasks)
     assert (above.cells["test"][LINF].kind, below.cells["test"][LINF].kind) == ("attacked", "certified")
     assert above.cells["test"][LINF].value == pytest.approx(0.62)
     assert below.cells["test"][LINF].value == pytest.approx(0.6)
@@ -112,18 +112,18 @@ def test_paired_difference_uses_only_shared_tasks_and_pairs_them():
         _row("0v2", "trades-linf", 0, 20),
     ]
     results = _results(rows)
-    difference = tables.paired_difference(results, "1nn", "trades-linf", "test", LINF, results.tasks)
+    difference = records.paired_difference(results, "1nn", "trades-linf", "test", LINF, results.tasks)
     assert difference.value == pytest.approx(0.15) and difference.error == pytest.approx(0.05)
     assert difference.first.value == pytest.approx(0.65) and difference.first.num_tasks == 2
-    assert tables.paired_difference(results, "1nn", "trades-linf", "test", CLEAN, results.tasks) is None
+    assert records.paired_difference(results, "1nn", "trades-linf", "test", CLEAN, results.tasks) is None
 
 
 def test_columns_and_lines_come_in_a_fixed_order():
     results = _results(realistic_rows()[::-1])
     assert results.methods == ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")
-    assert [threat.norm for threat in results.main_threats] == [None, "linf", "l2", "worst"]
+    assert [condition.norm for condition in results.main_conditions] == [None, "linf", "l2", "worst"]
     assert len(results.tasks) == 45 and results.common_tasks == results.tasks
-    assert [line.method for line in tables.main_table(results, results.tasks)] == list(results.methods)
+    assert [line.method for line in records.main_table(results, results.tasks)] == list(results.methods)
 
 
 def test_tasks_are_ordered_by_their_numbers():
@@ -147,9 +147,9 @@ def test_worst_is_a_column_of_its_own_and_datasets_are_kept_apart():
         row("0v1", "1nn", [evaluation("test", "worst", None, "attacked", 100, 10)], dataset=name)
         for name in ("mnist", "digits")
     ]
-    indexed = tables.index_rows(rows)
+    indexed = records.index(rows)
     assert [results.dataset for results in indexed] == ["digits", "mnist"]
-    assert indexed[0].main_threats == (WORST,)
+    assert indexed[0].main_conditions == (WORST,)
     assert indexed[0].splits == ("test",)
 
 
@@ -204,5 +204,5 @@ def test_bounds_over_different_images_are_not_compared():
 
 
 def test_pairs_are_parsed_and_other_tasks_are_not():
-    assert tables.parse_pair("3v8") == (3, 8) and tables.parse_pair("10v11") == (10, 11)
-    assert tables.parse_pair("3vrest") is None and tables.parse_pair("all") is None
+    assert records.parse_pair("3v8") == (3, 8) and records.parse_pair("10v11") == (10, 11)
+    assert records.parse_pair("3vrest") is None and records.parse_pair("all") is None

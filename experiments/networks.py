@@ -1,4 +1,4 @@
-"""Who stands in a leaderboard: 1NN, networks of a catalogue, and a user's own by "module:function"."""
+"""Where the networks of a leaderboard come from: a catalogue, or a user's own "module:function"; and 1NN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEIGHBOR = "1nn"
 _TORCH = "torch:"
 
 
-class Contestant(NamedTuple):
+class Network(NamedTuple):
     """One line of the table.
 
     Attributes:
@@ -45,7 +45,21 @@ class Contestant(NamedTuple):
         return f"{self.entry.architecture}({arguments})"
 
 
-def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
+class Source(NamedTuple):
+    """Where networks are looked for.
+
+    Attributes:
+      catalogue: path; None: that of the published ones.
+      weights_dir: in RobustBench's layout.
+      download: whether weights that are not there are fetched.
+    """
+
+    catalogue: str | None
+    weights_dir: str
+    download: bool
+
+
+def choose(config: ml_collections.ConfigDict) -> list[Network]:
     """List those that ``config.models`` asks for, each once: 1NN, then networks by architecture, then the user's own.
 
     What lies in the folder of weights changes nothing, as long as a pattern finds some there: it differs between
@@ -58,15 +72,15 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
     catalogue = zoo.catalogue(config.catalogue or None)
     where = config.catalogue or "the catalogue"
     entries = {name: entry for name, entry in catalogue.items() if entry.dataset == config.dataset}
-    found: dict[str, Contestant] = {}
+    found: dict[str, Network] = {}
     for wanted in config.models:
         if not isinstance(wanted, str):
             raise ValueError(f"models must be texts, got {wanted!r}")
         if wanted == NEIGHBOR:
-            found[wanted] = Contestant(wanted)
+            found[wanted] = Network(wanted)
         elif ":" in wanted:
             _function(wanted)
-            found[wanted] = Contestant(wanted)
+            found[wanted] = Network(wanted)
         elif not entries:
             others = ", ".join(dict.fromkeys(entry.dataset for entry in catalogue.values())) or "nothing"
             raise ValueError(
@@ -74,10 +88,10 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
                 f"name only {NEIGHBOR} and MODULE:FUNCTION, or another catalogue (none can have any for npz:PATH)"
             )
         elif any(sign in wanted for sign in "*?["):
-            matching = {entry.name: Contestant(entry.name, entry, True) for entry in _matching(config, entries, wanted)}
+            matching = {entry.name: Network(entry.name, entry, True) for entry in _matching(config, entries, wanted)}
             found = matching | found  # asked for by its name, a network must be there
         elif wanted in entries:
-            found[wanted] = Contestant(wanted, entries[wanted])
+            found[wanted] = Network(wanted, entries[wanted])
         else:
             near = difflib.get_close_matches(wanted, entries, n=3) or list(entries)[:3] or ["none"]
             raise ValueError(
@@ -86,10 +100,7 @@ def choose(config: ml_collections.ConfigDict) -> list[Contestant]:
             )
     if not found:
         raise ValueError(f"models must name one or more, got {config.models}")
-    order = {True: 0, False: 1}
-    return sorted(
-        found.values(), key=lambda one: (order[one.name == NEIGHBOR], one.entry is None, one.architecture, one.name)
-    )
+    return sorted(found.values(), key=lambda one: (one.name != NEIGHBOR, one.entry is None, one.architecture, one.name))
 
 
 def _matching(config, entries, pattern) -> list[zoo.Entry]:
@@ -107,72 +118,58 @@ def _matching(config, entries, pattern) -> list[zoo.Entry]:
     return named
 
 
-def lacks_weights(contestant: Contestant, config: ml_collections.ConfigDict) -> bool:
+def lacks_weights(network: Network, source: Source) -> bool:
     """Tell whether a network of a catalogue has weights that are neither there nor to be downloaded."""
-    entry = contestant.entry
-    return entry is not None and not config.download and not zoo.has_weights(entry, config.weights_dir)
+    entry = network.entry
+    return entry is not None and not source.download and not zoo.has_weights(entry, source.weights_dir)
 
 
-def load(contestant: Contestant, config: ml_collections.ConfigDict, dataset: data.Dataset) -> classifiers.Classifier:
+def load(network: Network, source: Source, dataset: data.Dataset) -> classifiers.Classifier:
     """Read or make a network, and try it on the shape of one image.
 
     Raises:
       ValueError: it does not return one number for each class, or its weights do not fit.
       OSError: its weights are not there or cannot be read.
     """
-    if contestant.entry is None:
-        logits_fn = _own(contestant.name, dataset.num_classes)
+    if network.entry is None:
+        logits_fn = _own(network.name, dataset.num_classes)
     else:
         logits_fn = zoo.load(
-            contestant.name, config.weights_dir, catalogue=config.catalogue or None, download=config.download
+            network.name, source.weights_dir, catalogue=source.catalogue, download=source.download
         ).logits_fn
     found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32))
     if not hasattr(found, "shape"):
-        raise ValueError(f"{contestant.name} must return an array of logits, got {type(found).__name__}")
+        raise ValueError(f"{network.name} must return an array of logits, got {type(found).__name__}")
     shape = found.shape
     if shape != (2, dataset.num_classes):
         raise ValueError(
-            f"{contestant.name} must return [B, {dataset.num_classes}] for the classes of {dataset.title}, "
+            f"{network.name} must return [B, {dataset.num_classes}] for the classes of {dataset.title}, "
             f"got {list(shape)} for two images"
         )
     if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(
-            f"{contestant.name} must return floating-point logits, which have a gradient, got {found.dtype}"
-        )
+        raise ValueError(f"{network.name} must return floating-point logits, which have a gradient, got {found.dtype}")
     return classifiers.Classifier(logits_fn)
 
 
-def about(
-    contestant: Contestant, classifier: classifiers.Classifier, config: ml_collections.ConfigDict
-) -> dict[str, Any]:
+def about(network: Network, classifier: classifiers.Classifier, source: Source) -> dict[str, Any]:
     """Return what a row says of a network."""
-    entry = contestant.entry
+    entry = network.entry
     facts: dict[str, Any] = {"num_values": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(classifier))}
     if entry is None:
-        return facts | {"architecture": "own, in torch" if contestant.name.startswith(_TORCH) else "own"}
-    names = (
-        "threat",
-        "epsilon",
-        "output",
-        "clean_accuracy",
-        "autoattack_accuracy",
-        "extra_data",
-        "paper",
-        "venue",
-        "notes",
-    )
-    facts |= {"architecture": contestant.architecture, "fingerprints": zoo.fingerprints(entry, config.weights_dir)}
-    return facts | {name: getattr(entry, name) for name in names}
+        return facts | {"architecture": "own, in torch" if network.name.startswith(_TORCH) else "own"}
+    names = ("threat", "epsilon", "output", "clean_accuracy", "autoattack_accuracy", "extra_data", "paper", "venue")
+    facts |= {"architecture": network.architecture, "fingerprints": zoo.fingerprints(entry, source.weights_dir)}
+    return facts | {name: getattr(entry, name) for name in (*names, "notes")}
 
 
-def changed_since(contestant: Contestant, facts: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+def changed_since(network: Network, facts: Mapping[str, Any], source: Source) -> list[str]:
     """List what of a network differs from what its row says (`about`): files, or its entry in the catalogue.
 
     Files that are not there are not compared, and of a user's own function nothing is known.
     """
-    if contestant.entry is None or "fingerprints" not in facts:
+    if network.entry is None or "fingerprints" not in facts:
         return []
-    found = zoo.fingerprints(contestant.entry, config.weights_dir)
+    found = zoo.fingerprints(network.entry, source.weights_dir)
     return [name for name, number in found.items() if facts["fingerprints"].get(name) != number]
 
 

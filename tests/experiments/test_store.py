@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import results, storage
+from experiments import files, store
 
 CONFIG = {"dataset": "digits", "methods": ["1nn", "standard"], "training": {"epochs": 3}}
 ROWS_FILE = "rows-00000-of-00001.jsonl"
@@ -23,47 +23,47 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _row(unit: str, **fields) -> dict:
-    return {"unit": unit, "config_hash": results.config_hash(CONFIG), "seconds": 0.1, **fields}
+    return {"unit": unit, "config_hash": store.config_hash(CONFIG), "seconds": 0.1, **fields}
 
 
 def _fill(workdir: Path, units, *, shard=(0, 1)) -> None:
-    with results.open_store(workdir, CONFIG, shard=shard) as store:
+    with store.open_store(workdir, CONFIG, shard=shard) as opened:
         for unit in units:
-            store.append(_row(unit))
+            opened.append(_row(unit))
 
 
 def _units(workdir: Path) -> list[str]:
-    return [row["unit"] for row in results.read_rows(workdir)[0]]
+    return [row["unit"] for row in store.read_rows(workdir)[0]]
 
 
 def test_rows_come_back_as_written(tmp_path):
     row = _row("digits/0v1/1nn/0", classes=["zéro\n", "one"], evaluations=[{"epsilon": 8 / 255, "norm": None}])
-    with results.open_store(tmp_path / "new" / "folder", CONFIG) as store:
-        assert store.done() == set()
-        store.append(row)
-        assert store.done() == {row["unit"]}
-    rows, problems = results.read_rows(tmp_path / "new" / "folder")
+    with store.open_store(tmp_path / "new" / "folder", CONFIG) as opened:
+        assert opened.done() == set()
+        opened.append(row)
+        assert opened.done() == {row["unit"]}
+    rows, problems = store.read_rows(tmp_path / "new" / "folder")
     assert rows == [row] and problems == []
 
 
 def test_numpy_scalars_are_stored_as_plain_numbers(tmp_path):
-    with results.open_store(tmp_path, CONFIG) as store:
-        store.append(_row("a", robust=np.int64(3), epsilon=np.float32(0.5)))
-    assert results.read_rows(tmp_path)[0] == [_row("a", robust=3, epsilon=0.5)]
+    with store.open_store(tmp_path, CONFIG) as opened:
+        opened.append(_row("a", robust=np.int64(3), epsilon=np.float32(0.5)))
+    assert store.read_rows(tmp_path)[0] == [_row("a", robust=3, epsilon=0.5)]
 
 
 def test_what_is_not_plain_or_not_finite_is_refused_and_leaves_no_trace(tmp_path):
-    with results.open_store(tmp_path, CONFIG) as store:
-        with pytest.raises(ValueError):
-            store.append(_row("a", loss=float("nan")))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        with pytest.raises(ValueError, match="JSON compliant"):
+            opened.append(_row("a", loss=float("nan")))
         with pytest.raises(TypeError, match="object"):
-            store.append(_row("a", loss=object()))
+            opened.append(_row("a", loss=object()))
     assert (tmp_path / ROWS_FILE).read_bytes() == b""
 
 
 def test_an_empty_or_missing_folder_has_no_rows(tmp_path):
-    assert results.read_rows(tmp_path) == ([], [])
-    assert results.read_rows(tmp_path / "missing") == ([], [])
+    assert store.read_rows(tmp_path) == ([], [])
+    assert store.read_rows(tmp_path / "missing") == ([], [])
 
 
 def test_every_truncation_of_the_last_line_loses_only_that_line(tmp_path):
@@ -73,12 +73,12 @@ def test_every_truncation_of_the_last_line_loses_only_that_line(tmp_path):
     for length in range(first + 1, len(whole)):
         (tmp_path / ROWS_FILE).write_bytes(whole[:length])
         assert _units(tmp_path) == ["a"]
-        with results.open_store(tmp_path, CONFIG) as store:
-            assert store.done() == {"a"}
-            assert len(store.problems) == 1 and f"{ROWS_FILE} line 2" in store.problems[0]
-            store.append(_row("b"))
+        with store.open_store(tmp_path, CONFIG) as opened:
+            assert opened.done() == {"a"}
+            assert len(opened.problems) == 1 and f"{ROWS_FILE} line 2" in opened.problems[0]
+            opened.append(_row("b"))
         assert (tmp_path / ROWS_FILE).read_bytes() == whole
-        assert results.read_rows(tmp_path)[1] == []
+        assert store.read_rows(tmp_path)[1] == []
     copy = (tmp_path / f"{ROWS_FILE}.damaged").read_bytes()
     assert copy.endswith(whole[first:-1] + b"\n")
 
@@ -91,7 +91,7 @@ def test_every_damaged_byte_is_noticed(tmp_path):
         damaged = bytearray(whole)
         damaged[position] ^= 0x04
         (tmp_path / ROWS_FILE).write_bytes(damaged)
-        rows, problems = results.read_rows(tmp_path)
+        rows, problems = store.read_rows(tmp_path)
         assert [row["unit"] for row in rows] == ["a", "c"]
         assert problems and f"{ROWS_FILE} line 2" in problems[0]
 
@@ -100,10 +100,10 @@ def test_a_damaged_line_in_the_middle_is_done_again_and_the_rest_kept(tmp_path):
     _fill(tmp_path, ["a", "b", "c"])
     whole = (tmp_path / ROWS_FILE).read_bytes()
     (tmp_path / ROWS_FILE).write_bytes(whole.replace(b'"unit": "b"', b'"unit": "x"'))
-    with results.open_store(tmp_path, CONFIG) as store:
-        assert store.done() == {"a", "c"}
-        store.append(_row("b"))
-    rows, problems = results.read_rows(tmp_path)
+    with store.open_store(tmp_path, CONFIG) as opened:
+        assert opened.done() == {"a", "c"}
+        opened.append(_row("b"))
+    rows, problems = store.read_rows(tmp_path)
     assert [row["unit"] for row in rows] == ["a", "c", "b"]
     assert len(problems) == 1 and "line 2" in problems[0]
 
@@ -113,18 +113,18 @@ def test_zeros_left_by_a_lost_machine_are_cut(tmp_path):
     with open(tmp_path / ROWS_FILE, "ab") as file:
         file.write(bytes(5000) + b"\n" + bytes(100))
     _fill(tmp_path, ["b"])
-    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+    assert store.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
 _WRITER = """
 import sys
-from experiments import results, storage
+from experiments import files, store
 workdir, config = sys.argv[1], {config!r}
-with results.open_store(workdir, config) as store:
+with store.open_store(workdir, config) as opened:
     for number in range(100000):
         unit = f"unit{{number}}"
-        if unit not in store.done():
-            store.append({{"unit": unit, "config_hash": store.config_hash, "padding": "x" * 20000}})
+        if unit not in opened.done():
+            opened.append({{"unit": unit, "config_hash": opened.config_hash, "padding": "x" * 20000}})
             print(unit, flush=True)
 """
 
@@ -155,10 +155,10 @@ def test_a_run_killed_at_any_moment_continues_with_nothing_lost_or_twice(tmp_pat
 def test_another_configuration_is_refused_in_one_line_with_what_differs(tmp_path):
     _fill(tmp_path, ["a"])
     other = {"dataset": "digits", "methods": ["1nn"], "training": {"epochs": 3, "beta": 6.0}}
-    with pytest.raises(results.ResultsError) as error:
-        results.open_store(tmp_path, other)
+    with pytest.raises(files.ResultsError) as error:
+        store.open_store(tmp_path, other)
     message = str(error.value)
-    assert results.config_hash(CONFIG) in message and results.config_hash(other) in message
+    assert store.config_hash(CONFIG) in message and store.config_hash(other) in message
     assert 'methods: ["1nn", "standard"] -> ["1nn"]' in message and "training.beta: absent -> 6.0" in message
     assert "epochs" not in message and "--workdir" in message and "\n" not in message
     assert _units(tmp_path) == ["a"]
@@ -166,10 +166,10 @@ def test_another_configuration_is_refused_in_one_line_with_what_differs(tmp_path
 
 def test_of_two_configurations_that_start_at_once_one_wins(tmp_path):
     script = (
-        "import sys; from experiments import results\n"
+        "import sys; from experiments import store\n"
         "config, shard = {'seed': int(sys.argv[2]) % 2}, (int(sys.argv[2]), 6)\n"
-        "with results.open_store(sys.argv[1], config, shard=shard) as store:\n"
-        "    store.append({'unit': sys.argv[2], 'config_hash': store.config_hash})\n"
+        "with store.open_store(sys.argv[1], config, shard=shard) as opened:\n"
+        "    opened.append({'unit': sys.argv[2], 'config_hash': opened.config_hash})\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(index)], stderr=-1, cwd=REPOSITORY)
@@ -183,19 +183,19 @@ def test_of_two_configurations_that_start_at_once_one_wins(tmp_path):
 
 
 def test_the_hash_ignores_the_order_of_keys_and_tuples(tmp_path):
-    assert results.config_hash({"a": 1, "b": (1, 2)}) == results.config_hash({"b": [1, 2], "a": 1})
-    assert results.config_hash({"a": 1}) != results.config_hash({"a": 2})
+    assert store.config_hash({"a": 1, "b": (1, 2)}) == store.config_hash({"b": [1, 2], "a": 1})
+    assert store.config_hash({"a": 1}) != store.config_hash({"a": 2})
 
 
 def test_a_row_of_another_configuration_is_neither_appended_nor_read(tmp_path):
     _fill(tmp_path, ["a"])
-    with results.open_store(tmp_path, CONFIG) as store, pytest.raises(results.ResultsError, match="config_hash"):
-        store.append(_row("b") | {"config_hash": "0000"})
+    with store.open_store(tmp_path, CONFIG) as opened, pytest.raises(files.ResultsError, match="config_hash"):
+        opened.append(_row("b") | {"config_hash": "0000"})
     foreign = tmp_path / "foreign"
-    with results.open_store(foreign, {"dataset": "mnist"}) as store:
-        store.append({"unit": "b", "config_hash": store.config_hash})
+    with store.open_store(foreign, {"dataset": "mnist"}) as opened:
+        opened.append({"unit": "b", "config_hash": opened.config_hash})
     os.rename(foreign / ROWS_FILE, tmp_path / "rows-00001-of-00002.jsonl")
-    rows, problems = results.read_rows(tmp_path)
+    rows, problems = store.read_rows(tmp_path)
     assert [row["unit"] for row in rows] == ["a"]
     assert len(problems) == 1 and "rows-00001-of-00002.jsonl line 1" in problems[0]
 
@@ -203,8 +203,8 @@ def test_a_row_of_another_configuration_is_neither_appended_nor_read(tmp_path):
 def test_rows_without_their_config_file_are_not_mixed_with_others(tmp_path):
     _fill(tmp_path, ["a"])
     (tmp_path / "config.json").unlink()
-    with pytest.raises(results.ResultsError, match="has rows of configuration"):
-        results.open_store(tmp_path, {"dataset": "mnist"})
+    with pytest.raises(files.ResultsError, match="has rows of configuration"):
+        store.open_store(tmp_path, {"dataset": "mnist"})
     _fill(tmp_path, ["b"])
     assert _units(tmp_path) == ["a", "b"]
 
@@ -213,25 +213,25 @@ def test_a_damaged_config_file_is_refused_in_one_line(tmp_path):
     _fill(tmp_path, ["a"])
     for content in ('{"hash": "0000", "config": {}}', '{"hash"', "[]"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(results.ResultsError, match="config.json is damaged"):
-            results.open_store(tmp_path, CONFIG)
+        with pytest.raises(files.ResultsError, match="config.json is damaged"):
+            store.open_store(tmp_path, CONFIG)
 
 
 def test_a_unit_is_never_appended_twice(tmp_path):
-    with results.open_store(tmp_path, CONFIG) as store:
-        store.append(_row("a"))
-        with pytest.raises(results.ResultsError, match="already"):
-            store.append(_row("a"))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        opened.append(_row("a"))
+        with pytest.raises(files.ResultsError, match="already"):
+            opened.append(_row("a"))
     assert _units(tmp_path) == ["a"]
 
 
 def test_two_processes_cannot_open_one_shard(tmp_path):
-    with results.open_store(tmp_path, CONFIG, shard=(0, 2)):
-        with pytest.raises(results.ResultsError, match="another process") as error:
-            results.open_store(tmp_path, CONFIG, shard=(0, 2))
+    with store.open_store(tmp_path, CONFIG, shard=(0, 2)):
+        with pytest.raises(files.ResultsError, match="another process") as error:
+            store.open_store(tmp_path, CONFIG, shard=(0, 2))
         assert "\n" not in str(error.value)
-        results.open_store(tmp_path, CONFIG, shard=(1, 2)).close()
-    results.open_store(tmp_path, CONFIG, shard=(0, 2)).close()
+        store.open_store(tmp_path, CONFIG, shard=(1, 2)).close()
+    store.open_store(tmp_path, CONFIG, shard=(0, 2)).close()
 
 
 def test_shards_write_their_own_files_and_know_each_others_units(tmp_path):
@@ -241,24 +241,24 @@ def test_shards_write_their_own_files_and_know_each_others_units(tmp_path):
         "rows-00000-of-00002.jsonl",
         "rows-00001-of-00002.jsonl",
     ]
-    with results.open_store(tmp_path, CONFIG, shard=(3, 4)) as store:
-        assert store.done() == {"a", "b", "c"}
+    with store.open_store(tmp_path, CONFIG, shard=(3, 4)) as opened:
+        assert opened.done() == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
 def test_an_impossible_shard_is_refused(tmp_path, shard):
-    with pytest.raises(results.ResultsError, match="shard"):
-        results.open_store(tmp_path, CONFIG, shard=shard)
+    with pytest.raises(files.ResultsError, match="shard"):
+        store.open_store(tmp_path, CONFIG, shard=shard)
 
 
 def test_a_unit_done_by_two_shards_counts_once_and_the_first_file_wins(tmp_path):
     with (
-        results.open_store(tmp_path, CONFIG, shard=(0, 2)) as one,
-        results.open_store(tmp_path, CONFIG, shard=(1, 2)) as two,
+        store.open_store(tmp_path, CONFIG, shard=(0, 2)) as one,
+        store.open_store(tmp_path, CONFIG, shard=(1, 2)) as two,
     ):
         two.append(_row("a", robust=2))
         one.append(_row("a", robust=1))
-    assert results.read_rows(tmp_path) == ([_row("a", robust=1)], [])
+    assert store.read_rows(tmp_path) == ([_row("a", robust=1)], [])
 
 
 def test_merge_adds_each_unit_once_however_often_it_runs(tmp_path):
@@ -266,25 +266,25 @@ def test_merge_adds_each_unit_once_however_often_it_runs(tmp_path):
     _fill(tmp_path / "two", ["b", "c"])
     with open(tmp_path / "two" / ROWS_FILE, "ab") as file:
         file.write(b'{"unit": "d"')
-    added, problems = results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+    added, problems = store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
     assert added == 3 and len(problems) == 1 and "line 3" in problems[0]
-    assert results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])[0] == 0
+    assert store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])[0] == 0
     assert _units(tmp_path / "all") == ["a", "b", "c"]
-    assert results.merge(tmp_path / "one", [tmp_path / "two"])[0] == 1
+    assert store.merge(tmp_path / "one", [tmp_path / "two"])[0] == 1
     assert sorted(_units(tmp_path / "one")) == ["a", "b", "c"]
 
 
 def test_merge_refuses_another_configuration_and_a_folder_without_results(tmp_path):
     _fill(tmp_path / "one", ["a"])
-    results.open_store(tmp_path / "two", {"dataset": "mnist"}).close()
-    with pytest.raises(results.ResultsError, match="belongs to configuration"):
-        results.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
-    with pytest.raises(results.ResultsError, match="belongs to configuration"):
-        results.merge(tmp_path / "two", [tmp_path / "one"])
-    with pytest.raises(results.ResultsError, match="holds no results"):
-        results.merge(tmp_path / "all", [tmp_path / "missing"])
-    with pytest.raises(results.ResultsError, match="at least one"):
-        results.merge(tmp_path / "all", [])
+    store.open_store(tmp_path / "two", {"dataset": "mnist"}).close()
+    with pytest.raises(files.ResultsError, match="belongs to configuration"):
+        store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+    with pytest.raises(files.ResultsError, match="belongs to configuration"):
+        store.merge(tmp_path / "two", [tmp_path / "one"])
+    with pytest.raises(files.ResultsError, match="holds no results"):
+        store.merge(tmp_path / "all", [tmp_path / "missing"])
+    with pytest.raises(files.ResultsError, match="at least one"):
+        store.merge(tmp_path / "all", [])
     assert not (tmp_path / "all").exists()
 
 
@@ -296,17 +296,17 @@ def test_a_full_disk_is_one_clear_error_and_the_results_stay(tmp_path, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, data[: len(data) // 2])
 
-    with results.open_store(tmp_path, CONFIG) as store:
-        store.append(_row("a"))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        opened.append(_row("a"))
         before = (tmp_path / ROWS_FILE).read_bytes()
         monkeypatch.setattr(os, "write", half_then_full)
-        with pytest.raises(results.ResultsError, match="no space left") as error:
-            store.append(_row("b"))
-        assert "\n" not in str(error.value) and store.done() == {"a"}
+        with pytest.raises(files.ResultsError, match="no space left") as error:
+            opened.append(_row("b"))
+        assert "\n" not in str(error.value) and opened.done() == {"a"}
         assert (tmp_path / ROWS_FILE).read_bytes() == before
         monkeypatch.undo()
-        store.append(_row("b"))
-    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+        opened.append(_row("b"))
+    assert store.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
 @pytest.mark.parametrize("stop", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
@@ -318,38 +318,38 @@ def test_a_half_line_that_cannot_be_taken_back_closes_the_store(tmp_path, monkey
     def refuse(descriptor, length):
         raise OSError(errno.EIO, "Input/output error")
 
-    with results.open_store(tmp_path, CONFIG) as store:
-        store.append(_row("a"))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        opened.append(_row("a"))
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", write_half)
             patch.setattr(os, "ftruncate", refuse)
-            with pytest.raises(KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else results.ResultsError):
-                store.append(_row("b"))
-        with pytest.raises(results.ResultsError, match="closed"):
-            store.append(_row("c"))
-    with results.open_store(tmp_path, CONFIG) as store:
-        assert len(store.problems) == 1
-        store.append(_row("b"))
-    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+            with pytest.raises(KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else files.ResultsError):
+                opened.append(_row("b"))
+        with pytest.raises(files.ResultsError, match="closed"):
+            opened.append(_row("c"))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        assert len(opened.problems) == 1
+        opened.append(_row("b"))
+    assert store.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
 def test_short_writes_are_completed(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     _fill(tmp_path, ["a", "b"])
-    assert results.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
+    assert store.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
 def test_space_is_checked_before_the_work_starts(tmp_path):
-    storage.check_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(results.ResultsError, match="--workdir"):
-        storage.check_space(tmp_path / "not" / "yet", 1 << 60)
+    files.check_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(files.ResultsError, match="--workdir"):
+        files.check_space(tmp_path / "not" / "yet", 1 << 60)
 
 
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(results.ResultsError, match="cannot write"):
-        results.open_store(tmp_path / "file" / "folder", CONFIG)
+    with pytest.raises(files.ResultsError, match="cannot write"):
+        store.open_store(tmp_path / "file" / "folder", CONFIG)
 
 
 def test_each_line_is_json_with_a_checksum(tmp_path):

@@ -1,0 +1,174 @@
+"""From images to records: what attacks leave unbroken of a network, and what the radii of 1NN say.
+
+Every method is evaluated on the same images. A record is one measured number: how many images were robust, of which
+split, against which threat, and what the number is (clean, attacked, certified or exact).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import attacked, radii
+from experiments.classifiers import Classifier
+from experiments.plan import Evaluation
+from nn_adv import attacks, data
+from nn_adv.pixels import as_float
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One measured number.
+
+    Attributes:
+      split: "train" or "test".
+      norm: None: clean; "worst": every norm at its main epsilon.
+      epsilon: 0 where clean; None: the main one of every norm.
+      kind: clean, attacked, certified or exact.
+      count: how many images there were.
+      robust: how many of them were robust.
+      remaining: correct clean, then after each attack; None where nothing was attacked here.
+    """
+
+    split: str
+    norm: str | None
+    epsilon: float | None
+    kind: str
+    count: int
+    robust: int
+    remaining: Mapping[str, int] | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """Return it as it stands in a row."""
+        fields = dataclasses.asdict(self)
+        remaining = fields.pop("remaining")
+        return fields if remaining is None else fields | {"left": dict(remaining)}
+
+
+class Images(NamedTuple):
+    """The images that a task is evaluated on, the same for every method; all splits together.
+
+    Attributes:
+      images, labels: ``[N, ...]`` and ``[N]``.
+      split: ``[N]`` "train" or "test".
+      image: ``[N]`` number of the image in its split of the dataset.
+      number: ``[N]`` what its random numbers belong to, whether one split is evaluated or both.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: np.ndarray
+    image: np.ndarray
+    number: np.ndarray
+
+
+def choose_images(dataset: data.Dataset, task: data.Task | None, evaluation: Evaluation) -> Images:
+    """Take the first images of each split: as many of each class of a task, or those of the whole dataset."""
+    parts, num_train = [], len(dataset.train_images)
+    for split in evaluation.splits:
+        images, truth = (getattr(dataset, f"{split}_{what}") for what in ("images", "labels"))
+        if task is None:
+            index = np.arange(len(truth))[: evaluation.images_per_split or None]
+            labels = truth[index]
+        else:
+            of_task, labels = (getattr(task, f"{split}_{what}") for what in ("index", "labels"))
+            chosen = balanced(labels, evaluation.images_per_split)
+            index, labels = of_task[chosen], labels[chosen]
+        parts.append((images[index], labels, np.full(len(index), split), index, index + num_train * (split == "test")))
+    return Images(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def attack(
+    evaluation: Evaluation,
+    suite: Sequence[attacks.Attack],
+    classifier: Classifier,
+    chosen: Images,
+    *,
+    seed: int,
+    progress_file: Path,
+    show: Callable[[str], None],
+) -> list[attacked.Outcome]:
+    """Attack images in every threat of the evaluation, see `attacked.broken_by`."""
+    return attacked.broken_by(
+        classifier,
+        np.asarray(as_float(chosen.images)),
+        chosen.labels,
+        suite=suite,
+        threats=evaluation.threats,
+        key=jax.random.key(seed),
+        indices=chosen.number,
+        batch_size=evaluation.batch_size,
+        progress_file=progress_file,
+        show=show,
+    )
+
+
+def attacked_records(
+    evaluation: Evaluation, split: np.ndarray, outcomes: Sequence[attacked.Outcome], names: Sequence[str]
+) -> list[Record]:
+    """Count the images that are classified correctly, and those that no attack broke, by growing epsilons of each norm.
+
+    Args:
+      evaluation: whose main epsilons count for the worst of the norms.
+      split: ``[N]``.
+      outcomes: what broke each image in each threat.
+      names: of the attacks.
+    """
+    found = _counts(split, None, 0.0, "clean", outcomes[0].attack_index != attacks.CLEAN)
+    at_main = []
+    order = list(evaluation.epsilons)
+    for threat, index in sorted(outcomes, key=lambda one: (order.index(one.threat.norm), one.threat.epsilon)):
+        unbroken = index == attacks.UNBROKEN
+        for record in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
+            remaining = attacks.count_unbroken(index[split == record.split], len(names))
+            found.append(dataclasses.replace(record, remaining=dict(zip(("clean", *names), remaining, strict=True))))
+        if threat.epsilon == evaluation.epsilons[threat.norm]:
+            at_main.append(unbroken)
+    return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main))
+
+
+def exact_records(evaluation: Evaluation, known: radii.Radii) -> list[Record]:
+    """Count the images that are robust at the networks' epsilons and at a finer grid of them."""
+    found = _counts(known.split, None, 0.0, "clean", known.correct)
+    at_main = []
+    for norm, epsilons in evaluation.fine_curves.items():
+        least, most = radii.robust_between(known, norm, epsilons)
+        for epsilon, *bounds in zip(epsilons, least, most, strict=True):
+            found += _exact_counts(known.split, norm, epsilon, *bounds)
+        main = epsilons.index(evaluation.epsilons[norm])
+        at_main.append((least[main], most[main]))
+    return found + _exact_counts(known.split, "worst", None, *np.logical_and.reduce(at_main))
+
+
+def _exact_counts(split, norm, epsilon, least, most) -> list[Record]:
+    """One exact count for each split whose images are all decided; else what is certified and what is not broken."""
+    found = []
+    bounds = (_counts(split, norm, epsilon, kind, flags) for kind, flags in (("certified", least), ("attacked", most)))
+    for lower, upper in zip(*bounds, strict=True):
+        found += [dataclasses.replace(lower, kind="exact")] if lower.robust == upper.robust else [lower, upper]
+    return found
+
+
+def _counts(split, norm, epsilon, kind, flags) -> list[Record]:
+    return [
+        Record(name, norm, epsilon, kind, int(np.sum(split == name)), int(np.sum(flags[split == name])))
+        for name in SPLITS
+        if np.any(split == name)
+    ]
+
+
+def balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return rows of the first images of each class, ``count`` in all (0: all rows), in their order."""
+    if count == 0 or count >= len(labels):
+        return np.arange(len(labels))
+    classes = np.unique(labels)
+    share = [len(part) for part in np.array_split(np.arange(count), len(classes))]
+    rows = [np.flatnonzero(labels == label)[:size] for label, size in zip(classes, share, strict=True)]
+    return np.sort(np.concatenate(rows))

@@ -1,0 +1,364 @@
+"""The report of many small tasks: findings and tables first, then figures, then how it was made."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.report import figures
+from experiments.report.findings import FOCUS, findings
+from experiments.report.labels import (
+    SPLIT_TITLES,
+    condition_label,
+    counted,
+    error_points,
+    method_label,
+    norm_label,
+    percent,
+)
+from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, file_name
+from experiments.report.provenance import alerts, provenance_blocks
+from experiments.report.records import (
+    CLEAN,
+    PROVEN,
+    SHOWN,
+    Condition,
+    Line,
+    Mean,
+    Results,
+    Row,
+    Run,
+    index,
+    main_table,
+    mean_over_tasks,
+    method_key,
+    parse_pair,
+    task_accuracies,
+    tidy,
+)
+from nn_adv import evaluation
+
+TABLE = "pairs.csv"
+_READING = (
+    "Accuracy in percent: mean over tasks ± its standard error over tasks, every task weighing the same. "
+    "≤ attacked: the share of images that no attack tried here broke, an upper bound on robust accuracy that a "
+    "stronger attack can lower. = exact: the robust accuracy itself. ≥ certified: proven, a lower bound. "
+    "Worst: an image counts only if it holds in every norm, each at its radius. "
+    "Bold: the highest of a column, bounds compared as they stand. "
+    "Pairs share classes, so tasks are not independent and the standard errors may be too small. "
+    f"{TABLE} has each task's 95 % interval over images."
+)
+_COMPARING = (
+    "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
+    "mean over {tasks} ± standard error of the task-by-task difference; level means less than two standard errors. "
+    "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
+    "= marks exact accuracy."
+)
+_METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")  # each with a colour of its own
+_WIDTH, _CELL = 100, 7  # of the terminal's table
+_LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
+
+
+def table(run: Run) -> pd.DataFrame:
+    """Return every accuracy that was measured, tasks and methods in the order of the tables."""
+    return tidy(run.rows)
+
+
+def blocks(run: Run) -> list[Block]:
+    """Assemble the report."""
+    rows, indexed = run.rows, index(run.rows)
+    title = run.settings.get("title", f"1NN and adversarially trained networks on {rows[0]['dataset']}")
+    found: list[Block] = [Heading(title, 1), _completeness(len(rows), run.num_missing + len(run.failed)), *alerts(run)]
+    for results in indexed:
+        if len(indexed) > 1:
+            found.append(Heading(f"Dataset {results.dataset}"))
+        own = [row for row in rows if row["dataset"] == results.dataset]
+        found += [*_table_blocks(results), *_attack_blocks(results, own), *_interval_blocks(results, own)]
+        found += [*_curve_blocks(results), *_heat_map_blocks(results)]
+    return [*found, *provenance_blocks(rows, indexed)]
+
+
+def accuracy_table(results: Results, tasks: Sequence[str], *, comparable: bool = True) -> Table:
+    """Lay out the main table: one line per method; train, test and the mean over both side by side.
+
+    The highest of each column is set in bold if the lines are comparable, that is over the same tasks.
+    """
+    lines = main_table(results, tasks)
+    columns = [(split, condition) for split in results.splits for condition in results.main_conditions]
+    return Table(
+        header=["method", *(condition_label(condition) for _, condition in columns)],
+        groups=[("", 1), *((SPLIT_TITLES[split], len(results.main_conditions)) for split in results.splits)],
+        rows=[
+            [line_label(line), *(percent(line.cells[split][condition]) for split, condition in columns)]
+            for line in lines
+        ],
+        strong=frozenset(
+            (row, column) for column, key in enumerate(columns, start=1) for row in _highest(lines, *key) if comparable
+        ),
+    )
+
+
+def line_label(line: Line) -> str:
+    """Write the method of a line of the main table."""
+    return method_label(line.method) + (" (certified)" if line.certified else "")
+
+
+def _tasks_note(results: Results) -> str:
+    """Say over which tasks the means are taken."""
+    if _even(results):
+        return f"Means over {counted(len(results.tasks), 'task')}."
+    start = f"The methods were not all run on the same tasks ({_task_numbers(results)})"
+    if results.common_tasks:
+        return f"{start}: the means are over the {counted(len(results.common_tasks), 'task')} common to all."
+    return f"{start} and have none in common: each mean is over the method's own tasks, compare no line with another."
+
+
+def _shown_tasks(results: Results) -> tuple[str, ...]:
+    """Return the tasks of the main table: those common to all methods, or all tasks if there are none."""
+    return results.common_tasks or results.tasks
+
+
+def _table_blocks(results: Results) -> list[Block]:
+    tasks = _shown_tasks(results)
+    comparable = bool(results.common_tasks)
+    found: list[Block] = [Heading(f"Mean over {counted(len(tasks), 'task')}" if comparable else "Mean over tasks")]
+    if not _even(results):
+        found.append(Text(_tasks_note(results), "alert"))
+    main = accuracy_table(results, tasks, comparable=comparable)
+    found += [main, *_thin_cells(results, tasks), Text(_READING, "note")]
+    if comparable and (sentences := findings(results, tasks)):
+        note = _COMPARING.format(tasks=counted(len(tasks), "task"))
+        found += [Heading("What the numbers say"), Bullets(sentences), Text(note, "note")]
+    if comparable and not _even(results):
+        found += [
+            Heading("Each method over all of its own tasks"),
+            Text(f"Each line is over other tasks ({_task_numbers(results)}): compare no line with another.", "alert"),
+            accuracy_table(results, results.tasks, comparable=False),
+        ]
+    return found
+
+
+def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
+    """Give the intervals over images where one task leaves no standard error over tasks."""
+    if len(results.tasks) > 1:
+        return []
+    lines = []
+    for row in sorted(rows, key=lambda row: (method_key(row["method"]), row["seed"])):
+        for item in row["evaluations"]:
+            condition = Condition(item["norm"], item["epsilon"])
+            if condition in results.main_conditions:
+                low, high = evaluation.wilson_interval(item["robust"], item["count"])
+                share = percent(Mean(item["robust"] / item["count"], None, 1, item["kind"]), error=False)
+                interval = f"{100 * low:.1f} to {100 * high:.1f}"
+                what = f"{method_label(row['method'])}, seed {row['seed']}, {item['split']} images"
+                lines.append([what, condition_label(condition), share, str(item["count"]), interval])
+    header = ["", "threat", "%", "images", "95 % interval (Wilson)"]
+    return [Heading("Intervals over images", 3), Table(header, lines)]
+
+
+def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
+    """Say what each attack left at the main epsilons, over the images of the shown tasks and all seeds together."""
+    tasks = _shown_tasks(results)
+    totals: dict[tuple[str, str, Condition], Counter] = defaultdict(Counter)
+    for row in sorted(rows, key=lambda row: method_key(row["method"])):
+        for item in row["evaluations"]:
+            condition = Condition(item["norm"], item["epsilon"])
+            if "left" in item and condition in results.main_conditions and row["task"] in tasks:
+                totals[row["method"], item["split"], condition].update(item["left"] | {"images": item["count"]})
+    names = list(dict.fromkeys(name for remaining in totals.values() for name in remaining if name != "images"))
+    if len(names) < 3:  # the clean images and one attack: the main table says as much
+        return []
+    lines = [
+        [
+            f"{method_label(method)}, {split} images, {condition_label(condition)}",
+            *(f"{100 * remaining[name] / remaining['images']:.1f}" if name in remaining else "–" for name in names),
+        ]
+        for (method, split, condition), remaining in totals.items()
+    ]
+    note = (
+        f"Percent of the images of {counted(len(tasks), 'task')} that are classified correctly and left after each "
+        "attack, from the left to the right; an image broken at a smaller radius of the norm counts for the attack "
+        "that broke it there."
+    )
+    return [Heading("What each attack left", 3), Table(["", *names], lines), Text(note, "note")]
+
+
+def _curve_blocks(results: Results) -> list[Block]:
+    tasks = _shown_tasks(results)
+    found: list[Block] = []
+    for norm, epsilon in results.main_epsilons.items():
+        title = f"Accuracy against the {norm_label(norm)} radius"
+        images = []
+        for split in results.single_splits:
+            if lines := _curves(results, split, norm, tasks):
+                panel = f"{split} images, {norm_label(norm)}"
+                png = figures.accuracy_curves(lines, Condition(norm, epsilon), title=panel)
+                images.append(Image(file_name(results.dataset, "curve", norm, split), f"{title}, {split} images", png))
+        caption = (
+            f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
+            "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
+            "radius."
+        )
+        found += [Images(images, caption)] if images else []
+    return [Heading("Accuracy against the radius"), *found] if found else []
+
+
+def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> list[figures.Curve]:
+    """Lay out a line per method with a band of one standard error, and one of lower bounds where not all are exact."""
+    others = [method for method in results.methods if method not in _METHODS]
+    lines = []
+    for method in results.methods:
+        known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
+        color, marker = figures.PALETTE[known % len(figures.PALETTE)]
+        for kinds in (SHOWN, PROVEN):
+            points = _curve_points(results, method, split, norm, tasks, kinds)
+            if not points or (kinds == PROVEN and all(mean.kind == "exact" for _, mean in points)):
+                continue
+            if points[0][0] > 0 and (clean := mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)):
+                points.insert(0, (0.0, clean))
+            of = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
+            kind = next((kind for kind in ("attacked", "certified") if kind in of), min(of))  # its weakest point
+            lines.append(
+                figures.Curve(
+                    [(epsilon, 100 * mean.value) for epsilon, mean in points],
+                    f"{method_label(method)} ({kind})",
+                    color,
+                    marker,
+                    {"linestyle": figures.LINE_STYLES[kind]},
+                    [100 * (mean.error or 0.0) for _, mean in points],
+                )
+            )
+    return lines
+
+
+def _curve_points(results, method, split, norm, tasks, kinds) -> list[tuple[float, Mean]]:
+    means = [
+        (epsilon, mean_over_tasks(task_accuracies(results, method, split, Condition(norm, epsilon), kinds), tasks))
+        for epsilon in results.epsilons(norm)
+    ]
+    return [(epsilon, mean) for epsilon, mean in means if mean is not None]
+
+
+def pair_differences(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], float]:
+    """Return 1NN's accuracy minus the best TRADES network's for each pair of classes that has both.
+
+    The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
+    """
+    rivals = [method for method in results.methods if method.startswith("trades")]
+    rivals = rivals or [method for method in results.methods if method != FOCUS]
+    networks = [task_accuracies(results, method, split, condition) for method in rivals]
+    differences = {}
+    for task, accuracy in task_accuracies(results, FOCUS, split, condition).items():
+        pair = parse_pair(task)
+        values = [network[task].value for network in networks if task in network]
+        if pair is not None and values:
+            differences[pair] = accuracy.value - max(values)
+    return differences
+
+
+def _heat_map_blocks(results: Results) -> list[Block]:
+    rivals = "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
+    title = f"{method_label(FOCUS)} minus the best {rivals} of each pair"
+    pairs = {task: pair for task in results.classes if (pair := parse_pair(task))}
+    names = {
+        number: name for task, pair in pairs.items() for number, name in zip(pair, results.classes[task], strict=True)
+    }
+    found: list[Block] = []
+    for split in reversed(results.single_splits):
+        differences = {
+            condition: values
+            for condition in results.main_conditions
+            if condition != CLEAN and (values := pair_differences(results, split, condition))
+        }
+        # One scale for the panels that stand side by side.
+        limit = max((abs(value) for values in differences.values() for value in values.values()), default=0.0) or 0.01
+        images = []
+        for condition, values in differences.items():
+            label = condition_label(condition)
+            png = figures.heat_map(values, names, limit=limit, title=f"{split} images, {label}")
+            name = file_name(results.dataset, "pairs", condition.norm, split)
+            images.append(Image(name, f"{title}, {label}, {split} images", png))
+        caption = (
+            f"{split.capitalize()} images: {title}, in points. The network is chosen anew for each pair and "
+            "panel, which favours the networks. Differences of upper bounds, except where both are exact."
+        )
+        found += [Images(images, caption)] if images else []
+    return [Heading("Pair by pair"), *found] if found else []
+
+
+def _completeness(num_rows: int, num_missing: int) -> Text:
+    units = "units (method × task × seed)"
+    if not num_missing:
+        return Text(f"{num_rows} {units}.", "note")
+    return Text(
+        f"Not complete: {num_missing} of {num_rows + num_missing} {units} are missing. "
+        "Everything below is over the rest.",
+        "alert",
+    )
+
+
+def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
+    """Name the cells that average fewer tasks than the table says."""
+    thin = []
+    for line in main_table(results, tasks):
+        expected = len(set(tasks) & set(results.method_tasks[line.method]))
+        for split, by_condition in line.cells.items():
+            where = f"{line_label(line)}, {SPLIT_TITLES[split]}"
+            thin += [
+                f"{where}, {condition_label(condition)}: {mean.num_tasks} of {expected} tasks"
+                for condition, mean in by_condition.items()
+                if mean is not None and mean.num_tasks < expected
+            ]
+    return [Bullets(thin, "Cells over fewer tasks:")] if thin else []
+
+
+def _highest(lines: Sequence[Line], split: str, condition: Condition) -> list[int]:
+    means = {row: line.cells[split][condition] for row, line in enumerate(lines) if not line.certified}
+    values = {row: mean.value for row, mean in means.items() if mean is not None}
+    return [row for row, value in values.items() if value == max(values.values())] if len(values) > 1 else []
+
+
+def _task_numbers(results: Results) -> str:
+    return ", ".join(f"{method_label(method)} {len(tasks)}" for method, tasks in results.method_tasks.items())
+
+
+def _even(results: Results) -> bool:
+    return set(results.common_tasks) == set(results.tasks)
+
+
+def summary(run: Run) -> str:
+    """Return the main table of each dataset in at most 100 columns; the groups wrap if there are many norms."""
+    return "\n\n".join(_text_table(results) for results in index(run.rows))
+
+
+def _text_table(results: Results) -> str:
+    lines = main_table(results, _shown_tasks(results))
+    first = max(len(_short_label(line)) for line in lines) + 1
+    at_once = max(1, (_WIDTH - first) // (1 + _CELL * len(results.main_conditions)))
+    text = [results.dataset, *textwrap.wrap(_tasks_note(results), _WIDTH)]
+    for start in range(0, len(results.splits), at_once):
+        text += ["", *_text_lines(results, lines, results.splits[start : start + at_once], first)]
+    epsilons = ", ".join(condition_label(Condition(*pair)) for pair in results.main_epsilons.items())
+    return "\n".join(line.rstrip() for line in [*text, "", *textwrap.wrap(f"{epsilons}; {_LEGEND}", _WIDTH)])
+
+
+def _text_lines(results: Results, lines: Sequence[Line], splits: Sequence[str], first: int) -> list[str]:
+    def across(name: str, groups: Sequence[Sequence[str]]) -> str:
+        return f"{name:{first}}" + "".join(" " + "".join(f"{cell:>{_CELL}}" for cell in cells) for cells in groups)
+
+    heads = ["clean" if one.norm is None else norm_label(one.norm) for one in results.main_conditions]
+    titles = "".join(f" {SPLIT_TITLES[split]:^{_CELL * len(heads)}}" for split in splits)
+    text = [" " * first + titles, across("", [heads] * len(splits))]
+    for line in lines:
+        groups = [list(line.cells[split].values()) for split in splits]
+        shares = [[percent(mean, error=False).replace(" ", "") for mean in means] for means in groups]
+        errors = [[f"±{error_points(mean.error)}" if mean else "" for mean in means] for means in groups]
+        text += [across(_short_label(line), shares), across("", errors)]
+    return text
+
+
+def _short_label(line: Line) -> str:
+    return "  certified" if line.certified else line_label(line)

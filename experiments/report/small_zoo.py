@@ -1,0 +1,35 @@
+"""What a small zoo shows: its networks, the accuracy of each and the time it took."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.report.page import Block, Heading, Table
+from experiments.report.provenance import alerts
+from experiments.report.records import Run
+
+TABLE = "networks.csv"
+
+
+def table(run: Run) -> pd.DataFrame:
+    """Return a line for each network: its clean accuracy on test images, in per cent, and the seconds of training."""
+    lines = [
+        {name: row[name] for name in ("unit", "dataset", "method", "clean_accuracy")}
+        | {"train": row["seconds"]["train"]}
+        for row in run.rows
+    ]
+    return pd.DataFrame(lines).set_index("unit")
+
+
+def blocks(run: Run) -> list[Block]:
+    """Assemble the report."""
+    lines = [[line.method, f"{line.clean_accuracy:.2f}", f"{line.train:.0f}"] for line in table(run).itertuples()]
+    title = Heading(f"Networks trained on {run.rows[0]['dataset']}", 1)
+    return [title, *alerts(run), Table(["network", "clean, %", "training, s"], lines)]
+
+
+def summary(run: Run) -> str:
+    """Return the table as plain text."""
+    lines = [f"{run.rows[0]['dataset']}, test images", f"{'network':14}{'clean, %':>9}{'training, s':>13}"]
+    lines += [f"{line.method:14}{line.clean_accuracy:9.2f}{line.train:13.0f}" for line in table(run).itertuples()]
+    return "\n".join(lines)
