@@ -88,11 +88,11 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     module = _REPORTS[experiment]
     blocks, folder = module.blocks(run), workdir / "report"
     for block in blocks:
-        for image in block.images if isinstance(block, page.Images) else ():
+        for image in block.images if isinstance(block, page.Panels) else ():
             write_whole(folder / "figures" / image.name, image.png)
     write_whole(folder / "report.md", page.to_markdown(blocks, folder="figures"))
     table = module.table(run)
-    shares = table.select_dtypes("float").columns.drop("epsilon", errors="ignore")
+    shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
     write_whole(folder / "report.html", page.to_html(blocks, title=blocks[0].text))
     return Report(folder / "report.html", module.summary(run))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.report import figures
 from experiments.report.labels import condition_label, norm_label
-from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts
 from experiments.report.records import Condition, Row, Run, norm_key, task_key
 from nn_adv import evaluation
@@ -111,7 +111,12 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
             lines.setdefault(_variant_label(item), []).append((item["temperature"], 100 * item["overstated_most"]))
         curves = [
             # lines that coincide stay visible
-            figures.Curve(points, label, *figures.PALETTE[number], {"linewidth": max(3.2 - 0.5 * number, 0.8)})
+            figures.Curve(
+                points,
+                label,
+                *figures.PALETTE[number % len(figures.PALETTE)],
+                {"linewidth": max(3.2 - 0.5 * number, 0.8)},
+            )
             for number, (label, points) in enumerate(lines.items())
         ]
         title = condition_label(condition)
@@ -121,7 +126,7 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
         image = Image(file, f"Points overstated against the temperature, {title}", png)
         panels.setdefault(condition.norm, []).append(image)
     caption = "{}: points by which PGD through the soft 1NN overstates robust accuracy (at most)."
-    return [Images(images, caption.format(norm_label(norm or ""))) for norm, images in panels.items()]
+    return [Panels(images, caption.format(norm_label(norm or ""))) for norm, images in panels.items()]
 
 
 def _provenance(rows: Sequence[Row]) -> Table:

@@ -19,7 +19,7 @@ from experiments.report.labels import (
     norm_label,
     percent,
 )
-from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import (
     CLEAN,
@@ -202,7 +202,7 @@ def _curve_blocks(results: Results) -> list[Block]:
             "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
             "radius."
         )
-        found += [Images(images, caption)] if images else []
+        found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []
 
 
@@ -285,7 +285,7 @@ def _heat_map_blocks(results: Results) -> list[Block]:
             f"{split.capitalize()} images: {title}, in points. The network is chosen anew for each pair and "
             "panel, which favours the networks. Differences of upper bounds, except where both are exact."
         )
-        found += [Images(images, caption)] if images else []
+        found += [Panels(images, caption)] if images else []
     return [Heading("Pair by pair"), *found] if found else []
 
 

@@ -21,7 +21,7 @@ from experiments.report.labels import (
     norm_label,
     percent,
 )
-from experiments.report.page import Block, Bullets, Heading, Image, Images, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import (
     CLEAN,
@@ -275,7 +275,7 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
         png = figures.scatter(points, conditions, focus=NEIGHBOR, title=title)
         alt = f"{condition_label(conditions[0])} against {condition_label(conditions[1])}, {title}"
         images.append(Image(file_name("leaderboard", "scatter", split), alt, png))
-    return [Heading("One norm against the other"), Images(images, _SCATTER)]
+    return [Heading("One norm against the other"), Panels(images, _SCATTER)]
 
 
 def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
@@ -290,7 +290,7 @@ def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
                 name = file_name("leaderboard", "curve", condition.norm, split)
                 images.append(Image(name, f"Accuracy against the radius, {title}", png))
         caption = "Solid: 1NN, exact. Broken: what attacks left of the networks. Upright line: the main radius."
-        found += [Images(images, caption)] if images else []
+        found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []
 
 

@@ -69,14 +69,14 @@ class Image(NamedTuple):
     png: bytes
 
 
-class Images(NamedTuple):
+class Panels(NamedTuple):
     """Panels that belong side by side, with one caption."""
 
     images: Sequence[Image]
     caption: str
 
 
-Block = Heading | Text | Bullets | Table | Images
+Block = Heading | Text | Bullets | Table | Panels
 
 
 def to_html(blocks: Sequence[Block], *, title: str) -> str:
