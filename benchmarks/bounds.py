@@ -52,7 +52,10 @@ def embedding(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
     for embed in _embeddings(points):
         reference = neighbors.fit(points if embed is None else embed(points), task.train_labels, task.num_classes)
         started = time.perf_counter()
-        found = certify.radius(reference, images, labels, norm="l2", embed=embed)
+        if embed is None:
+            found = certify.radius(reference, images, labels, norm="l2")
+        else:
+            found = certify.embedded_radius(reference, images, labels, norm="l2", embed=embed)
         shares = [
             f"@{radius}: {np.mean(found.correct & (found.lower >= radius)):.3f}" for radius in _RADII[dataset.name]
         ]

@@ -58,8 +58,8 @@ def _draw_panel(panel, points, labels, regions, found: certify.Radius, norm: str
     chosen = np.flatnonzero(certificate.opponent == found.opponent[0])[0]
     opponent = points[certificate.opponent[chosen]]
     panel.plot(*opponent, "o", mec="red", mfc="none", markersize=12, label="its opponent")
-    is_used = (certificate.rows[chosen] >= 0) & (certificate.multipliers[chosen] > 0)
-    for own in points[certificate.rows[chosen][is_used]]:
+    is_used = (certificate.constraints[chosen] >= 0) & (certificate.multipliers[chosen] > 0)
+    for own in points[certificate.constraints[chosen][is_used]]:
         middle, along = (own + opponent) / 2, (opponent - own)[::-1] * [-1, 1]
         ends = middle + np.outer([-5, 5], along)
         panel.plot(*ends.T, "r--", linewidth=1, label="borders with a multiplier")

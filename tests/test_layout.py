@@ -73,6 +73,18 @@ def test_imports_run_one_way(path):
     assert siblings - {part} <= MAY_IMPORT[part]
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("certify/verify/*.py")), ids=lambda path: path.name)
+def test_the_recheck_shares_no_code_with_what_it_checks(path):
+    """It imports NumPy and the standard library alone."""
+    others = {name for name in _imports(path) if not name.startswith("nn_adv.certify.verify")}
+    assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names | {"numpy"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("certify/[!_]*.py")), ids=lambda path: path.name)
+def test_the_solver_knows_of_no_other_bounds(path):
+    assert not {name for name in _imports(path) if name.startswith("nn_adv.certify.bounds")}
+
+
 def test_the_library_is_imported_without_optional_packages():
     command = f"import sys, nn_adv.zoo, nn_adv.attacks; sys.exit(bool({set(OPTIONAL)!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)

@@ -1,11 +1,21 @@
 """Prove that there is no perturbation: exact radii of 1NN with certificates and witnesses, and bounds beside them."""
 
-from nn_adv.certify.embedded import embedded_radius
-from nn_adv.certify.embeddings import Embedding, average_pool, low_pass, pca
-from nn_adv.certify.margins import Separation, margin_bound, norm_ratio, separation
-from nn_adv.certify.radius import Certificate, Decision, Radius, decide, radius
-from nn_adv.certify.recheck import Recheck, recheck
-from nn_adv.certify.voting import VoteBounds, vote, vote_bounds
+from nn_adv.certify.bounds import (
+    Embedding,
+    Separation,
+    VoteBounds,
+    average_pool,
+    embedded_radius,
+    low_pass,
+    margin_bound,
+    norm_ratio,
+    pca,
+    separation,
+    vote,
+    vote_bounds,
+)
+from nn_adv.certify.radius import Decision, Radius, decide, radius
+from nn_adv.certify.verify import Certificate, Recheck, recheck
 
 __all__ = [
     "Certificate",

@@ -48,13 +48,13 @@ class Solution(NamedTuple):
     Attributes:
       multipliers: not negative, ``[S, M]``.
       perturbation: v ``[S, d]``; within the box, and near feasible where converged.
-      bound: lower bound on the radius that the multipliers prove ``[S]``.
-      is_converged: whether v and bound agree to the tolerance ``[S]``.
+      lower: lower bound on the radius that the multipliers prove ``[S]``.
+      is_converged: whether v and it agree to the tolerance ``[S]``.
     """
 
     multipliers: chex.Array
     perturbation: chex.Array
-    bound: chex.Array
+    lower: chex.Array
     is_converged: chex.Array
 
 
@@ -66,7 +66,7 @@ class _Inner(NamedTuple):
     free: chex.Array
 
 
-def _rows_times(gaps, vectors):
+def _products(gaps, vectors):
     return jnp.einsum("smd,sd->sm", gaps, vectors)
 
 
@@ -89,13 +89,8 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
     """Return the shortest change ``[S, d]`` of moved, free pixels that overfulfils the active constraints by a margin.
 
     At an optimum in l1 few pixels are neither at rest nor at a bound, and no other way of gaining a margin is cheaper.
-    Where they are fewer than the active constraints it is a compromise, which may gain nothing.
-
-    Args:
-      problems: as in `solve`.
-      multipliers: positive where a constraint is active ``[S, M]``.
-      perturbation: v ``[S, d]``.
-      margin: ``[S]``.
+    Where they are fewer than the active constraints (of positive multipliers) it is a compromise, which may gain
+    nothing. Arguments as in `Solution`, and the margin ``[S]``.
     """
     is_free = (perturbation != 0) & (perturbation > problems.low) & (perturbation < problems.high)
     gaps = problems.gaps * (is_free[:, None] & (multipliers > 0)[:, :, None])
@@ -107,31 +102,23 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
 
 
 def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):
-    """Solve (H + give + damping) step = gradient on the working rows; other rows stay."""
+    """Solve (H + give + damping) step = gradient for the working constraints; the others stay."""
     gaps = problems.gaps
-    num_rows = gaps.shape[1]
-    columns = [_rows_times(gaps, inner.free * gaps[:, row]) for row in range(num_rows)]
+    num_constraints = gaps.shape[1]
+    columns = [_products(gaps, inner.free * gaps[:, i]) for i in range(num_constraints)]
     hessian = jnp.stack(columns, axis=1) / delta[:, None]
     both = working[:, :, None] & working[:, None, :]
     full = jnp.max(jnp.sum(gaps**2, axis=2), axis=1, keepdims=True) / delta  # curvature if every variable were free
     diagonal = jnp.where(working, give + _DAMPING * full, 1.0)
-    system = jnp.where(both, hessian, 0) + jnp.eye(num_rows) * diagonal[:, :, None]
+    system = jnp.where(both, hessian, 0) + jnp.eye(num_constraints) * diagonal[:, :, None]
     return jnp.linalg.solve(system, jnp.where(working, gradient, 0)[..., None])[..., 0]
 
 
 def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):
-    """Climb q(lambda) - give/2 ||lambda||^2 by projected Newton steps with backtracking.
+    """Climb q(lambda) - give/2 ||lambda||^2 by projected Newton steps with backtracking, from multipliers ``[S, M]``.
 
-    Args:
-      inner_fn: the inner maximum.
-      problems: as in `solve`.
-      multipliers: to start from ``[S, M]``.
-      center: ``[S, d]``.
-      delta: ``[S, 1]``.
-      give: how far a constraint is missed per unit of its multiplier ``[S, 1]``; 0 for hard constraints.
-
-    Returns:
-      Multipliers, the inner maximum, and the largest derivative left over the largest h ``[S]``.
+    ``give [S, 1]`` is how far a constraint is missed per unit of its multiplier, 0 for hard ones. Returns multipliers,
+    the inner maximum (that of ``inner_fn``), and the largest derivative left over the largest h ``[S]``.
     """
     inner_of = functools.partial(inner_fn, center=center, delta=delta, low=problems.low, high=problems.high)
     scale = jnp.max(jnp.abs(problems.heights), axis=1) + 1e-300
@@ -141,8 +128,8 @@ def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):
         return inner, jnp.sum(problems.heights * multipliers - give / 2 * multipliers**2, axis=1) - inner.value
 
     def residual(multipliers, inner):
-        gradient = problems.heights - _rows_times(problems.gaps, inner.perturbation) - give * multipliers
-        working = problems.is_row & ((multipliers > 0) | (gradient > 0))
+        gradient = problems.heights - _products(problems.gaps, inner.perturbation) - give * multipliers
+        working = problems.is_constraint & ((multipliers > 0) | (gradient > 0))
         return gradient, working, jnp.max(jnp.where(working, jnp.abs(gradient), 0), axis=1) / scale
 
     def backtrack(multipliers, step, gradient, inner, value, is_open):
@@ -174,7 +161,7 @@ def start(norm: str, problems: Problems) -> jax.Array:
     """Return the multipliers ``[S, M]`` that are best for one constraint alone, in l1 or linf without a box."""
     lengths = jnp.max(jnp.abs(problems.gaps), axis=2) if norm == "l1" else jnp.sum(jnp.abs(problems.gaps), axis=2)
     lengths = jnp.where(lengths > 0, lengths, 1)
-    best = jnp.argmax(jnp.where(problems.is_row, problems.heights / lengths, -jnp.inf), axis=1)
+    best = jnp.argmax(jnp.where(problems.is_constraint, problems.heights / lengths, -jnp.inf), axis=1)
     return jax.nn.one_hot(best, lengths.shape[1], dtype=lengths.dtype) / lengths
 
 
@@ -206,7 +193,7 @@ def solve(
         proved = lower_bound(norm, problems, multipliers)
         return Solution(multipliers, inner.perturbation * size, proved, error <= _TOLERANCE)
     solved = (_solve_l1 if norm == "l1" else _solve_linf)(scaled, multipliers, center / size, rounds)
-    return solved._replace(perturbation=solved.perturbation * size, bound=solved.bound * size[:, 0])
+    return solved._replace(perturbation=solved.perturbation * size, lower=solved.lower * size[:, 0])
 
 
 def _solve_l1(problems: Problems, multipliers, center, rounds) -> Solution:
@@ -235,25 +222,27 @@ def _solve_linf(problems: Problems, multipliers, center, rounds) -> Solution:
     """
     lengths = jnp.sum(jnp.abs(problems.gaps), axis=2)
     lengths = jnp.where(lengths > 0, lengths, 1)
-    rows = problems._replace(gaps=problems.gaps / lengths[:, :, None], heights=problems.heights / lengths)
+    unit = problems._replace(gaps=problems.gaps / lengths[:, :, None], heights=problems.heights / lengths)
     num_variables = problems.gaps.shape[2]
 
     def outer(state):
         best, price, center, lower, _, count = state
         epsilon = lower[:, None] * (1 + 1e-9)
-        boxed = rows._replace(low=jnp.maximum(rows.low, -epsilon), high=jnp.minimum(rows.high, epsilon))
+        boxed = unit._replace(low=jnp.maximum(unit.low, -epsilon), high=jnp.minimum(unit.high, epsilon))
         stage = (count + _OUTER_STEPS * rounds)[:, None]
         delta = jnp.maximum(1e-3 * 0.3**stage, 1e-6) / num_variables
         give = jnp.maximum(0.1**stage, 1e-5)
         price, inner, _ = _maximize(_inner_box, boxed, price, center, delta, give)
-        proved = lower_bound("linf", rows, price)
+        proved = lower_bound("linf", unit, price)
         best = jnp.where((proved > lower)[:, None], price, best)
-        missed = jnp.max(jnp.where(rows.is_row, rows.heights - _rows_times(rows.gaps, inner.perturbation), 0), axis=1)
+        missed = jnp.max(
+            jnp.where(unit.is_constraint, unit.heights - _products(unit.gaps, inner.perturbation), 0), axis=1
+        )
         is_converged = missed <= _TOLERANCE * lower
         return best, price, inner.perturbation, jnp.maximum(proved, lower), is_converged, count + 1
 
     best = multipliers * lengths
-    lower = lower_bound("linf", rows, best)
+    lower = lower_bound("linf", unit, best)
     start = (best, jnp.zeros_like(best), center, lower, lower < 0, 0)
     state = lax.while_loop(lambda s: ~jnp.all(s[4]) & (s[5] < _OUTER_STEPS), outer, start)
     best, _, v, lower, is_converged, _ = state

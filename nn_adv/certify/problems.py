@@ -1,9 +1,10 @@
-"""Problems of the smallest perturbation under a few linear constraints, and what multipliers prove about them.
+"""The smallest perturbation under a few linear constraints: what multipliers prove of it, and its linear programs.
 
   r = min ||v||_p   subject to   G v >= h,   low <= v <= high,      G_i = z_j - z_i,  h_i = (D_j - D_i) / 2
 
 for one opponent z_j and own-class points z_i. By weak duality any multipliers >= 0 prove a lower bound on r, however
-they were found. Everything is float64: call under ``jax.enable_x64(True)``.
+they were found. `dual` finds them; what it leaves open in l1 and linf goes to HiGHS (`solve_linear`), which is slow.
+Everything is float64: call under ``jax.enable_x64(True)``.
 """
 
 from __future__ import annotations
@@ -13,26 +14,30 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.sparse
 from jax import lax
 
 _MAX_ROOT_STEPS = 150
 _LEAST_THRESHOLD, _NUM_HALVINGS = 2.0**-12, 14  # where the best threshold of l1 is looked for
+_HIGHS_OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
 class Problems(NamedTuple):
     """S problems with up to M constraints each, in d variables.
 
     Attributes:
-      gaps: G ``[S, M, d]``; zero in unused rows.
-      heights: h ``[S, M]``; zero in unused rows.
-      is_row: ``[S, M]``, False in unused rows.
+      gaps: G ``[S, M, d]``; zero where there is no constraint.
+      heights: h ``[S, M]``; zero there.
+      is_constraint: ``[S, M]``, False there.
       low: ``[S, d]``, at most 0; -inf without a box.
       high: ``[S, d]``, at least 0; inf without a box.
     """
 
     gaps: chex.Array
     heights: chex.Array
-    is_row: chex.Array
+    is_constraint: chex.Array
     low: chex.Array
     high: chex.Array
 
@@ -103,3 +108,36 @@ def linf_root(target, size, room):
 
     start = jnp.zeros_like(target)
     return lax.while_loop(lambda state: state[1] & (state[2] < _MAX_ROOT_STEPS), rise, (start, True, 0))[0]
+
+
+def solve_linear(
+    norm: str, gaps: np.ndarray, heights: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Minimise ``||v||`` subject to ``gaps v >= heights`` and ``low <= v <= high``.
+
+    Args:
+      norm: "l1" or "linf".
+      gaps: ``[M, d]`` float64.
+      heights: ``[M]``.
+      low: ``[d]``, may be -inf.
+      high: ``[d]``, may be inf.
+
+    Returns:
+      The multipliers ``[M]`` and the perturbation ``[d]``, or None if HiGHS finds none.
+    """
+    size = gaps.shape[1]
+    if norm == "l1":  # v = up - down
+        cost = np.ones(2 * size)
+        rows, right = np.concatenate([-gaps, gaps], axis=1), -heights
+        box = np.stack([np.zeros(2 * size), np.concatenate([high, -low])], axis=1)
+    else:  # |v_k| <= t
+        cost = np.append(np.zeros(size), 1.0)
+        identity, ones = scipy.sparse.identity(size, format="csr"), np.ones((size, 1))
+        blocks = [[scipy.sparse.csr_matrix(-gaps), None], [identity, -ones], [-identity, -ones]]
+        rows, right = scipy.sparse.bmat(blocks, format="csr"), np.append(-heights, np.zeros(2 * size))
+        box = np.stack([np.append(low, 0), np.append(high, np.inf)], axis=1)
+    result = scipy.optimize.linprog(cost, rows, right, bounds=box, method="highs-ds", options=_HIGHS_OPTIONS)
+    if result.x is None or result.status != 0:
+        return None
+    multipliers = np.maximum(-result.ineqlin.marginals[: len(heights)], 0)
+    return multipliers, result.x[:size] - result.x[size:] if norm == "l1" else result.x[:size]

@@ -4,9 +4,9 @@
            min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
 
 Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
-(`bounds`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is judged
-by a nearest-neighbour search that adds the own points it missed (`tasks`; `search` keeps the books). At the end
-`recheck`, which shares no code with all this, computes the bounds again.
+(`screening`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is
+judged by a nearest-neighbour search that adds the own points it missed (`subproblems`; `search` keeps the books). At
+the end `verify`, which shares no code with all this, computes the bounds again.
 
 Host code that keeps the books; the heavy parts are jitted and work on many images at once.
 """
@@ -16,40 +16,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import chex
-import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.border import as_count
-from nn_adv.certify.embedded import embedded_radius
-from nn_adv.certify.embeddings import Embedding
-from nn_adv.certify.queries import Queries, check_bounds, check_queries, check_scale
-from nn_adv.certify.recheck import Screened, recheck
-from nn_adv.certify.rows import earlier_copies, host_rows, pixel_values
-from nn_adv.certify.search import Found, RowCertificate, search
+from nn_adv.certify import search
+from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points
+from nn_adv.certify.verify import Certificate, Screened, recheck
 from nn_adv.neighbors import Reference
-from nn_adv.neighbors.search import flatten_queries
 from nn_adv.threat import Threat, check_norm, check_threat
 
 # Below this, times the scale of the pixels, a float32 image cannot come closer to a border.
 _ABSOLUTE_TOLERANCE = 1e-7
-
-
-class Certificate(NamedTuple):
-    """What proves `Radius.lower`; indices are positions in the points given to `neighbors.fit`, -1 is padding.
-
-    Attributes:
-      anchors: own-class points near each image ``[B, m]``. They bound every opponent that is not listed below.
-      image: the image of each of S solved opponents ``[S]``.
-      opponent: the opponent ``[S]``.
-      rows: own-class points of its constraints ``[S, M]``.
-      multipliers: one per constraint, not negative ``[S, M]`` float64.
-    """
-
-    anchors: np.ndarray
-    image: np.ndarray
-    opponent: np.ndarray
-    rows: np.ndarray
-    multipliers: np.ndarray
 
 
 class Radius(NamedTuple):
@@ -63,7 +40,7 @@ class Radius(NamedTuple):
       status: "exact" where lower and upper agree to the tolerance, else "bounded" ``[B]``.
       correct: whether 1NN gives the clean image its label ``[B]``; where not, lower and upper are 0.
       opponent: index of the point the witness is nearest to, the lowest of several ``[B]``; -1 without a witness.
-      certificate: see `Certificate`.
+      certificate: what proves ``lower``; its points are those given to `neighbors.fit`.
     """
 
     lower: np.ndarray
@@ -73,6 +50,11 @@ class Radius(NamedTuple):
     correct: np.ndarray
     opponent: np.ndarray
     certificate: Certificate
+
+    @property
+    def is_exact(self) -> np.ndarray:
+        """Whether lower and upper agree to the tolerance ``[B]``, as the status says."""
+        return self.status == "exact"
 
 
 class Decision(NamedTuple):
@@ -91,8 +73,6 @@ def radius(
     norm: str,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     leave_out: chex.Array | None = None,
-    embed: Embedding | None = None,
-    points: chex.Array | None = None,
     recheck_all: bool = True,
     batch_size: int = 512,
     tolerance: float = 1e-6,
@@ -112,10 +92,6 @@ def radius(
       bounds: lowest and highest pixel value of a perturbed image, rounded to float32 as pixels are; or None.
       leave_out: index of a point to leave out for each image ``[B]``, -1 for none; None: no point is left out, and a
         training image is its own nearest neighbour.
-      embed: classify embedded images, with a reference fitted on ``embed(points)``; the radius is then only bounded,
-        and pixel bounds are not used (see `embedded_radius`).
-      points: with embed, the images ``[N, ...]`` behind the reference, in the order of `fit`; without them the radius
-        is bounded from below only.
       recheck_all: also check the opponents that were screened out, in float64, for which the distances to all points
         are computed again; without it, their bound is the search's. Witnesses and solved opponents are always checked.
       batch_size: images at a time; memory grows with it times the number of points.
@@ -132,16 +108,8 @@ def radius(
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be a share, 0 or more and below 1, got {tolerance}")
     batch_size = as_count(batch_size, "batch_size")
-    if embed is not None:
-        check_bounds(bounds)
-        options = {"recheck_all": recheck_all, "batch_size": batch_size, "tolerance": tolerance}
-        return embedded_radius(
-            radius, reference, images, labels, embed=embed, norm=norm, leave_out=leave_out, points=points, **options
-        )
-    if points is not None:
-        raise ValueError("points must be None without embed: the reference holds them")
-    queries = check_queries(reference, images, labels, bounds=bounds, leave_out=leave_out)
-    return _radius(reference, queries, np.full(len(queries.labels), np.inf), norm, recheck_all, batch_size, tolerance)
+    question = check_question(reference, images, labels, bounds=bounds, leave_out=leave_out)
+    return _radius(reference, question, np.full(len(question.labels), np.inf), norm, recheck_all, batch_size, tolerance)
 
 
 def decide(
@@ -170,79 +138,64 @@ def decide(
     """
     check_threat(threat)
     batch_size = as_count(batch_size, "batch_size")
-    queries = check_queries(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
+    question = check_question(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
     epsilon = np.asarray(threat.epsilon, np.float64)
-    if epsilon.shape not in ((), queries.labels.shape) or not np.all(epsilon >= 0):
-        raise ValueError(f"epsilon must be a radius >= 0, or one per image [{len(queries.labels)}], got {epsilon}")
-    epsilon = np.broadcast_to(epsilon, queries.labels.shape)
-    found = _radius(reference, queries, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
+    if epsilon.shape not in ((), question.labels.shape) or not np.all(epsilon >= 0):
+        raise ValueError(f"epsilon must be a radius >= 0, or one per image [{len(question.labels)}], got {epsilon}")
+    epsilon = np.broadcast_to(epsilon, question.labels.shape)
+    found = _radius(reference, question, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
     robust = found.correct & (found.lower >= epsilon)
     broken = ~found.correct | (found.upper < epsilon)
     status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
     return Decision(robust, found.adversarial, status)
 
 
-def _radius(reference, checked_queries: Queries, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
+def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
-    check_scale(reference, checked_queries.images)
-    images, labels, bounds, leave_out = checked_queries
-    rows = host_rows(reference)
-    copies = earlier_copies(rows)
-    left_out = np.where(leave_out >= 0, rows.row_of[leave_out], -1)
-    queries = np.asarray(flatten_queries(reference, images))
-    values = pixel_values(queries, np.float32)
-
-    parts = [
-        search(
-            reference, rows, copies, jnp.asarray(queries[part]), labels[part], left_out[part], cutoff[part],
-            norm=norm, bounds=bounds, tolerance=tolerance,
-        )
-        for part in (slice(start, start + batch_size) for start in range(0, max(len(labels), 1), batch_size))
-    ]  # fmt: skip
-    found = _join(parts)
+    check_scale(reference, question.images)
+    points = host_points(reference)
+    images = question.images.reshape(len(question.labels), points.stored.shape[1])
+    left_out = np.where(question.leave_out >= 0, points.positions[question.leave_out], -1)
+    asked = question._replace(images=images, leave_out=left_out)
+    parts, solved = [], []
+    for start in range(0, max(len(images), 1), batch_size):
+        part = slice(start, start + batch_size)
+        options = {"norm": norm, "tolerance": tolerance}
+        found, of_part = search.find(reference, points, asked.part(part), cutoff[part], **options)
+        parts.append(found)
+        solved += [one._replace(image=start + one.image) for one in of_part]
+    found = search.Found(*map(np.concatenate, zip(*parts, strict=True)))
+    certificate = _certificate(found.anchors, solved)
     checked = recheck(
-        rows.points, rows.labels, queries, labels, found.certificate, found.adversarial,
-        norm=norm, bounds=bounds, index=rows.origins.astype(np.int64), leave_out=left_out,
+        points.stored, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
+        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
     is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
     is_exact = is_close & (np.isfinite(checked.upper) | np.isinf(checked.lower))
     has_witness = checked.correct & np.isfinite(checked.upper)
-
-    def original(found_rows):
-        return np.where(found_rows >= 0, rows.origins[np.maximum(found_rows, 0)], -1).astype(np.int32)
-
-    certificate = found.certificate
+    adversarial = np.where(has_witness[:, None], found.adversarial, host_pixels(images, np.float32))
     return Radius(
         lower=checked.lower,
         upper=checked.upper,
-        adversarial=np.where(has_witness[:, None], found.adversarial, values).reshape(images.shape),
+        adversarial=adversarial.reshape(question.images.shape),
         status=np.where(is_exact, "exact", "bounded"),
         correct=checked.correct,
-        opponent=np.where(has_witness, original(found.opponent), -1).astype(np.int32),
-        certificate=Certificate(
-            original(certificate.anchors),
-            certificate.image,
-            original(certificate.opponent),
-            original(certificate.rows),
-            certificate.multipliers,
+        opponent=points.original(np.where(has_witness, found.opponent, -1)),
+        certificate=certificate._replace(
+            anchors=points.original(certificate.anchors),
+            opponent=points.original(certificate.opponent),
+            constraints=points.original(certificate.constraints),
         ),
     )
 
 
-def _join(parts: list[Found]) -> Found:
-    """Join the findings of batches; certificates are padded to the widest."""
-    start, certificates = 0, []
-    width = max(part.certificate.rows.shape[1] for part in parts)
-    for part in parts:
-        extra = ((0, 0), (0, width - part.certificate.rows.shape[1]))
-        certificates.append(
-            part.certificate._replace(
-                image=part.certificate.image + start,
-                rows=np.pad(part.certificate.rows, extra, constant_values=-1),
-                multipliers=np.pad(part.certificate.multipliers, extra),
-            )
-        )
-        start += len(part.adversarial)
-    joined = [np.concatenate(field) for field in list(zip(*parts, strict=True))[1:]]
-    return Found(RowCertificate(*map(np.concatenate, zip(*certificates, strict=True))), *joined)
+def _certificate(anchors: np.ndarray, solved: list[search.Solved]) -> Certificate:
+    width = max((len(one.constraints) for one in solved), default=1)
+    constraints = np.full((len(solved), width), -1, np.int64)
+    multipliers = np.zeros((len(solved), width))
+    for i, one in enumerate(solved):
+        constraints[i, : len(one.constraints)] = one.constraints
+        multipliers[i, : len(one.constraints)] = one.multipliers
+    image, opponent = (np.array([one[field] for one in solved], np.int64) for field in (0, 1))
+    return Certificate(anchors, image.astype(np.int32), opponent, constraints, multipliers)

@@ -10,21 +10,19 @@ proof fails are searched in float64 from end to end.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from nn_adv.border import as_count, as_images
+from nn_adv.border import as_count
 from nn_adv.neighbors import distances
+from nn_adv.neighbors.inputs import check_leave_out, flatten_queries
 from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
 from nn_adv.neighbors.screens import Screen, largest, make_screen
-from nn_adv.neighbors.units import other_units
 from nn_adv.threat import check_norm
 
 _QUERY_BLOCK = 1024
@@ -37,7 +35,7 @@ _NO_GROUP = -1
 
 
 class Neighbors(NamedTuple):
-    """The k nearest points of every query, nearest first.
+    """The k nearest points of every query, nearest first; beyond the points there are, distance inf and index -1.
 
     Attributes:
       distances: ``[Q, k]`` float32, true distances (not squared) in the units of the points ([0, 1] for uint8).
@@ -56,7 +54,14 @@ class _Candidates(NamedTuple):
     groups: chex.Array
 
 
-def nearest(reference: Reference, queries: chex.Array, k: int = 1, *, norm: str = "l2") -> Neighbors:
+def nearest(
+    reference: Reference,
+    queries: chex.Array,
+    k: int = 1,
+    *,
+    norm: str = "l2",
+    leave_out: chex.Array | None = None,
+) -> Neighbors:
     """Find the k nearest points of every query, exactly.
 
     The answer is that of a float64 brute force (integers between uint8 images, where distances are exact); points at
@@ -66,17 +71,20 @@ def nearest(reference: Reference, queries: chex.Array, k: int = 1, *, norm: str 
     Args:
       reference: points from `fit`.
       queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points. Q may be 0.
-      k: number of neighbours, at most the number of points (inside a transformation that is not checked: missing
-        neighbours come last, with distance inf and the largest int32 as index).
+      k: number of neighbours; it may be above the number of points (see `Neighbors`).
       norm: "l1", "l2" or "linf".
+      leave_out: index of a point that each query does not see ``[Q]``, -1 for none; or None.
 
     Raises:
-      ValueError: unknown norm, k below 1 or above the number of points, queries of another shape or an integer dtype or
-        not finite, or uint8 queries for float points that do not lie in [0, 1].
+      ValueError: unknown norm, k below 1, queries of another shape or an integer dtype or not finite, uint8 queries for
+        float points that do not lie in [0, 1], or leave_out of another shape, kind or range.
     """
     check_norm(norm)
-    k = as_count(k, "k", high=reference.num_points)
-    return _nearest(reference, lax.stop_gradient(flatten_queries(reference, queries)), k=k, norm=norm)
+    k = as_count(k, "k")
+    queries = lax.stop_gradient(flatten_queries(reference, queries))
+    if leave_out is not None:
+        leave_out = check_leave_out(reference, leave_out, len(queries))
+    return _nearest(reference, queries, leave_out, k=k, norm=norm)
 
 
 def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
@@ -121,8 +129,8 @@ def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Nume
     Args:
       reference: points from `fit`.
       queries: as in `nearest`.
-      label: the class, traced. Neighbours that it lacks come last, with distance inf and the largest int32 as index.
-      k: number of neighbours.
+      label: the class, traced.
+      k: number of neighbours; it may be above the number of points of the class.
 
     Raises:
       ValueError: as in `nearest`.
@@ -133,35 +141,36 @@ def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Nume
     return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label, jnp.int32), k=k)
 
 
-def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
-    """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
-    size = reference.blocks.shape[-1]
-    queries = as_images(queries, name="queries", num_pixels=size, float_dtype=np.float32)
-    problem = other_units(reference, queries, "queries")
-    if problem and queries.dtype == np.uint8:
-        raise ValueError(problem)
-    if problem:  # floats may lie anywhere
-        warnings.warn(problem, stacklevel=3)
-    return jnp.asarray(queries).reshape(len(queries), size)
-
-
 @functools.partial(jax.jit, static_argnames=("k", "norm"))
-def _nearest(reference: Reference, queries: chex.Array, *, k: int, norm: str) -> Neighbors:
-    def search(block):
-        first, last = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
-        return _search(reference, make_screen(reference, block, norm), first, last, k=k, norm=norm)
-
-    return Neighbors(*_map_query_blocks(search, queries))
+def _nearest(
+    reference: Reference, queries: chex.Array, leave_out: chex.Array | None = None, *, k: int, norm: str
+) -> Neighbors:
+    limits = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
+    if leave_out is None:
+        return _nearest_between(reference, queries, limits, k=k, norm=norm)
+    found = _nearest_between(reference, queries, limits, k=k + 1, norm=norm)
+    is_left_out = (found.indices == leave_out[:, None]) & (found.indices >= 0)
+    order = jnp.argsort(is_left_out, axis=1, stable=True)[:, :k]
+    found = Neighbors(jnp.where(is_left_out, jnp.inf, found.distances), jnp.where(is_left_out, -1, found.indices))
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), found)
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Array, *, k: int) -> Neighbors:
-    first, last = reference.class_start[label], reference.class_start[label + 1]
+    limits = reference.class_start[label], reference.class_start[label + 1]
+    return _nearest_between(reference, queries, limits, k=k, norm="l2")
+
+
+def _nearest_between(reference: Reference, queries: chex.Array, limits, *, k: int, norm: str) -> Neighbors:
+    """Search the blocks between limits; what is not there has index -1."""
+    width = min(k, reference.index.size + 1)  # with one more than there can be, the last is not there
 
     def search(block):
-        return _search(reference, make_screen(reference, block, "l2"), first, last, k=k, norm="l2")
+        return _search(reference, make_screen(reference, block, norm), *limits, k=width, norm=norm)
 
-    return Neighbors(*_map_query_blocks(search, queries))
+    distances, indices = _map_query_blocks(search, queries)
+    found = Neighbors(distances, jnp.where(indices == NO_POINT, -1, indices))
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, k - width)), mode="edge"), found)
 
 
 @functools.partial(jax.jit, static_argnames="norm")

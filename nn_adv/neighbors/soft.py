@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from nn_adv.neighbors import distances
+from nn_adv.neighbors.inputs import flatten_queries
 from nn_adv.neighbors.reference import Reference
-from nn_adv.neighbors.search import flatten_queries
 from nn_adv.pixels import as_float
 
 

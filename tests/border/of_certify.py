@@ -51,12 +51,7 @@ def _embedded_reference():
 
 def _embedded_radius(images, labels, leave_out, points, norm):
     options = {"embed": _pool(), "norm": norm, "points": points, "leave_out": leave_out}
-    return _numbers(certify.embedded_radius(certify.radius, _embedded_reference(), images, labels, **options))
-
-
-def _radius_embedded(images, labels, leave_out, points, norm):
-    options = {"embed": _pool(), "norm": norm, "points": points, "leave_out": leave_out}
-    return _numbers(certify.radius(_embedded_reference(), images, labels, **options))
+    return _numbers(certify.embedded_radius(_embedded_reference(), images, labels, **options))
 
 
 _NONE = {"leave_out": {"none of them": "then no point is left out"}}
@@ -66,7 +61,6 @@ _ANY_CLASS = "there may be any number of classes"
 ENTRIES = (
     Entry("certify.radius", _radius, _QUESTION | {"leave_out": "leave_out", "norm": "norm", "bounds": "bounds"},
           narrows=_NONE),
-    Entry("certify.radius.embed", _radius_embedded, _EMBEDDED, shared=("points",), narrows=_NONE | _NO_POINTS),
     Entry("certify.decide", _decide, _QUESTION | {"threat": "threat", "leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.vote", _vote, {"queries": "queries", "k": "k", "leave_out": "leave_out"}, narrows=_NONE),
     Entry("certify.vote_bounds", _vote_bounds,

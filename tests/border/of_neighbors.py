@@ -22,11 +22,12 @@ def _search(fn, *arguments):
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
-    Entry("neighbors.nearest", _search(neighbors.nearest), {"queries": "queries", "k": "k", "norm": "norm"}),
+    Entry("neighbors.nearest", _search(neighbors.nearest),
+          {"queries": "queries", "k": "k", "norm": "norm", "leave_out": "leave_out"},
+          narrows={"leave_out": {"none of them": "then no point is left out"}}),
     Entry("neighbors.class_distances", _search(neighbors.class_distances), {"queries": "queries", "norm": "norm"}),
     Entry("neighbors.predict", _search(neighbors.predict), {"queries": "queries", "norm": "norm"}),
-    Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1), {"queries": "queries", "k": "k"},
-          narrows={"k": {"one beyond": "a class may have fewer points"}}),
+    Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1), {"queries": "queries", "k": "k"}),
     Entry("neighbors.soft_logits", _search(neighbors.soft_logits, 0.1), {"queries": "queries"}),
 )  # fmt: skip
 

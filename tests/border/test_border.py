@@ -76,7 +76,7 @@ def _fails(entry, keyword, case) -> str:
         return f"refused: {message}"
     except Exception as error:
         return f"raises {type(error).__name__}: {error}"
-    if is_narrowed:
+    if is_narrowed or case.differs:
         return ""
     if case.message is not None:
         return "taken"

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from nn_adv.certify import dual
-from nn_adv.certify.linear import solve_linear
-from nn_adv.certify.problems import Problems, lower_bound
+from nn_adv.certify.problems import Problems, lower_bound, solve_linear
 from tests.certify.truths import opponent_radius
 
 SIZE = 24
@@ -33,8 +32,8 @@ def _problems(seeds, bounds):
     gaps, heights, low, high, truths = zip(*(_problem(seed, bounds) for seed in seeds), strict=True)
     gaps = np.pad(np.stack(gaps), ((0, 0), (0, 1), (0, 0)))
     heights = np.pad(np.stack(heights), ((0, 0), (0, 1)))
-    is_row = np.arange(4) < 3
-    problems = Problems(gaps, heights, np.tile(is_row, (len(gaps), 1)), np.stack(low), np.stack(high))
+    is_constraint = np.arange(4) < 3
+    problems = Problems(gaps, heights, np.tile(is_constraint, (len(gaps), 1)), np.stack(low), np.stack(high))
     return problems, {norm: np.array([truth[norm] for truth in truths]) for norm in truths[0]}
 
 
@@ -55,8 +54,8 @@ def test_reaches_the_radius_of_the_opponent(norm, bounds):
     found = _solve(norm, problems)
     is_reachable = np.isfinite(truth[norm])
     assert is_reachable.sum() > 30
-    assert np.all(found.bound <= truth[norm] * (1 + 1e-9))
-    np.testing.assert_allclose(found.bound[is_reachable], truth[norm][is_reachable], rtol=1e-6)
+    assert np.all(found.lower <= truth[norm] * (1 + 1e-9))
+    np.testing.assert_allclose(found.lower[is_reachable], truth[norm][is_reachable], rtol=1e-6)
     assert found.is_converged[is_reachable].mean() > 0.9
     v, solved = found.perturbation, found.is_converged & is_reachable
     assert np.all((v >= problems.low - 1e-12) & (v <= problems.high + 1e-12))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
-from nn_adv.certify import tasks
-from nn_adv.certify.rows import SEVERAL, earlier_copies, host_rows
+from nn_adv.certify import state, subproblems
+from nn_adv.certify.inputs import SEVERAL, host_points
 from nn_adv.threat import NORMS, Threat
 from tests.certify.truths import nearest, predict, true_radius
 
@@ -99,6 +99,7 @@ def test_everything_is_exact_and_every_witness_is_one(norm):
     reference, images, labels, *_ = _problem(n=200)
     found = certify.radius(reference, images, labels, norm=norm, batch_size=3)
     np.testing.assert_array_equal(found.status, "exact")
+    np.testing.assert_array_equal(found.is_exact, True)
     assert np.all(found.correct) and np.all(found.lower > 0)
     assert found.adversarial.shape == images.shape and found.adversarial.dtype == np.float32
     assert np.all(np.asarray(neighbors.predict(reference, found.adversarial)) != labels)
@@ -119,7 +120,7 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
 def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypatch, norm):
     reference, images, labels, *_ = _problem(n=200)
     one_by_one = certify.radius(reference, images, labels, norm=norm)
-    monkeypatch.setattr(tasks, "_is_on_cpu", lambda: False)
+    monkeypatch.setattr(subproblems, "_is_on_cpu", lambda: False)
     together = certify.radius(reference, images, labels, norm=norm)
     np.testing.assert_array_equal(together.status, "exact")
     np.testing.assert_allclose(together.lower, one_by_one.lower, rtol=1e-6)
@@ -130,10 +131,11 @@ def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypat
 def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
     reference, images, labels, *_ = _problem(n=200)
     truth = certify.radius(reference, images, labels, norm="l2")
-    monkeypatch.setattr(tasks, "float64_sizes", lambda *_: np.array([np.inf]))
+    monkeypatch.setattr(state, "float64_sizes", lambda *_: np.array([np.inf]))
     found = certify.radius(reference, images, labels, norm="l2", recheck_all=recheck_all)
     assert np.all(found.lower <= truth.upper) and np.all(np.isinf(found.upper))
     np.testing.assert_array_equal(found.status, "bounded")
+    np.testing.assert_array_equal(found.is_exact, False)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -229,7 +231,6 @@ def test_a_class_without_points():
         ({"tolerance": np.nan}, "tolerance must be"),
         ({"bounds": (1.0, 0.0)}, "bounds must be"),
         ({"bounds": (0.4, 0.6)}, "points of the reference must be inside the bounds"),
-        ({"points": np.zeros((60, 4, 4), np.uint8)}, "points must be None without embed"),
         ({"batch_size": 0}, "batch_size must be"),
     ],
 )
@@ -391,9 +392,9 @@ def test_hundreds_of_copies_are_solved_as_one_point():
 def test_copies_across_classes_are_told_apart_from_two_points_only():
     points = np.array([[0.5], [0.0], [-0.0], [0.0], [0.5], [0.0]], np.float32)
     reference = neighbors.fit(points, np.array([0, 1, 0, 1, 1, 0]), 2)
-    rows = host_rows(reference)
-    copies = earlier_copies(rows)[rows.row_of]
-    np.testing.assert_array_equal(copies, [-1, -1, rows.row_of[1], SEVERAL, rows.row_of[0], SEVERAL])
+    found = host_points(reference)
+    positions = found.positions
+    np.testing.assert_array_equal(found.copies[positions], [-1, -1, positions[1], SEVERAL, positions[0], SEVERAL])
 
 
 def test_of_copies_the_lowest_index_present_is_the_opponent():
@@ -425,7 +426,7 @@ def test_a_gap_that_is_wide_for_small_pixels_is_not_exact(monkeypatch):
     reference, images, labels, points, point_labels = _problem(n=200, dtype=np.float32)
     small = np.float32(2.0**-24)
     scaled = neighbors.fit(points * small, point_labels, 3)
-    monkeypatch.setattr(tasks, "_MAX_ROUNDS", 0)  # leaves gaps
+    monkeypatch.setattr(subproblems, "_MAX_ROUNDS", 0)  # leaves gaps
     found = certify.radius(scaled, images * small, labels, norm="linf", bounds=None)
     is_wide = found.upper - found.lower > 1e-3 * found.upper
     assert is_wide.any() and not (found.status[is_wide] == "exact").any()
@@ -437,27 +438,6 @@ def test_images_may_be_lists():
     found = certify.radius(reference, images[:2].tolist(), labels[:2].tolist(), norm="l2")
     np.testing.assert_array_equal(found.lower, expected.lower)
     assert found.adversarial.shape == images[:2].shape
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": np.full((2, 4, 4), np.nan, np.float32)}, "images must be finite"),
-        ({"images": np.zeros(2, np.float32)}, r"images must be \[N, ...\], got shape \(2,\)"),
-        ({"bounds": (1.0, 0.0)}, "bounds must be"),
-        ({"labels": np.array([0, 3])}, "labels must be"),
-        ({"leave_out": np.array([0, -5])}, "leave_out must be"),
-    ],
-)
-def test_bad_images_to_embed_are_refused_before_they_are_embedded(change, message):
-    def never(_):
-        raise AssertionError("embedded")
-
-    reference, images, labels, *_ = _problem()
-    arguments = {"images": images[:2], "labels": labels[:2], "norm": "l2"} | change
-    embed = certify.Embedding(never, 1.0, "never")
-    with pytest.raises(ValueError, match=message):
-        certify.radius(reference, arguments.pop("images"), arguments.pop("labels"), embed=embed, **arguments)
 
 
 @pytest.mark.parametrize("epsilon", [np.array([0.1, 0.2, 0.3]), -np.ones(())])

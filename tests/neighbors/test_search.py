@@ -234,6 +234,45 @@ def test_class_without_points_is_infinitely_far(norm, dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, points[:2], norm=norm), [1, 1])
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [21, 1000])
+def test_beyond_the_points_there_is_no_neighbour(k, dtype, norm):
+    points, queries = _random(0, 20, 4, dtype), _random(2, 5, 4, dtype)
+    reference = neighbors.fit(points, _labels(20, 2), 2)
+    expected = neighbors.nearest(reference, queries, 20, norm=norm)
+    for search_fn in (neighbors.nearest, jax.jit(neighbors.nearest, static_argnames=("k", "norm"))):
+        found = search_fn(reference, queries, k=k, norm=norm)
+        np.testing.assert_array_equal(found.indices[:, :20], expected.indices)
+        np.testing.assert_array_equal(found.distances[:, :20], expected.distances)
+        assert found.indices.shape == found.distances.shape == (5, k)
+        assert np.all(found.indices[:, 20:] == -1) and np.isposinf(found.distances[:, 20:]).all()
+    of_class = neighbors.nearest_in_class(reference, queries, 1, k)
+    count = int((_labels(20, 2) == 1).sum())
+    assert np.all(of_class.indices[:, :count] >= 0) and np.all(of_class.indices[:, count:] == -1)
+    assert np.isposinf(of_class.distances[:, count:]).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_point_left_out_is_not_seen(dtype, norm):
+    points, leave_out = _random(0, 20, 4, dtype), np.where(np.arange(20) % 3, np.arange(20), -1)
+    reference = neighbors.fit(points, _labels(20, 2), 2)
+    everyone = neighbors.nearest(reference, points, 20, norm=norm)
+    for k in (1, 3, 25):
+        found = neighbors.nearest(reference, points, k, norm=norm, leave_out=leave_out)
+        for b, out in enumerate(leave_out):
+            is_seen = everyone.indices[b] != out
+            shown = min(k, is_seen.sum())
+            np.testing.assert_array_equal(found.indices[b, :shown], everyone.indices[b][is_seen][:shown])
+            np.testing.assert_array_equal(found.distances[b, :shown], everyone.distances[b][is_seen][:shown])
+            assert np.all(found.indices[b, shown:] == -1) and np.isposinf(found.distances[b, shown:]).all()
+    if dtype == "float32":
+        points[[3, 4]] = np.nan  # one of them leaves a point out
+        found = jax.jit(lambda x: neighbors.nearest(reference, x, 25, leave_out=leave_out))(points)
+        assert np.all(found.indices[[3, 4]] == -1) and np.isnan(found.distances[[3, 4]]).all()
+
+
 def test_query_blocks_change_nothing(monkeypatch):
     points, labels = _random(0, 100, 12, "float32"), _labels(100, 2)
     monkeypatch.setattr(search, "_QUERY_BLOCK", 8)
@@ -302,8 +341,9 @@ def test_tasks_of_one_shape_compile_once():
     ("change", "message"),
     [
         ({"norm": "l3"}, "norm must be one of"),
-        ({"k": 0}, r"k must be in 1\.\.20, got 0"),
-        ({"k": 21}, r"k must be in 1\.\.20, got 21"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"leave_out": np.array([0, 20])}, r"leave_out must be in -1\.\.19, got 20 at index 1"),
+        ({"leave_out": np.array([0])}, r"leave_out must be integers \[2\], got int64 of shape \(1,\)"),
         ({"queries": np.zeros((2, 5), np.uint8)}, r"queries must be \[N, ...\] with 4 pixels"),
         ({"queries": np.zeros(4, np.uint8)}, r"queries must be \[N, ...\]"),
         ({"queries": np.zeros((2, 4), np.int32)}, "queries must be uint8 or floating point, got dtype int32"),

@@ -15,8 +15,7 @@ import numpy as np
 
 from nn_adv import neighbors
 from nn_adv.border import as_images, as_labels
-from nn_adv.certify.queries import check_queries
-from nn_adv.pixels import as_float
+from nn_adv.certify.inputs import check_question, host_pixels
 from nn_adv.threat import check_norm, float64_sizes
 
 # Distances are rounded to float32 once (half of this, relative), and below this size they may be flushed to zero.
@@ -72,11 +71,11 @@ def margin_bound(
       ``[B]`` float64; 0 where the image is misclassified or a tie, inf where no other class has points.
 
     Raises:
-      ValueError: unknown norm, or images and labels as refused by `check_queries`.
+      ValueError: unknown norm, or images and labels as refused by `check_question`.
     """
     size = reference.blocks.shape[-1]
     ratio = norm_ratio(distance_norm, threat_norm, size)
-    images, labels, *_ = check_queries(reference, images, labels)
+    images, labels, *_ = check_question(reference, images, labels)
     table = np.asarray(neighbors.class_distances(reference, images, norm=distance_norm), np.float64)
     has_points = np.diff(np.asarray(reference.class_start)) > 0
     # A distance above the largest float32 reads as infinite.
@@ -133,7 +132,7 @@ def _closest_pair(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, norm
 
 
 def _distance(one: np.ndarray, other: np.ndarray, norm: str) -> float:
-    difference = np.subtract(*(np.asarray(as_float(x), np.float32).astype(np.float64).ravel() for x in (one, other)))
+    difference = np.subtract(*(host_pixels(x, np.float64).ravel() for x in (one, other)))
     return float(float64_sizes(norm, difference[None])[0])
 
 

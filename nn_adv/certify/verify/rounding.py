@@ -55,7 +55,7 @@ def multiplier_bounds(
     images: np.ndarray,
     image: np.ndarray,
     opponent: np.ndarray,
-    rows: np.ndarray,
+    constraints: np.ndarray,
     multipliers: np.ndarray,
     *,
     norm: str,
@@ -63,15 +63,15 @@ def multiplier_bounds(
 ) -> np.ndarray:
     """Return lower bounds ``[S]`` on the distance from images to the cells of opponents.
 
-    Any multipliers give a sound bound if the rows are own-class points; multipliers that are NaN, infinite, negative
-    or of a negative row count as 0.
+    Any multipliers give a sound bound if the constraints are own-class points; multipliers that are NaN, infinite,
+    negative or of a negative point count as 0.
 
     Args:
       points: ``[n, d]``, uint8 or float32.
       images: ``[B, d]``, uint8 or float32, inside the bounds.
       image: ``[S]`` which image each bound is for.
-      opponent: ``[S]`` row of the opponent in ``points``.
-      rows: ``[S, M]`` rows of own-class points, -1 = unused.
+      opponent: ``[S]`` place of the opponent in ``points``.
+      constraints: ``[S, M]`` places of own-class points, -1 = unused.
       multipliers: ``[S, M]``; for l2 with bounds their scale matters, otherwise not.
       norm: "l1", "l2" or "linf".
       bounds: the box, or None.
@@ -79,16 +79,16 @@ def multiplier_bounds(
     Raises:
       ValueError: an image outside the bounds.
     """
-    usable = (multipliers > _MULTIPLIER_RANGE[0]) & (multipliers < _MULTIPLIER_RANGE[1]) & (rows >= 0)
+    usable = (multipliers > _MULTIPLIER_RANGE[0]) & (multipliers < _MULTIPLIER_RANGE[1]) & (constraints >= 0)
     width = int(usable.sum(axis=1).max(initial=0))
     order = np.argsort(~usable, axis=1, kind="stable")[:, :width]
-    rows = np.take_along_axis(np.where(usable, rows, 0), order, axis=1)
+    constraints = np.take_along_axis(np.where(usable, constraints, 0), order, axis=1)
     multipliers = np.take_along_axis(np.where(usable, multipliers, 0), order, axis=1)
     found = np.zeros(len(image))
     step = max(1, _CHUNK // max(1, width * points.shape[1]))
     for start in range(0, len(image) if width else 0, step):
         part = slice(start, start + step)
-        own, other, center = points[rows[part]], points[opponent[part]], images[image[part]]
+        own, other, center = points[constraints[part]], points[opponent[part]], images[image[part]]
         values = (pixel_values(own), pixel_values(other), pixel_values(center))
         found[part] = _bounds(*values, multipliers[part], norm, bounds)
     return found
@@ -109,7 +109,7 @@ def _bounds(own, other, center, multipliers, norm, bounds) -> np.ndarray:
     low, high = box_room(center, bounds)
     far, near = sq_lengths(other - center)[:, None], sq_lengths(own - center[:, None])
     gaps = other[:, None] - own
-    # Each D errs by gamma(d + 2) D, the sum over the rows by gamma(M + 2); twice the half covers the products.
+    # Each D errs by gamma(d + 2) D, the sum over the constraints by gamma(M + 2); twice the half covers the products.
     height_error = gamma(size + count + 8) * np.sum(multipliers * (far + near), axis=1)
     target = np.sum(multipliers * (far - near) / 2, axis=1) - height_error
     # Entry k of w errs by gamma(M + 2) sum lambda_i |g_ik|, so in the dual norm by as much of the gaps' dual norms;

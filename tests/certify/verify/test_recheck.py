@@ -9,22 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_adv.certify.recheck import Screened, recheck
-from nn_adv.certify.recheck_bounds import multiplier_bounds
+from nn_adv.certify.verify import Certificate, Screened, recheck
+from nn_adv.certify.verify.rounding import multiplier_bounds
 from tests.certify import truths
 from tests.neighbors.truths import as_pixels
 
 NORMS = ("l1", "l2", "linf")
 BOXES = ((0.0, 1.0), None)
 _SIZES = {"l1": lambda v: np.abs(v).sum(), "l2": np.linalg.norm, "linf": lambda v: np.abs(v).max()}
-
-
-class Certificate(NamedTuple):
-    anchors: np.ndarray
-    image: np.ndarray
-    opponent: np.ndarray
-    rows: np.ndarray
-    multipliers: np.ndarray
 
 
 class Problem(NamedTuple):
@@ -125,7 +117,7 @@ def test_garbage_never_proves_too_much(seed, norm, box):
         anchors=rng.integers(-3, num_points + 3, (1, 4)),
         image=rng.integers(-1, 2, count),
         opponent=rng.integers(-2, num_points + 2, count),
-        rows=rng.integers(-2, num_points + 2, (count, 4)),
+        constraints=rng.integers(-2, num_points + 2, (count, 4)),
         multipliers=rng.choice(strange, (count, 4)),
     )
     adversarial = (rng.random((1, problem.points.shape[1])) * 1.2 - 0.1).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nn_adv import data, neighbors
-from nn_adv.certify import margins
+from nn_adv.certify.bounds import margins
 from nn_adv.threat import NORMS
 
 ORDER = {"l1": 1, "l2": 2, "linf": np.inf}

@@ -1,13 +1,16 @@
-"""Whether images and points can be in the same units, and in units that float32 can square; not seen inside jit."""
+"""What a search is asked: queries, points left out, and whether images and points can be in the same units."""
 
 from __future__ import annotations
 
 import math
+import warnings
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.border import as_images, as_integers
 from nn_adv.neighbors.reference import Reference
 
 # Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
@@ -18,8 +21,33 @@ _MEAN_SIZE = 2.0
 _LEAST, _MOST = 2.0**-50, 2.0**60
 
 
+def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
+    """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
+    size = reference.blocks.shape[-1]
+    queries = as_images(queries, name="queries", num_pixels=size, float_dtype=np.float32)
+    problem = other_units(reference, queries, "queries")
+    if problem and queries.dtype == np.uint8:
+        raise ValueError(problem)
+    if problem:  # floats may lie anywhere
+        warnings.warn(problem, stacklevel=3)
+    return jnp.asarray(queries).reshape(len(queries), size)
+
+
+def check_leave_out(reference: Reference, leave_out: chex.Array | None, count: int) -> chex.Array:
+    """Return the index of the point that each of ``count`` images may not use, -1 for none.
+
+    Raises:
+      ValueError: what is no such index for each image.
+    """
+    if leave_out is None:
+        return np.full(count, -1, np.int32)
+    num_points = reference.num_points
+    limits = {} if num_points is None else {"high": num_points - 1}
+    return as_integers(leave_out, "leave_out", low=-1, count=count, **limits)
+
+
 def other_units(reference: Reference, images: chex.Array, name: str) -> str | None:
-    """Say in one line why images ``[N, ...]`` cannot be in the units of the points; None where they can.
+    """Say in one line why images ``[N, ...]`` cannot be in the units of the points; None where they can, or inside jit.
 
     uint8 pixels v stand for v / 255, so floats beside them must be pixels of 0..1.
     """

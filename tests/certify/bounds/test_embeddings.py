@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
-from nn_adv.certify import embedded, embeddings
+from nn_adv.certify.bounds import embeddings
 from nn_adv.threat import NORMS
 
 SHAPE = (4, 4, 2)
@@ -24,6 +24,12 @@ class _Radius(NamedTuple):
     correct: np.ndarray
     opponent: np.ndarray
     certificate: None
+
+
+@pytest.fixture
+def free_radius(monkeypatch):
+    """Let the bounds rest on single constraints in place of the solver."""
+    monkeypatch.setattr(embeddings, "radius", _free_radius)
 
 
 def _free_radius(reference, queries, labels, *, norm, bounds, leave_out):
@@ -102,6 +108,7 @@ def test_uint8_images_and_their_float_copies_embed_alike():
         assert np.array_equal(embed(_images(2, 1030)), embed(_images(2, 1030, np.float32)))
 
 
+@pytest.mark.usefixtures("free_radius")
 @pytest.mark.parametrize("name", ["pca-all", "pool-1", "low-all"])
 def test_an_embedding_that_keeps_distances_keeps_the_radius(name):
     embed = _all_embeddings()[name]
@@ -112,13 +119,13 @@ def test_an_embedding_that_keeps_distances_keeps_the_radius(name):
     flat = neighbors.fit(points.reshape(20, -1), labels, 3)
     queries = _images(4, 15, np.float32).reshape(15, -1)
     truth = _free_radius(flat, queries, image_labels, norm="l2", bounds=None, leave_out=None).lower
-    result = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l2")
+    result = embeddings.embedded_radius(reference, images, image_labels, embed=embed, norm="l2")
     assert result.correct.all()
     assert np.all(result.lower <= truth)
     np.testing.assert_allclose(result.lower, truth, atol=1e-5)
-    in_linf = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="linf")
+    in_linf = embeddings.embedded_radius(reference, images, image_labels, embed=embed, norm="linf")
     np.testing.assert_allclose(in_linf.lower, result.lower / np.sqrt(SIZE), rtol=1e-9)
-    in_l1 = embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l1")
+    in_l1 = embeddings.embedded_radius(reference, images, image_labels, embed=embed, norm="l1")
     np.testing.assert_allclose(in_l1.lower, result.lower, rtol=1e-9)
 
 
@@ -127,6 +134,7 @@ def _wave(images):
     return 2 * np.sin(np.asarray(images).reshape(len(images), -1))
 
 
+@pytest.mark.usefixtures("free_radius")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["pca", "pool", "low", "own"])
 def test_nothing_within_the_bound_changes_the_prediction(name, norm):
@@ -135,9 +143,7 @@ def test_nothing_within_the_bound_changes_the_prediction(name, norm):
     labels = np.arange(24) % 3
     reference = neighbors.fit(embed(points), labels, 3)
     image_labels = np.asarray(neighbors.predict(reference, embed(images)))
-    result = embedded.embedded_radius(
-        _free_radius, reference, images, image_labels, embed=embed, norm=norm, points=points
-    )
+    result = embeddings.embedded_radius(reference, images, image_labels, embed=embed, norm=norm, points=points)
     assert np.all(result.status == "bounded")
     assert np.all(result.lower[result.correct] > 0)
     assert np.all(result.lower <= result.upper) and np.all(np.isfinite(result.upper))
@@ -158,25 +164,27 @@ def test_nothing_within_the_bound_changes_the_prediction(name, norm):
     assert np.array_equal(labels[result.opponent] != image_labels, np.ones(20, bool))
 
 
+@pytest.mark.usefixtures("free_radius")
 def test_wrong_images_and_left_out_points():
     embed = embeddings.average_pool(SHAPE, 2)
     points = _images(7, 24, np.float32)
     labels = np.arange(24) % 2
     reference = neighbors.fit(embed(points), labels, 2)
-    result = embedded.embedded_radius(
-        _free_radius, reference, points, labels, embed=embed, norm="l2", leave_out=np.arange(24), points=points
+    result = embeddings.embedded_radius(
+        reference, points, labels, embed=embed, norm="l2", leave_out=np.arange(24), points=points
     )
-    own = embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2", points=points)
+    own = embeddings.embedded_radius(reference, points, labels, embed=embed, norm="l2", points=points)
     assert own.correct.all() and not result.correct.all() and result.correct.any()
     wrong = ~result.correct
     assert np.all(result.lower[wrong] == 0) and np.all(result.upper[wrong] == 0)
     assert np.array_equal(result.adversarial[wrong], points[wrong])
     assert np.all(result.opponent[wrong] == -1)
     assert np.all(result.lower <= own.lower)
-    without = embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2")
+    without = embeddings.embedded_radius(reference, points, labels, embed=embed, norm="l2")
     assert np.all(np.isinf(without.upper)) and np.array_equal(without.lower, own.lower)
 
 
+@pytest.mark.usefixtures("free_radius")
 def test_stated_rounding_is_subtracted():
     points = _images(8, 12)
     labels = np.arange(12) % 2
@@ -186,12 +194,13 @@ def test_stated_rounding_is_subtracted():
     image_labels = np.asarray(neighbors.predict(reference, exact(images)))
     coarse = embeddings.Embedding(exact.fn, 1.0, "coarse", rounding=0.01)
     fine, less = (
-        embedded.embedded_radius(_free_radius, reference, images, image_labels, embed=embed, norm="l2").lower
+        embeddings.embedded_radius(reference, images, image_labels, embed=embed, norm="l2").lower
         for embed in (exact, coarse)
     )
     np.testing.assert_allclose(less, np.maximum(fine - 0.01, 0), atol=1e-6)
 
 
+@pytest.mark.usefixtures("free_radius")
 def test_constants_that_the_images_contradict_are_refused():
     points = _images(10, 12)
     labels = np.arange(12) % 2
@@ -199,7 +208,7 @@ def test_constants_that_the_images_contradict_are_refused():
     def radius(fn, lipschitz):
         embed = embeddings.Embedding(fn, lipschitz, "mine")
         reference = neighbors.fit(embed(points), labels, 2)
-        return embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l2")
+        return embeddings.embedded_radius(reference, points, labels, embed=embed, norm="l2")
 
     def flat(images):
         return np.asarray(images).reshape(len(images), -1)
@@ -212,7 +221,7 @@ def test_constants_that_the_images_contradict_are_refused():
         radius(lambda images: np.sin(20 * flat(images)), 1.0)
     # A single image has no other to compare with.
     with pytest.raises(ValueError, match="mine enlarges that between two images 2.99"):
-        embedded.check_lipschitz(
+        embeddings.check_lipschitz(
             embeddings.Embedding(lambda images: 3 * flat(images), 2.5, "mine"), _images(1, 1) / 255
         )
     with pytest.raises(ValueError, match="window"):
@@ -232,7 +241,7 @@ def test_constants_that_the_images_contradict_are_refused():
         embed = embeddings.average_pool(SHAPE, 2)
         reference = neighbors.fit(embed(points), labels, 2)
         options = {"embed": embed, "norm": "l2", "points": points[1:]}
-        embedded.embedded_radius(_free_radius, reference, points, labels, **options)
+        embeddings.embedded_radius(reference, points, labels, **options)
     with pytest.raises(ValueError, match="rounding must be"):
         embeddings.Embedding(flat, 1.0, "mine", rounding=-1)
     with pytest.raises(ValueError, match="fn of mine must give finite"):
@@ -242,11 +251,11 @@ def test_constants_that_the_images_contradict_are_refused():
     with pytest.raises(ValueError, match="norm must be one of"):
         embed = embeddings.average_pool(SHAPE, 2)
         reference = neighbors.fit(embed(points), labels, 2)
-        embedded.embedded_radius(_free_radius, reference, points, labels, embed=embed, norm="l3")
+        embeddings.embedded_radius(reference, points, labels, embed=embed, norm="l3")
 
 
-def test_radius_takes_an_embedding():
-    """All principal components together keep every distance: the bound is the free l2 radius on pixels."""
+def test_all_principal_components_give_the_radius_on_pixels():
+    """All of them together keep every distance: the bound is the free l2 radius."""
     rng = np.random.default_rng(0)
     points, labels = rng.uniform(size=(40, 9)).astype(np.float32), rng.integers(0, 2, 40)
     images = rng.uniform(size=(5, 9)).astype(np.float32)
@@ -254,13 +263,33 @@ def test_radius_takes_an_embedding():
     predicted = np.asarray(neighbors.predict(reference, images))
     embed = certify.pca(points, 9)
     embedded = neighbors.fit(embed(points), labels, 2)
-    found = certify.radius(embedded, images, predicted, norm="l2", embed=embed)
+    found = certify.embedded_radius(embedded, images, predicted, norm="l2", embed=embed)
     expected = certify.radius(reference, images, predicted, norm="l2", bounds=None)
     np.testing.assert_array_equal(found.status, "bounded")
     np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-4)
     assert np.all(found.lower <= expected.upper) and np.isinf(found.upper).all()
-    both = certify.radius(embedded, images, predicted, norm="l2", embed=embed, points=points)
+    both = certify.embedded_radius(embedded, images, predicted, norm="l2", embed=embed, points=points)
     np.testing.assert_array_equal(both.lower, found.lower)
     assert np.all(expected.upper * (1 - 1e-6) <= both.upper) and np.isfinite(both.upper).all()
     moved = neighbors.predict(embedded, np.asarray(embed(both.adversarial), np.float32))
     assert np.all(np.asarray(moved) != predicted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.full((2, 4, 4), np.nan, np.float32)}, "images must be finite"),
+        ({"images": np.zeros(2, np.float32)}, r"images must be \[N, ...\], got shape \(2,\)"),
+        ({"labels": np.array([0, 3])}, "labels must be"),
+        ({"leave_out": np.array([0, -5])}, "leave_out must be"),
+    ],
+)
+def test_bad_images_to_embed_are_refused_before_they_are_embedded(change, message):
+    def never(_):
+        raise AssertionError("embedded")
+
+    reference = neighbors.fit(_images(0, 20), np.arange(20) % 3, 3)
+    arguments = {"images": _images(1, 2), "labels": np.array([0, 1]), "norm": "l2"} | change
+    embed = certify.Embedding(never, 1.0, "never")
+    with pytest.raises(ValueError, match=message):
+        certify.embedded_radius(reference, arguments.pop("images"), arguments.pop("labels"), embed=embed, **arguments)

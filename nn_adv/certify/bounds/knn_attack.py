@@ -54,12 +54,12 @@ def attack(
       point_labels: ``[B, m]``, -1 for padding.
       k: number of votes.
       norm: of the perturbation.
-      bounds: lowest and highest pixel value, or None.
+      bounds: of pixels, or None.
       num_classes: number of classes.
-      num_steps: number of steps from each start.
+      num_steps: from each start.
 
     Returns:
-      ``[B, d]`` the best point found; NaN where no visited point changes the vote.
+      The best point found ``[B, d]``, NaN where none that was visited changes the vote.
     """
     offsets = points - images[:, None]
     sq_distances = jnp.where(point_labels < 0, jnp.inf, jnp.sum(jnp.square(offsets), axis=-1))

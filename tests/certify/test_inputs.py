@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
-from nn_adv.certify import queries
+from nn_adv.certify import inputs
 from nn_adv.threat import Threat
 
 RNG = np.random.default_rng(0)
@@ -22,10 +22,7 @@ EMBEDDED = neighbors.fit(EMBEDDING(POINTS), LABELS, 3)
 ASKED = {
     "radius": functools.partial(certify.radius, REFERENCE, norm="l2"),
     "decide": functools.partial(certify.decide, REFERENCE, threat=Threat("linf", 0.1)),
-    "radius, embed": functools.partial(certify.radius, EMBEDDED, norm="l2", embed=EMBEDDING),
-    "embedded_radius": functools.partial(
-        certify.embedded_radius, certify.radius, EMBEDDED, embed=EMBEDDING, norm="l2", points=POINTS
-    ),
+    "embedded_radius": functools.partial(certify.embedded_radius, EMBEDDED, embed=EMBEDDING, norm="l2", points=POINTS),
     "margin_bound": functools.partial(certify.margin_bound, REFERENCE, distance_norm="l1", threat_norm="l2"),
     "vote_bounds": functools.partial(certify.vote_bounds, REFERENCE, k=3, norm="l2"),
 }
@@ -89,7 +86,7 @@ def test_images_outside_the_bounds_are_refused(name):
         ASKED[name](_with_first_pixel(1.5), LABELS[:5])
 
 
-@pytest.mark.parametrize(("name"), ["radius", "radius, embed", "vote_bounds"])
+@pytest.mark.parametrize(("name"), ["radius", "vote_bounds"])
 @pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.5, 0.5), (0.0, np.nan), (0.0,)])
 def test_bounds_that_are_none_are_refused(name, bounds):
     with pytest.raises(ValueError, match=r"bounds must be \(lowest, highest\) or None, got"):
@@ -132,5 +129,5 @@ def test_pixels_that_float32_cannot_square_are_refused(name, power):
 
 
 def test_bounds_are_pixels():
-    assert queries.check_bounds((0, 0.2)) == (0.0, float(np.float32(0.2)))
-    assert queries.check_bounds(None) is None
+    assert inputs.check_bounds((0, 0.2)) == (0.0, float(np.float32(0.2)))
+    assert inputs.check_bounds(None) is None

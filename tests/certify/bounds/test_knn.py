@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nn_adv import data, neighbors
-from nn_adv.certify import vote_counting, voting
-from nn_adv.certify.rows import host_rows
+from nn_adv.certify.bounds import knn
+from nn_adv.certify.bounds.knn_counting import lower_bound, near_points
+from nn_adv.certify.inputs import host_points
 from nn_adv.threat import NORMS
 
 ORDER = {"l1": 1, "l2": 2, "linf": np.inf}
@@ -43,10 +44,12 @@ def _problem(seed, num_classes, count=14, size=3, num_images=12, levels=None):
 
 def _lower(reference, images, labels, k, norm, leave_out=None, num_near=256):
     """Return the lower bounds alone: no attack to compile."""
-    rows = host_rows(reference)
+    points = host_points(reference)
     leave_out = np.full(len(images), -1) if leave_out is None else leave_out
-    near = vote_counting.near_rows(reference, rows, images, labels, leave_out, k=k, num_near=num_near)
-    return vote_counting.lower_bounds(rows, images, labels, near, k=k, norm=norm, num_classes=reference.num_classes)
+    near = near_points(reference, points, images, labels, leave_out, k=k, count=num_near)
+    entries = zip(images, labels, near, strict=True)
+    options = {"k": k, "norm": norm, "num_classes": reference.num_classes}
+    return np.array([lower_bound(points, *entry, **options) for entry in entries])
 
 
 def _directions(rng, points, image, norm):
@@ -63,15 +66,15 @@ def _directions(rng, points, image, norm):
 def test_vote_equals_brute_force_with_ties_and_duplicates(k, levels):
     points, labels, images = _problem(k, 3, levels=levels, num_images=40)
     reference = neighbors.fit(points, labels, 3)
-    assert np.array_equal(voting.vote(reference, images, k), _vote(points, labels, images, k))
+    assert np.array_equal(knn.vote(reference, images, k), _vote(points, labels, images, k))
     if k <= 2:
-        assert np.array_equal(voting.vote(reference, images, k), neighbors.predict(reference, images))
+        assert np.array_equal(knn.vote(reference, images, k), neighbors.predict(reference, images))
 
 
 def test_vote_without_the_point_itself():
     points, labels, _ = _problem(1, 3, levels=2)
     leave_out = np.where(np.arange(14) % 3, np.arange(14), -1)
-    found = voting.vote(neighbors.fit(points, labels, 3), points, 3, leave_out=leave_out)
+    found = knn.vote(neighbors.fit(points, labels, 3), points, 3, leave_out=leave_out)
     assert np.array_equal(found, _vote(points, labels, points, 3, leave_out))
     assert not np.array_equal(found, _vote(points, labels, points, 3))
 
@@ -108,7 +111,7 @@ def test_witness_is_wrong_and_of_the_stated_size(norm, bounds):
     clean = _vote(points, labels, images, 5)
     image_labels = np.where(np.arange(40) < 5, (clean + 1) % 3, clean)
     reference = neighbors.fit(points, labels, 3)
-    result = voting.vote_bounds(reference, images, image_labels, k=5, norm=norm, bounds=bounds, batch_size=16)
+    result = knn.vote_bounds(reference, images, image_labels, k=5, norm=norm, bounds=bounds, batch_size=16)
     assert np.array_equal(result.correct, np.arange(40) >= 5)
     assert np.all(result.lower[:5] == 0) and np.all(result.upper[:5] == 0)
     found = result.correct & np.isfinite(result.upper)
@@ -129,7 +132,7 @@ def test_bounds_enclose_the_radius_found_by_dense_search(k):
     votes = _vote(points, labels, grid, k)
     # Distance to the nearest grid point with another vote: the radius to within the grid's spacing.
     truth = np.array([np.abs(grid[votes != c, 0] - x).min() for x, c in zip(_values(images)[:, 0], clean, strict=True)])
-    result = voting.vote_bounds(neighbors.fit(points, labels, 3), images, clean, k=k, norm="l2", num_near=14)
+    result = knn.vote_bounds(neighbors.fit(points, labels, 3), images, clean, k=k, norm="l2", num_near=14)
     assert np.all(result.lower <= truth + 1e-9)
     assert np.all(result.upper >= truth - 5e-5)
     assert np.all(result.lower > 0)
@@ -166,7 +169,7 @@ def test_one_vote_encloses_the_exact_radius(shared_dir, name, norm):
     reference = neighbors.fit(points, labels, 2)
     boxed = oracle[f"radius_{norm}_box"]
     count = len(boxed)
-    result = voting.vote_bounds(reference, images[:count], image_labels[:count], k=1, norm=norm)
+    result = knn.vote_bounds(reference, images[:count], image_labels[:count], k=1, norm=norm)
     # The lower bound does not know the box, so it is below the radius without it too.
     assert np.all(result.lower <= oracle[f"radius_{norm}_free"][:count] * (1 + 1e-6))
     assert np.all(result.upper >= boxed * (1 - 1e-6))
@@ -177,7 +180,7 @@ def test_digits_of_ten_classes():
     dataset = data.load("digits")
     reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
     images, labels = dataset.test_images[:64], dataset.test_labels[:64]
-    result = voting.vote_bounds(reference, images, labels, k=5, norm="l2", num_steps=30)
+    result = knn.vote_bounds(reference, images, labels, k=5, norm="l2", num_steps=30)
     assert result.correct.mean() > 0.9
     assert result.adversarial.shape == images.shape
     assert np.all(result.lower <= result.upper)
@@ -190,20 +193,20 @@ def test_digits_of_ten_classes():
 
 def test_classes_without_points_and_single_points():
     points = np.array([[0.0], [0.1], [0.2]], np.float32)
-    alone = voting.vote_bounds(neighbors.fit(points, np.zeros(3, int), 2), points, np.array([0, 0, 1]), k=3, norm="l2")
+    alone = knn.vote_bounds(neighbors.fit(points, np.zeros(3, int), 2), points, np.array([0, 0, 1]), k=3, norm="l2")
     assert np.array_equal(alone.lower, [np.inf, np.inf, 0])
     assert np.array_equal(alone.upper, [np.inf, np.inf, 0])
     assert np.array_equal(alone.adversarial, points)
     # The one opponent can never have a majority of three votes.
     reference = neighbors.fit(points, np.array([0, 0, 1]), 2)
-    result = voting.vote_bounds(reference, points[:1], np.array([0]), k=3, norm="linf")
+    result = knn.vote_bounds(reference, points[:1], np.array([0]), k=3, norm="linf")
     assert result.lower == [np.inf] and result.upper == [np.inf]
 
 
 def test_ties_of_integers_are_voted_on_as_they_are():
     # 2 is midway between 1 and 3, but 2 / 255 in float32 is nearer to 3 / 255.
     reference = neighbors.fit(np.array([[1] * 4, [3] * 4], np.uint8), np.array([0, 1]), 2)
-    found = voting.vote_bounds(reference, np.full((1, 4), 2, np.uint8), np.array([0]), k=1, norm="l2")
+    found = knn.vote_bounds(reference, np.full((1, 4), 2, np.uint8), np.array([0]), k=1, norm="l2")
     assert found.correct[0] and found.lower[0] == 0
 
 
@@ -212,7 +215,7 @@ def test_no_point_is_lost_where_none_is_left_out():
     reference = neighbors.fit(points, np.array([0, 1]), 2)
     arguments = (reference, points[:1], np.array([0]))
     found, without = (
-        voting.vote_bounds(*arguments, k=2, norm="l2", leave_out=leave_out) for leave_out in (np.array([-1]), None)
+        knn.vote_bounds(*arguments, k=2, norm="l2", leave_out=leave_out) for leave_out in (np.array([-1]), None)
     )
     np.testing.assert_array_equal(found.upper, without.upper)
 
@@ -223,21 +226,13 @@ def test_refuses_what_it_cannot_use():
     clean = _vote(points, labels, images, 3)
 
     def bounds_of(images=images, labels=clean, k=3, norm="l2", **options):
-        return voting.vote_bounds(reference, images, labels, k=k, norm=norm, **options)
+        return knn.vote_bounds(reference, images, labels, k=k, norm=norm, **options)
 
     with pytest.raises(ValueError, match="norm must be one of"):
         bounds_of(norm="l3")
-    with pytest.raises(ValueError, match="k must be in 1..14, the points that may vote, got 15"):
-        bounds_of(k=15)
-    with pytest.raises(ValueError, match="k must be in 1..13, the points that may vote, got 14"):
-        bounds_of(k=14, leave_out=np.arange(12))
-    reference = neighbors.fit(points, labels, 3)
-    with pytest.raises(ValueError, match="k must be in 1..13, the points that may vote, got 14"):
-        voting.vote(reference, images, 14, leave_out=np.arange(12))
-    everyone = voting.vote(reference, images, 14, leave_out=np.full(12, -1))
-    np.testing.assert_array_equal(everyone, voting.vote(reference, images, 14))
-
-    for name in ("num_near", "num_steps", "batch_size"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        knn.vote(reference, images, 0)
+    for name in ("k", "num_near", "num_steps", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             bounds_of(**{name: 0})
     with pytest.raises(ValueError, match="labels must be"):
@@ -248,16 +243,42 @@ def test_refuses_what_it_cannot_use():
         bounds_of(images=images * np.float32(np.nan), bounds=None)
 
 
+def test_above_the_number_of_points_all_of_them_vote():
+    points, labels, images = _problem(0, 3)
+    reference = neighbors.fit(points, labels, 3)
+    leave_out = np.maximum(np.arange(12) - 3, -1)
+    for k in (15, 10**9):
+        np.testing.assert_array_equal(knn.vote(reference, images, k), _vote(points, labels, images, 14))
+        without = knn.vote(reference, images, k, leave_out=leave_out)
+        np.testing.assert_array_equal(without, _vote(points, labels, images, 14, leave_out))
+    # Seven votes against seven: the nearest point decides, and an image without one of them has a majority for ever.
+    labels, leave_out = np.arange(14) % 2, np.where(np.arange(12) == 4, -1, np.arange(12))
+    reference, clean = neighbors.fit(points, labels, 2), _vote(points, labels, images, 14, leave_out)
+    found = knn.vote_bounds(reference, images, clean, k=10**9, norm="l2", leave_out=leave_out, num_steps=20)
+    assert found.correct.all() and 0 <= found.lower[4] <= found.upper[4] < np.inf
+    is_decided = np.arange(12) != 4
+    assert np.isposinf(found.lower[is_decided]).all() and np.isposinf(found.upper[is_decided]).all()
+
+
+def test_where_no_point_may_vote_there_is_no_class():
+    reference = neighbors.fit(np.array([[0.5]], np.float32), np.array([0]), 2)
+    image, leave_out = np.array([[0.1]], np.float32), np.array([0])
+    np.testing.assert_array_equal(knn.vote(reference, image, 3, leave_out=leave_out), [-1])
+    found = knn.vote_bounds(reference, image, np.array([0]), k=3, norm="l2", leave_out=leave_out)
+    assert not found.correct[0] and found.lower[0] == found.upper[0] == 0
+    np.testing.assert_array_equal(found.adversarial, image)
+
+
 def test_inside_jit_who_is_missing_does_not_vote():
     points, labels, images = _problem(0, 3)
     reference = neighbors.fit(points, labels, 3)
-    voted = jax.jit(voting.vote, static_argnums=2)(reference, images, 20)
+    voted = jax.jit(knn.vote, static_argnums=2)(reference, images, 20)
     np.testing.assert_array_equal(voted, _vote(points, labels, images, 14))
     leave_out = np.arange(12)
-    without = jax.jit(lambda out: voting.vote(reference, images, 14, leave_out=out))(leave_out)
+    without = jax.jit(lambda out: knn.vote(reference, images, 14, leave_out=out))(leave_out)
     np.testing.assert_array_equal(without, _vote(points, labels, images, 13, leave_out))
     images[[2, 5], 0] = np.nan, np.inf
-    voted = jax.jit(voting.vote, static_argnums=2)(reference, images, 3)
+    voted = jax.jit(knn.vote, static_argnums=2)(reference, images, 3)
     np.testing.assert_array_equal(np.asarray(voted)[[2, 5]], -1)
     with pytest.raises(ValueError, match="queries must be finite, got nan at index 2"):
-        voting.vote(reference, images, 3)
+        knn.vote(reference, images, 3)

@@ -12,22 +12,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.recheck_bounds import box_room, dual_norms, gamma, pixel_values, sq_lengths
+from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
 _RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
 class Base(NamedTuple):
-    """The points [n, d] as given, their labels and original indices [n], the ends and spread of their pixel values."""
+    """What is asked: points [n, d] as given, labels and original indices [n], ends of the pixels, norm and bounds."""
 
     points: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-    copies: np.ndarray  # from `earlier_copies`
+    copies: np.ndarray  # [n] the place of an equal point of lower index: -1 if there is none, -2 if there are more
     lowest_pixel: float
     largest_pixel: float
     spread: float  # rounded up
+    norm: str
+    bounds: tuple[float, float] | None
 
 
 class View(NamedTuple):
@@ -39,10 +41,18 @@ class View(NamedTuple):
     errors: np.ndarray
     own: np.ndarray
     other: np.ndarray
+    anchors: np.ndarray = np.zeros(0, int)  # own points near the image
 
 
-def earlier_copies(points: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return for each point ``[n]`` the row of an equal one of lower index: -1 if there is none, -2 if there are more.
+def make_base(points: np.ndarray, labels: np.ndarray, indices: np.ndarray, norm: str, bounds) -> Base:
+    """Return what all views share."""
+    low, high = pixel_values(np.array([points.min(), points.max()])).tolist()
+    copies, spread = _copies(points, labels, indices), (high - low) * (1 + gamma(4))
+    return Base(points, labels, indices, copies, low, high, spread, norm, bounds)
+
+
+def _copies(points: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return `Base.copies`.
 
     Equal points are equally far from everything, and ties go to the lowest index. So of those that are not left out
     only the first can be predicted, whatever their labels.
@@ -52,10 +62,10 @@ def earlier_copies(points: np.ndarray, labels: np.ndarray, indices: np.ndarray) 
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     shared = np.flatnonzero((counts[inverse] > 1) & (labels >= 0))
     seen: dict[bytes, list[int]] = {}
-    for row in shared[np.argsort(indices[shared])].tolist():
-        equal = seen.setdefault((points[row] + 0).tobytes(), [])  # -0 + 0 is 0
-        copies[row] = (-1, *equal)[len(equal)] if len(equal) < 2 else -2
-        equal.append(row)
+    for place in shared[np.argsort(indices[shared])].tolist():
+        equal = seen.setdefault((points[place] + 0).tobytes(), [])  # -0 + 0 is 0
+        copies[place] = (-1, *equal)[len(equal)] if len(equal) < 2 else -2
+        equal.append(place)
     return copies
 
 
@@ -64,36 +74,35 @@ def may_win(copies: np.ndarray, leave_out: np.ndarray | int) -> np.ndarray:
     return (copies == -1) | ((copies >= 0) & (copies == leave_out))
 
 
-def views(base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray) -> Iterator[View]:
-    """Yield the views of images ``[c, d]``, whose distances come from one pass over the points."""
+def views(
+    base: Base,
+    images: np.ndarray,
+    image_labels: np.ndarray,
+    leave_out: np.ndarray,
+    known: Sequence[np.ndarray] | None = None,
+) -> Iterator[View]:
+    """Yield the views of images ``[c, d]``, whose distances come from one pass over the points.
+
+    With ``known``, a few points for each image, distances to others are inf, and others are no opponents.
+    """
     values = pixel_values(images)
-    distances, lengths, point_lengths = _distances(base.points, values)
+    if known is None:
+        all_distances, lengths, point_lengths = _distances(base.points, values)
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
         if leave_out[k] >= 0:
             used[leave_out[k]] = False
         own = used & (base.labels == label)
         other = used & ~own & may_win(base.copies, leave_out[k])
-        yield View(images[k], values[k], distances[k], _errors(lengths[k], point_lengths, base), own, other)
-
-
-def partial_views(
-    base: Base, images: np.ndarray, image_labels: np.ndarray, leave_out: np.ndarray, rows: Sequence[np.ndarray]
-) -> Iterator[View]:
-    """Yield views of images ``[c, d]`` that know few points, given by their rows: distances to others are inf.
-
-    The others are no opponents in them.
-    """
-    values = pixel_values(images)
-    for k, some in enumerate(rows):
-        used = base.labels >= 0
-        if leave_out[k] >= 0:
-            used[leave_out[k]] = False
-        own = used & (base.labels == image_labels[k])
-        distances, listed = np.full(len(used), np.inf), np.zeros(len(used), bool)
-        distances[some], listed[some] = sq_lengths(pixel_values(base.points[some]) - values[k]), True
-        errors = np.where(listed, gamma(values.shape[1] + 8) * distances, 0)
-        other = used & ~own & listed & may_win(base.copies, leave_out[k])
+        if known is None:
+            distances, errors = all_distances[k], _errors(lengths[k], point_lengths, base)
+        else:
+            is_known = np.zeros(len(used), bool)
+            is_known[known[k]] = True
+            distances = np.full(len(used), np.inf)
+            distances[is_known] = sq_lengths(pixel_values(base.points[is_known]) - values[k])
+            errors = np.where(is_known, gamma(values.shape[1] + 8) * distances, 0)
+            other &= is_known
         yield View(images[k], values[k], distances, errors, own, other)
 
 
@@ -117,30 +126,19 @@ def _errors(length: np.ndarray, point_lengths: np.ndarray, base: Base) -> np.nda
     return gamma(base.points.shape[1] + 8) * (length + point_lengths) ** 2
 
 
-def reached_within(
-    base: Base,
-    anchors: np.ndarray,
-    images: np.ndarray,
-    distances: np.ndarray,
-    epsilons: np.ndarray,
-    bounds: tuple[float, float] | None,
-) -> np.ndarray:
-    """Return which points single own-class points do not prove to lose within linf changes of epsilon, ``[c, n]``.
+def reached_within(base: Base, some: Sequence[View], epsilons: np.ndarray) -> np.ndarray:
+    """Return which points single anchors do not prove to lose within linf changes of finite epsilon, ``[c, n]``.
 
     With pixels that move by c +- w, ``g . v <= g . c + |g| . w``, and numbers p, q in [0, s] have ``|p - q| <= p + q -
     2 p q / s``, so that the sum is at most linear in z_j: a product with all points.
-
-    Args:
-      base: the points.
-      anchors: own-class rows ``[c, m]``, negative ones count for nothing.
-      images: values ``[c, d]``.
-      distances: squared distances to the points less their errors ``[c, n]``.
-      epsilons: ``[c]``, finite.
-      bounds: the box, or None.
     """
+    width = max(len(view.anchors) for view in some)
+    anchors = np.stack([np.pad(view.anchors, (0, width - len(view.anchors)), constant_values=-1) for view in some])
+    distances = np.stack([view.distances - view.errors for view in some])
+    images = np.stack([view.values for view in some])
     count, size = images.shape
     own, x = pixel_values(base.points[np.maximum(anchors, 0)]), images[:, None]
-    low, high = (room[:, None] for room in box_room(images, bounds))
+    low, high = (room[:, None] for room in box_room(images, base.bounds))
     low, high = np.maximum(low, -epsilons[:, None, None]), np.minimum(high, epsilons[:, None, None])
     center, width = (low + high) / 2, (high - low) / 2
     slope = 1 - 2 * (own - base.lowest_pixel) / (base.spread or 1.0)
@@ -214,7 +212,7 @@ def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out:
     return ranges
 
 
-def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray, norm: str) -> float:
+def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray) -> float:
     """Return the size of a change, rounded up, if an opponent wins against the own class, at a D in a range ``[2]``.
 
     Otherwise inf. An opponent so far from the image that the change cannot bring it that near is not looked at.
@@ -223,7 +221,7 @@ def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndar
     values = pixel_values(witness)
     change = values - view.values
     error = 1 + gamma(change.size + 8)
-    dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[norm]
+    dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[base.norm]
     size = float(dual_norms(dual_of, change) * error)
     reach = (math.sqrt(max(ceiling, 0)) + np.sqrt(sq_lengths(change)) * error) * error
     opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))

@@ -14,7 +14,6 @@ c held by an own point, which wins the tie. For k = 1 this is the bound of 1NN b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -25,10 +24,9 @@ from jax import lax
 from scipy.spatial import distance as scipy_distance
 
 from nn_adv import neighbors
-from nn_adv.certify.margins import norm_ratio
-from nn_adv.certify.rows import Rows, pixel_values
+from nn_adv.certify.bounds.margins import norm_ratio
+from nn_adv.certify.inputs import Points
 from nn_adv.neighbors import distances
-from nn_adv.neighbors.reference import NO_POINT
 from nn_adv.pixels import as_float
 from nn_adv.threat import dual_norm
 
@@ -40,24 +38,17 @@ _SLACK = 1e-9
 
 
 class Near(NamedTuple):
-    """Rows near one image, nearest first up to rounding: own points and opponents; all other opponents are beyond."""
+    """Positions of points near one image, nearest first up to rounding; all opponents not listed are ``beyond``."""
 
     own: np.ndarray
     opponents: np.ndarray
     beyond: float
 
 
-def near_rows(
-    reference: neighbors.Reference,
-    rows: Rows,
-    images: np.ndarray,
-    labels: np.ndarray,
-    left_out: np.ndarray,
-    *,
-    k: int,
-    num_near: int,
+def near_points(
+    reference: neighbors.Reference, points: Points, images, labels, left_out, *, k: int, count: int
 ) -> list[Near]:
-    """Choose for every image ``[B, d]`` the rows to compare point by point; ``left_out [B]`` holds indices, or -1."""
+    """Choose for images ``[B, d]`` the points to compare one by one, ``count`` opponents; ``left_out [B]`` as asked."""
     scores, center_distances = map(np.asarray, _scores(reference, images))
     # Float32 scores are expanded around the center: what d rounded products may add (Higham 2002, 3.1), and a little.
     gamma = (images.shape[1] + 32) * 2.0**-24 * 1.01
@@ -65,9 +56,9 @@ def near_rows(
     chosen = []
     for score, label, out, reach in zip(scores, labels, left_out, center_distances, strict=True):
         score = np.where(np.isfinite(score), score, 0).astype(np.float64)  # overflown: listed, and measured in float64
-        usable = (rows.origins != NO_POINT) & (rows.origins != out)
-        own, _ = _smallest(score, usable & (rows.labels == label), max(num_near, k + _SPARE_POINTS))
-        opponents, next_score = _smallest(score, usable & (rows.labels != label), num_near)
+        usable = (points.labels >= 0) & (points.indices != out)
+        own, _ = _smallest(score, usable & (points.labels == label), max(count, k + _SPARE_POINTS))
+        opponents, next_score = _smallest(score, usable & (points.labels != label), count)
         slack = gamma * (2.001 * reach + np.sqrt(max(next_score, 0))) ** 2 + lost if np.isfinite(next_score) else 0
         chosen.append(Near(own, opponents, np.sqrt(max(next_score - slack, 0)) * (1 - 1e-5)))
     return chosen
@@ -75,7 +66,7 @@ def near_rows(
 
 @jax.jit
 def _scores(reference: neighbors.Reference, images: chex.Array) -> tuple[jax.Array, jax.Array]:
-    """Return rounded squared distances to all rows ``[B, N * b]``, and distances to the center ``[B]``."""
+    """Return rounded squared distances to all points ``[B, P]``, and distances to the center ``[B]``."""
     centered = images - reference.center
     sq_norms = jnp.sum(jnp.square(centered), axis=-1)
 
@@ -88,59 +79,53 @@ def _scores(reference: neighbors.Reference, images: chex.Array) -> tuple[jax.Arr
 
 
 def _smallest(scores: np.ndarray, usable: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Return the usable rows with the ``count`` smallest scores, in order, and the smallest score left out."""
-    rows = np.flatnonzero(usable)
+    """Return the usable positions with the ``count`` smallest scores, in order, and the smallest score left out."""
+    positions = np.flatnonzero(usable)
     left_out = np.inf
-    if len(rows) > count:
-        order = np.argpartition(scores[rows], count)
-        left_out = float(scores[rows[order[count]]])
-        rows = rows[order[:count]]
-    return rows[np.argsort(scores[rows], kind="stable")], left_out
+    if len(positions) > count:
+        order = np.argpartition(scores[positions], count)
+        left_out = float(scores[positions[order[count]]])
+        positions = positions[order[:count]]
+    return positions[np.argsort(scores[positions], kind="stable")], left_out
 
 
-def lower_bounds(
-    rows: Rows, images: np.ndarray, labels: np.ndarray, near: Sequence[Near], *, k: int, norm: str, num_classes: int
-) -> np.ndarray:
-    """Bound the radius of every image under the vote from below, ``[B]``; 0 where counting cannot prove the vote."""
-    bounds = [_lower_bound(rows, *one, k, norm, num_classes) for one in zip(images, labels, near, strict=True)]
-    return np.array(bounds, np.float64)
-
-
-def _lower_bound(rows: Rows, image, label: int, near: Near, k: int, norm: str, num_classes: int) -> float:
+def lower_bound(
+    points: Points, image: np.ndarray, label: int, near: Near, *, k: int, norm: str, num_classes: int
+) -> float:
+    """Bound the radius of one image ``[d]`` under the vote from below; 0 where counting cannot prove the vote."""
     pool = np.concatenate([some[: k + _SPARE_POINTS] for some in (near.own, near.opponents)])
-    center = image.astype(np.float64)
-    points, opponents = (pixel_values(rows.points[some], np.float64) for some in (pool, near.opponents))
-    sq_pool, sq_opponents = (np.square(some - center).sum(axis=1) for some in (points, opponents))
-    held = (sq_opponents - sq_pool[:, None]) / 2 - _SLACK * (sq_opponents + sq_pool[:, None])
-    gaps = scipy_distance.cdist(points, opponents, _METRIC[dual_norm(norm)]) * (1 + _SLACK)
-    pairwise = np.where(held > 0, held / np.where(gaps > 0, gaps, 1), 0)
+    holding, held_back = points.pixels(pool), points.pixels(near.opponents)
+    sq_pool, sq_opponents = (np.square(some - image.astype(np.float64)).sum(axis=1) for some in (holding, held_back))
+    margins = (sq_opponents - sq_pool[:, None]) / 2 - _SLACK * (sq_opponents + sq_pool[:, None])
+    lengths = scipy_distance.cdist(holding, held_back, _METRIC[dual_norm(norm)]) * (1 + _SLACK)
+    pairwise = np.where(margins > 0, margins / np.where(lengths > 0, lengths, 1), 0)
     # The last column stands for all opponents beyond the listed ones, however many.
-    table = np.concatenate([pairwise, _beyond(rows, sq_pool, near.beyond, norm)[:, None]], axis=1)
-    return _count(table, rows.labels[pool], rows.labels[near.opponents], label, k, num_classes)
+    table = np.concatenate([pairwise, _beyond(points, sq_pool, near.beyond, norm)[:, None]], axis=1)
+    return _count(table, points.labels[pool], points.labels[near.opponents], label, k, num_classes)
 
 
-def _beyond(rows: Rows, sq_pool: np.ndarray, beyond: float, norm: str) -> np.ndarray:
+def _beyond(points: Points, sq_pool: np.ndarray, beyond: float, norm: str) -> np.ndarray:
     """Bound r_ij from below for any j at least ``beyond`` away, since ``||g||_2 <= sqrt(D_i) + sqrt(D_j)``."""
     apart = beyond - np.sqrt(sq_pool) * (1 + _SLACK)
-    bound = apart / (2 * norm_ratio("l2", norm, rows.points.shape[1]))
-    if norm == "l1" and rows.spread > 0:  # ||g||_inf is also at most the extent of the points
-        bound = np.maximum(bound, apart * (beyond + np.sqrt(sq_pool)) / (2 * rows.spread))
+    bound = apart / (2 * norm_ratio("l2", norm, points.stored.shape[1]))
+    if norm == "l1" and points.spread > 0:  # ||g||_inf is also at most the extent of the points
+        bound = np.maximum(bound, apart * (beyond + np.sqrt(sq_pool)) / (2 * points.spread))
     return np.maximum(bound, 0) * (1 - _SLACK)
 
 
 def _count(table, pool_labels, near_labels, label: int, k: int, num_classes: int) -> float:
-    """Return the radius below which the own class wins; ``table [P, K + 1]`` holds r_ij, see the module docstring."""
+    """Return the radius below which the own class wins; ``table [m, K + 1]`` holds r_ij, see the module docstring."""
 
-    def ordered(rows):
-        return -np.sort(-table[rows], axis=0)
+    def ordered(members):
+        return -np.sort(-table[members], axis=0)
+
+    def held(by, number):
+        return by[number - 1] if number <= len(by) else np.zeros(table.shape[1])
 
     def all_but(allowed, held_by, columns):
         """Return the radius below which all but some columns are held, given by how far each is."""
         listed = np.sort(held_by[:-1][columns])
         return min(held_by[-1], listed[allowed] if allowed < len(listed) else np.inf)
-
-    def held(by_rows, number):
-        return by_rows[number - 1] if number <= len(by_rows) else np.zeros(table.shape[1])
 
     own = ordered(pool_labels == label)
     anyone = np.ones(len(near_labels), bool)
@@ -149,14 +134,11 @@ def _count(table, pool_labels, near_labels, label: int, k: int, num_classes: int
     for c in set(range(num_classes)) - {label}:
         members, others = near_labels == c, ordered(pool_labels != c)
         nearer = all_but(0, held(own, 1), members)
-
-        def at_most(votes, members=members, others=others):
-            return all_but(votes, held(others, k - votes), members)
-
+        at_most = [all_but(votes, held(others, k - votes), members) for votes in range(k)]
         wins = []
         for s, enough in at_least.items():
             # Where the own class has s votes, k - s are left for the others.
-            wins.append(min(enough, at_most(s - 1) if s <= k - s else np.inf))
-            wins.append(min(enough, nearer, at_most(s) if s < k - s else np.inf))
+            wins.append(min(enough, at_most[s - 1] if s <= k - s else np.inf))
+            wins.append(min(enough, nearer, at_most[s] if s < k - s else np.inf))
         radius = min(radius, max(wins))
     return float(radius)

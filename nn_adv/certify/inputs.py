@@ -1,0 +1,182 @@
+"""What a certificate is asked about: the checked question, and the points of the reference as host code sees them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from nn_adv.border import as_bounds, as_images, as_labels
+from nn_adv.neighbors import Reference
+from nn_adv.neighbors.inputs import check_leave_out, check_squares, other_units, within_unit_range
+from nn_adv.neighbors.reference import NO_POINT
+
+SEVERAL = -2  # more than one
+
+
+class Question(NamedTuple):
+    """Checked arguments: NumPy arrays, bounds as the float32 numbers they stand for, -1 where no point is left out."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    bounds: tuple[float, float] | None
+    leave_out: np.ndarray
+
+    def part(self, some: slice) -> Question:
+        """Ask about some of the images."""
+        return Question(self.images[some], self.labels[some], self.bounds, self.leave_out[some])
+
+
+def check_question(
+    reference: Reference,
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    bounds: tuple[float, float] | None = None,
+    leave_out: chex.Array | None = None,
+) -> Question:
+    """Refuse questions that make no sense, before any long work.
+
+    Bounds are pixel values, so they are rounded to float32 as pixels are: 0.2 is the float32 nearest to it, which a
+    uint8 pixel of 51 is as well.
+
+    Args:
+      reference: points from `neighbors.fit`.
+      images: ``[B, ...]``, uint8 or float, or nested lists of floats. B may be 0.
+      labels: ``[B]``.
+      bounds: lowest and highest pixel value, which images and points keep to; or None.
+      leave_out: ``[B]`` index of a point, -1 for none; or None.
+
+    Raises:
+      ValueError: images, labels, bounds or left-out points of a wrong shape, type or range, or images in other units
+        than the points or bounds.
+    """
+    bounds = check_bounds(bounds)
+    images = np.asarray(as_images(images, num_pixels=reference.blocks.shape[-1], float_dtype=np.float32))
+    _check_units(reference, images, bounds)  # wrong units explain pixels outside the bounds: they are told first
+    as_images(images, bounds=bounds)
+    labels = as_labels(labels, reference.num_classes, count=len(images))
+    return Question(images, labels, bounds, check_leave_out(reference, leave_out, len(images)))
+
+
+def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return bounds rounded to float32, refusing what is not a lowest and a highest pixel value.
+
+    Raises:
+      ValueError: bounds that are not two numbers in order.
+    """
+    ends = as_bounds(bounds)
+    return None if ends is None else as_bounds(tuple(float(np.float32(end)) for end in ends))
+
+
+def check_scale(reference: Reference, images: np.ndarray) -> None:
+    """Refuse points or checked images ``[B, ...]`` of which float32 cannot hold squared distances.
+
+    Raises:
+      ValueError: as `check_squares`.
+    """
+    size, largest = reference.blocks.shape[-1], float(np.max(np.abs(reference.pixel_range)))
+    check_squares("points of the reference", largest, size)
+    if images.dtype != np.uint8 and len(images):
+        check_squares("images", max(float(images.max()), -float(images.min()), largest), size)
+
+
+def _check_units(reference: Reference, images: np.ndarray, bounds: tuple[float, float] | None) -> None:
+    """Refuse images, points and bounds that cannot belong together."""
+    problem = other_units(reference, images, "images")
+    if problem:
+        raise ValueError(problem)
+    if bounds is None:
+        return
+    if np.uint8 in (images.dtype, reference.blocks.dtype) and not within_unit_range(*bounds):
+        raise ValueError(f"bounds must be in the units of the pixels, where uint8 v stands for v / 255, got {bounds}")
+    low, high = np.asarray(reference.pixel_range)
+    if low < bounds[0] or high > bounds[1]:
+        # As float32: the fewest digits that tell the numbers apart.
+        ends = ", ".join(str(np.float32(end)) for end in bounds)
+        raise ValueError(
+            f"points of the reference must be inside the bounds ({ends}), got pixels from {low!s} to {high!s}"
+        )
+
+
+class Points(NamedTuple):
+    """The points of a reference on the host, block after block; P of them with the padding, known by their positions.
+
+    Attributes:
+      stored: ``[P, d]``, uint8 or float32.
+      indices: ``[P]`` original index, `NO_POINT` in the padding.
+      labels: ``[P]`` class, -1 in the padding.
+      positions: ``[n]`` the position of each point by its original index.
+      copies: ``[P]`` the position of the equal point of lower index: -1 for none, `SEVERAL` for more than one.
+      lowest_pixel: no pixel of the points is below.
+      spread: largest difference between two pixels of the points.
+    """
+
+    stored: np.ndarray
+    indices: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    copies: np.ndarray
+    lowest_pixel: float
+    spread: float
+
+    def pixels(self, positions) -> np.ndarray:
+        """Return the pixels of points at positions ``[...]`` as float64 ``[..., d]``."""
+        return host_pixels(self.stored[positions], np.float64)
+
+    def original(self, positions: np.ndarray) -> np.ndarray:
+        """Return the original index of points at positions ``[...]``, -1 for those below 0."""
+        return np.where(positions >= 0, self.indices[np.maximum(positions, 0)], -1).astype(np.int32)
+
+
+def host_points(reference: Reference) -> Points:
+    """Return the points of a reference as NumPy arrays."""
+    stored = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
+    index = np.asarray(reference.index).reshape(-1)
+    is_point = index != NO_POINT
+    labels = np.where(is_point, np.asarray(reference.labels)[np.where(is_point, index, 0)], -1)
+    positions = np.empty(is_point.sum(), np.int64)
+    positions[index[is_point]] = np.flatnonzero(is_point)
+    ends = np.array([stored.min(axis=1)[is_point].min(), stored.max(axis=1)[is_point].max()])
+    low, high = host_pixels(ends, np.float64).tolist()
+    return Points(stored, index, labels, positions, _earlier_copies(stored, positions), low, high - low)
+
+
+def host_pixels(images: np.ndarray, dtype) -> np.ndarray:
+    """Return the numbers that images stand for, in NumPy: uint8 pixels are ``v / 255`` rounded to float32."""
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / np.float32(255)
+    return images.astype(dtype)
+
+
+def _earlier_copies(stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return `Points.copies`.
+
+    Equal points are equally far from any image, so of those present 1NN only ever predicts the one of lowest index,
+    whatever their classes. At most one point is left out: a point with one copy before it counts where that is left
+    out, one with several never.
+    """
+    copies = np.full(len(stored), -1, np.int64)
+    # Equal points have equal sums, and few others have: only those are compared.
+    whole, half = (part.sum(axis=1, dtype=np.float64)[positions] for part in (stored, stored[:, ::2]))
+    _, group, count = np.unique(whole + np.sqrt(2) * half, return_inverse=True, return_counts=True)
+    seen: dict[bytes, list[int]] = {}
+    for position in positions[count[group] > 1].tolist():
+        equal = seen.setdefault((stored[position] + 0).tobytes(), [])  # -0 is 0
+        if equal:
+            copies[position] = equal[0] if len(equal) == 1 else SEVERAL
+        equal.append(position)
+    return copies
+
+
+def pixel_scale(points: Points, pixels: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Return a power of two that no pixel of the image or its nearest witness exceeds, for images ``[B, d]``.
+
+    The least that no pixel of image and points exceeds, or less where points farther than ``reach [B]``, the distance
+    of an opponent, are larger. What depends on the spacing of float32 pixels is stated for 1 and scaled by it.
+    """
+    largest = np.abs(pixels).max(axis=1)
+    largest_point = max(abs(points.lowest_pixel), abs(points.lowest_pixel + points.spread))
+    largest = np.minimum(np.maximum(largest, largest_point), largest + reach)
+    return np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))))

@@ -1,0 +1,270 @@
+"""One (image, opponent) pair at a time: the smallest perturbation that brings the image into the opponent's cell.
+
+A `Subproblem` holds the own-class points that constrain it so far. `advance` solves all open ones in padded batches,
+asks a nearest-neighbour search which own points were missed, and keeps the best witness of every image.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn_adv.certify import dual
+from nn_adv.certify.problems import Problems, lower_bound, solve_linear
+from nn_adv.certify.screening import doubt
+from nn_adv.certify.state import Search
+from nn_adv.pixels import float64_pixels
+
+_WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
+_BATCHES = (8, 32, 128, 256)  # padded numbers of subproblems that an accelerator solves together
+_PIECE = 16  # subproblems per call on a CPU
+_MAX_ROUNDS = 40
+_ENOUGH_ROUNDS = 10  # without a new constraint: a witness off a solved border is not improved any more
+_LINEAR_AFTER = 12  # rounds after which an unsolved linear program is left to a library
+_STUCK_AFTER = 5  # rounds without a new constraint after which the constraints are overfulfilled
+# For pixels up to 1, otherwise times their scale:
+_LIFT = 4e-7  # by which constraints of length 1 are overfulfilled: several times the rounding of a float32 witness
+_ROUNDING = 7e-8  # by which a float32 witness may lie beyond the border: the spacing of pixels below 1
+_LEAST_SIZE = 1e-9  # where nothing is proven yet
+_FIRST_SHIFT = 2e-9  # share of the way to the opponent by which a witness is moved off the border
+
+
+@dataclasses.dataclass
+class Subproblem:
+    """The state of one (image, opponent) pair; points are known by their positions."""
+
+    image: int
+    opponent: int
+    constraints: list[int]  # own points
+    multipliers: np.ndarray  # one for each
+    lower: float  # proven so far
+    center: np.ndarray  # v of the last round
+    shift: float = _FIRST_SHIFT
+    too_short: float = 0.0  # largest shift that did not bring a witness
+    far_enough: float = np.inf  # least shift that did
+    rounds: int = 0
+    num_stuck: int = 0  # rounds since the last new constraint
+    is_lifted: bool = False  # whether the shift stands for overfulfilled constraints
+    is_open: bool = True
+
+    def start_lifting(self) -> None:
+        """Overfulfil the constraints from now on, where moving towards the opponent did not help."""
+        if not self.is_lifted:
+            self.is_lifted, self.shift, self.too_short, self.far_enough = True, _FIRST_SHIFT, 0.0, np.inf
+
+    @property
+    def lift(self) -> float:
+        """By how much constraints of length 1 are overfulfilled, for pixels up to 1."""
+        return _LIFT * self.shift / _FIRST_SHIFT if self.is_lifted else 0.0
+
+
+def advance(search: Search, subproblems: list[Subproblem]) -> None:
+    """Solve each subproblem for its constraints, judge the solution, and close it or add what it missed."""
+
+    def width(subproblem):
+        return _padded(len(subproblem.constraints), _WIDTHS)
+
+    on_cpu = _is_on_cpu()
+    most = _PIECE if on_cpu else _BATCHES[-1]
+    order = sorted(subproblems, key=lambda subproblem: (width(subproblem), int(search.labels[subproblem.image])))
+    pieces = [
+        piece for _, equally_wide in itertools.groupby(order, key=width) for piece in _pieces(list(equally_wide), most)
+    ]
+    # Threads, because a subproblem at a time keeps but one core busy.
+    with concurrent.futures.ThreadPoolExecutor(_num_cores() if on_cpu else 1) as pool:
+        solved = list(pool.map(lambda piece: _solve(search, piece, one_by_one=on_cpu), pieces))
+    _judge(search, list(itertools.chain(*pieces)), *map(np.concatenate, zip(*solved, strict=True)))
+
+
+def _is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _num_cores() -> int:
+    """Return the number of cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _padded(count: int, sizes: tuple[int, ...]) -> int:
+    return next((size for size in sizes if size >= count), sizes[-1])
+
+
+def _pieces(items: list, most: int) -> list[list]:
+    return [items[start : start + most] for start in range(0, len(items), most)]
+
+
+def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Solve each for its constraints; returns the candidate witnesses and which of them solve their problem."""
+    count, width = len(subproblems), _padded(max(len(one.constraints) for one in subproblems), _WIDTHS)
+    size = _PIECE if one_by_one else _padded(count, _BATCHES)
+    constraints = np.full((size, width), -1, np.int32)  # the filling has none: it is solved at once
+    multipliers, center = np.zeros((size, width)), np.zeros((size, search.pixels.shape[1]))
+    for i, one in enumerate(subproblems):
+        constraints[i, : len(one.constraints)] = one.constraints
+        multipliers[i, : len(one.constraints)] = one.multipliers
+        center[i] = one.center
+    scale = [search.scale[one.image] for one in subproblems]
+
+    def filled(values, dtype=np.float64):
+        return np.pad(np.array(values, dtype), (0, size - count), mode="edge")
+
+    with jax.enable_x64(True):
+        solved = _solve_all(
+            search.reference,
+            search.queries,
+            filled([one.image for one in subproblems], np.int32),
+            filled([one.opponent for one in subproblems], np.int32),
+            constraints,
+            multipliers,
+            filled([max(one.lower, _LEAST_SIZE * unit) for one, unit in zip(subproblems, scale, strict=True)]),
+            center,
+            filled([one.rounds for one in subproblems], np.int32),
+            filled([0.0 if one.is_lifted else one.shift for one in subproblems]),
+            filled([one.lift * unit for one, unit in zip(subproblems, scale, strict=True)]),
+            filled(scale),
+            norm=search.norm,
+            bounds=search.bounds,
+            one_by_one=one_by_one,
+        )
+    multipliers, perturbation, lower, candidate, is_converged = (np.array(part)[:count] for part in solved)
+    for i, one in enumerate(subproblems):
+        one.rounds += 1
+        one.multipliers = multipliers[i, : len(one.constraints)].copy()
+        one.lower = max(one.lower, float(lower[i]))
+        one.center = perturbation[i]
+        is_unsolved = one.rounds > _LINEAR_AFTER and not is_converged[i] and search.norm != "l2"
+        if is_unsolved or (search.norm == "l1" and one.num_stuck > _STUCK_AFTER):
+            candidate[i], is_converged[i] = _solve_linear(search, one)
+    return candidate, is_converged
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "bounds", "one_by_one"))
+def _solve_all(reference, queries, *subproblems, norm, bounds, one_by_one):
+    """Solve S subproblems, together or one by one, which a CPU's cache prefers and where none waits for the slowest."""
+    solve = functools.partial(_solve_together, reference, queries, norm=norm, bounds=bounds)
+    if not one_by_one:
+        return solve(*subproblems)
+    alone = jax.tree.map(lambda field: field[:, None], subproblems)
+    return jax.tree.map(lambda field: field[:, 0], jax.lax.map(lambda subproblem: solve(*subproblem), alone))
+
+
+def _solve_together(
+    reference, queries, image, opponent, constraints, multipliers, size, center, rounds, shift, lift, scale,
+    *, norm, bounds,
+):  # fmt: skip
+    """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border."""
+    points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
+    x = float64_pixels(queries[image])
+    z = float64_pixels(points[opponent])
+    own = float64_pixels(points[constraints])
+    is_constraint = constraints >= 0
+    gaps = jnp.where(is_constraint[:, :, None], z[:, None] - own, 0)
+    # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
+    heights = jnp.sum(gaps * ((z[:, None] + own) / 2 - x[:, None]), axis=2)
+    room = (-jnp.inf, jnp.inf) if bounds is None else (bounds[0] - x, bounds[1] - x)
+    problems = Problems(gaps, heights, is_constraint, *(jnp.broadcast_to(end, x.shape) for end in room))
+    if norm != "l2":
+        is_new = ~jnp.any(multipliers > 0, axis=1, keepdims=True)
+        multipliers = jnp.where(is_new, dual.start(norm, problems), multipliers)
+    # The rounding of a witness counts by the length of a constraint; of those longer than the pixels, as if by that.
+    lift *= jnp.minimum(scale, jnp.sqrt(jnp.max(jnp.sum(gaps**2, axis=2), axis=1)))
+    lifted = problems._replace(heights=jnp.where(is_constraint, heights + lift[:, None], 0))
+    solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds)
+    # What multipliers of lifted constraints prove of the true ones.
+    lower = jnp.where(lift > 0, lower_bound(norm, problems, solution.multipliers), solution.lower)
+    v = solution.perturbation
+    candidate = x + v + shift[:, None] * (z - x - v)
+    if norm == "l1":  # that way most pixels would move by less than float32 can tell, and all would count
+        margin = shift * jnp.max(jnp.sum(gaps**2, axis=2), axis=1)
+        candidate += dual.off_border(problems, solution.multipliers, v, margin)
+    if bounds is not None:
+        candidate = jnp.clip(candidate, *bounds)
+    return solution.multipliers, v, lower, candidate.astype(jnp.float32), solution.is_converged
+
+
+def _solve_linear(search: Search, subproblem: Subproblem) -> tuple[np.ndarray, bool]:
+    """Leave a linear program to HiGHS; returns the candidate witness and whether one was found.
+
+    To bring the witness off the border the constraints are overfulfilled, by a multiple of `_LIFT` that the shift says.
+    """
+    subproblem.start_lifting()
+    x, z = search.pixels[subproblem.image], search.points.pixels(subproblem.opponent)
+    own = search.points.pixels(subproblem.constraints)
+    gaps = z - own
+    heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
+    low, high = (np.full_like(x, end) - x for end in search.bounds or (-np.inf, np.inf))
+    scale, length = search.scale[subproblem.image], np.sqrt(np.max(np.sum(gaps**2, axis=1)))
+    lift = subproblem.lift * scale * min(scale, length)
+    unit = min(scale, 2.0 ** np.ceil(np.log2(max(length, 1e-300))))  # HiGHS has tolerances of its own
+    solved = solve_linear(search.norm, gaps / unit, (heights + lift) / unit**2, low / unit, high / unit)
+    if solved is None:
+        return x.astype(np.float32), False
+    subproblem.multipliers, v = solved[0], solved[1] * unit
+    with jax.enable_x64(True):
+        problems = Problems(gaps[None], heights[None], np.ones((1, len(heights)), bool), low[None], high[None])
+        proved = float(lower_bound(search.norm, problems, subproblem.multipliers[None])[0])
+    subproblem.lower = max(subproblem.lower, proved)
+    return (x + v if search.bounds is None else np.clip(x + v, *search.bounds)).astype(np.float32), True
+
+
+def _judge(search: Search, subproblems: list[Subproblem], candidate: np.ndarray, is_converged: np.ndarray) -> None:
+    """Close what cannot beat the best witness; look for own points near the other candidates and go on from there."""
+    for one in subproblems:
+        one.is_open = one.lower < search.best[one.image] * (1 - search.tolerance / 2)
+    labels = np.array([search.labels[one.image] for one in subproblems])
+    is_open = np.array([one.is_open for one in subproblems])
+    for label in np.unique(labels[is_open]):
+        chosen = np.flatnonzero(is_open & (labels == label))
+        nearest = search.nearest_own(candidate[chosen], int(label))
+        opponents = np.array([[subproblems[i].opponent] for i in chosen])
+        near = search.points.pixels(np.maximum(np.concatenate([nearest, opponents], axis=1), 0))
+        difference = near - candidate[chosen].astype(np.float64)[:, None]
+        sq = np.einsum("tkd,tkd->tk", difference, difference)
+        for i, own, sq_own, sq_other in zip(chosen, nearest, sq[:, :-1], sq[:, -1], strict=True):
+            one = subproblems[i]
+            # Ties count too: the index may decide them.
+            is_missed = search.is_rival(own, one.image, one.opponent)
+            is_missed &= sq_own < sq_other + doubt(sq_other, len(candidate[i]))
+            _update(search, one, candidate[i], own[is_missed], bool(is_converged[i]))
+
+
+def _update(search: Search, one: Subproblem, candidate: np.ndarray, missed: np.ndarray, is_converged: bool) -> None:
+    """Go on from a candidate, given the own points that are as near to it as the opponent.
+
+    Without such points it is a witness, and the next one is looked for nearer to the border; with them the relaxation
+    was too weak, or rounding kept the candidate on the border.
+    """
+    one.is_open = one.rounds < _MAX_ROUNDS
+    one.num_stuck += 1
+    size = search.size_of(candidate, one.image)
+    new = [int(point) for point in missed if int(point) not in one.constraints]
+    if not len(missed) and size > 0:  # the image itself is no witness: whether it is wrong, the recheck decides
+        # A witness: kept if it is the best. The pair is done once no better one is left, up to rounding ...
+        search.offer(one.image, size, candidate, one.opponent)
+        is_near = size - one.lower <= search.tolerance * size / 2 + _ROUNDING * search.scale[one.image]
+        if is_near or (is_converged and one.num_stuck >= _ENOUGH_ROUNDS):
+            one.is_open = False
+        elif is_converged:  # ... and otherwise the way off the border was too long: bisect, or shorten it.
+            one.far_enough = one.shift
+            one.shift = np.sqrt(one.too_short * one.shift) if one.too_short else one.shift / 4
+    elif new:
+        # Own points that the relaxation lacks become constraints; idle ones make room while it is young.
+        one.num_stuck = 0
+        is_small = len(one.constraints) + len(new) <= _WIDTHS[0]
+        keep = [i for i, value in enumerate(one.multipliers) if value > 0 or is_small or one.rounds >= _LINEAR_AFTER]
+        one.constraints = ([one.constraints[i] for i in keep] + new)[: _WIDTHS[-1]]
+        one.multipliers = np.append(one.multipliers[keep], np.zeros(len(new)))[: _WIDTHS[-1]]
+    elif is_converged:
+        # Nothing is missing, but rounding kept the candidate on the border: go farther off it.
+        one.too_short = one.shift
+        one.shift = np.sqrt(one.shift * one.far_enough) if one.far_enough < np.inf else 6 * one.shift
+    if search.norm == "linf" and one.num_stuck > _STUCK_AFTER:
+        # Moving towards the opponent does not help: overfulfil the constraints (in l1, `_solve_linear` does).
+        one.start_lifting()

@@ -1,0 +1,278 @@
+"""Check radii by other means: NumPy float64, rounding accounted for, no code shared with what computed them.
+
+`recheck` believes nothing. From multipliers it recomputes the lower bound over all opponents (the points of other
+classes), from a witness its size, its box and its nearest neighbour. A wrong certificate costs tightness, never truth.
+`views` has the distances and the prediction, `rounding` the bound of one opponent from its multipliers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from nn_adv.certify.verify.rounding import (
+    box_room,
+    dual_norms,
+    gamma,
+    multiplier_bounds,
+    pixel_values,
+    quotient,
+    sq_lengths,
+)
+from nn_adv.certify.verify.views import (
+    Base,
+    View,
+    is_correct,
+    make_base,
+    may_win,
+    own_ranges,
+    reached_within,
+    views,
+    witness_size,
+)
+
+_MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
+_FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
+_TOGETHER = 64  # images screened together
+_MANY = 1 / 64  # share of the points from which on a product with all of them is cheaper than one by one
+
+
+class Certificate(NamedTuple):
+    """What proves a lower bound. Points are known by their places in the array they came in, negative ones are padding.
+
+    Attributes:
+      anchors: own-class points near each image ``[B, m]``. They bound every opponent that is not listed below.
+      image: the image of each of S solved opponents ``[S]``.
+      opponent: the opponent ``[S]``.
+      constraints: own-class points of its constraints ``[S, M]``.
+      multipliers: one per constraint, not negative ``[S, M]`` float64.
+    """
+
+    anchors: np.ndarray
+    image: np.ndarray
+    opponent: np.ndarray
+    constraints: np.ndarray
+    multipliers: np.ndarray
+
+
+class Screened(NamedTuple):
+    """What to believe about opponents that are not listed, so that not all distances need be computed.
+
+    Attributes:
+      lower: radius below which none of them wins ``[B]``.
+      near: points that the nearest one is among, unless it is a listed opponent ``[B, K]``; -1 is padding.
+    """
+
+    lower: np.ndarray
+    near: np.ndarray
+
+
+class Recheck(NamedTuple):
+    """What was proved, ``[B]`` each: the radius is in [lower, upper], the prediction of the image is its label."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    correct: np.ndarray
+
+
+def recheck(
+    points: np.ndarray,
+    labels: np.ndarray,
+    images: np.ndarray,
+    image_labels: np.ndarray,
+    certificate: Certificate,
+    adversarial: np.ndarray,
+    *,
+    norm: str,
+    bounds: tuple[float, float] | None,
+    index: np.ndarray | None = None,
+    leave_out: np.ndarray | None = None,
+    screened: Screened | None = None,
+) -> Recheck:
+    """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
+
+    The lower bound is the least over all opponents: listed ones by their multipliers (the best where listed twice), the
+    rest by the triangle inequality, or one constraint of an anchor where that is not enough. Of equal points only that
+    of lowest index can win. The witness counts if it is inside the bounds and an opponent is nearest to it. Where
+    rounding could matter, exact arithmetic classifies; uint8 images among uint8 points are integers in it.
+
+    Args:
+      points: ``[n, d]``, uint8 or float32, in any order.
+      labels: ``[n]``, -1 for points to ignore.
+      images: ``[B, d]``, uint8 or float32.
+      image_labels: ``[B]``.
+      certificate: see `Certificate`; entries that make no sense count for nothing.
+      adversarial: ``[B, d]`` float32 witnesses; the image itself where there is none.
+      norm: "l1", "l2" or "linf".
+      bounds: the box, rounded to float32 as pixels are; or None.
+      index: ``[n]`` original index of each point, for ties; its place when None.
+      leave_out: ``[B]`` a point that is neither opponent nor constraint of each image, negative for none.
+      screened: what to take as given about the opponents that are not listed; recomputed when None.
+
+    Raises:
+      ValueError: an unknown norm, or an image outside the bounds.
+    """
+    if norm not in ("l1", "l2", "linf"):
+        raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
+    if bounds is not None:
+        bounds = (float(np.float32(bounds[0])), float(np.float32(bounds[1])))
+    box_room(pixel_values(images), bounds)
+    indices = np.arange(len(points)) if index is None else np.asarray(index)
+    base = make_base(points, np.asarray(labels), indices, norm, bounds)
+    image_labels = np.asarray(image_labels)
+    leave_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
+    listed = _listed_bounds(base, images, image_labels, certificate, leave_out)
+    result = Recheck(np.zeros(len(images)), np.full(len(images), np.inf), np.zeros(len(images), bool))
+    step = max(1, _MAX_DISTANCES // len(points))
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        real = _is_possible(images[part], adversarial[part], bounds)
+        ranges = np.zeros((len(real), 2))
+        ranges[real] = own_ranges(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
+        known = None if screened is None else _known_points(screened.near[part], listed[part])
+        left: list[tuple[int, View]] = []  # those whose other opponents are still to be bounded
+        for b, view in enumerate(views(base, images[part], image_labels[part], leave_out[part], known), start):
+            result.correct[b] = is_correct(base, view)
+            if not result.correct[b]:
+                result.upper[b] = 0
+                continue
+            if real[b - start]:
+                result.upper[b] = witness_size(base, view, adversarial[b], ranges[b - start])
+            result.lower[b] = min(listed[b].values(), default=np.inf)
+            if screened is not None:
+                result.lower[b] = min(result.lower[b], max(0.0, np.nan_to_num(screened.lower[b], posinf=np.inf)))
+                continue
+            view.other[list(listed[b])] = False
+            left.append((b, view._replace(anchors=_own_points(view, certificate.anchors[b]))))
+            if len(left) == _TOGETHER:
+                _screen_all(base, left, result)
+                left = []
+        _screen_all(base, left, result)
+    return result
+
+
+def _known_points(near: np.ndarray, listed: list[dict[int, float]]) -> list[np.ndarray]:
+    """Return the points to look at around each image: those near, and the listed opponents."""
+    known = [np.append(some, np.array(list(bounds), int)) for some, bounds in zip(near, listed, strict=True)]
+    return [np.unique(some[some >= 0]) for some in known]
+
+
+def _is_possible(images: np.ndarray, adversarial: np.ndarray, bounds) -> np.ndarray:
+    """Return which witnesses are finite, inside the bounds and not the image itself, ``[B]``."""
+    moved = pixel_values(adversarial)
+    possible = np.isfinite(moved).all(axis=1) & (moved != pixel_values(images)).any(axis=1)
+    if bounds is not None:
+        possible &= ((moved >= bounds[0]) & (moved <= bounds[1])).all(axis=1)
+    return possible
+
+
+def _listed_bounds(
+    base: Base, images: np.ndarray, image_labels: np.ndarray, certificate: Certificate, leave_out: np.ndarray
+) -> list[dict[int, float]]:
+    """Return for each image {listed opponent: its best bound}; what is no constraint of it counts for nothing."""
+    image, opponent = np.asarray(certificate.image), np.asarray(certificate.opponent)
+    real = (image >= 0) & (image < len(images)) & (opponent >= 0) & (opponent < len(base.points))
+    image, opponent = image[real], opponent[real]
+    own, multipliers = np.asarray(certificate.constraints)[real], np.asarray(certificate.multipliers, float)[real]
+    own = np.where((own >= 0) & (own < len(base.points)) & (own != leave_out[image][:, None]), own, -1)
+    own = np.where(base.labels[own] == image_labels[image][:, None], own, -1)
+    arguments = (base.points, images, image, opponent, own, multipliers)
+    found = multiplier_bounds(*arguments, norm=base.norm, bounds=base.bounds)
+    is_opponent = (base.labels[opponent] >= 0) & (base.labels[opponent] != image_labels[image])
+    is_opponent &= (opponent != leave_out[image]) & may_win(base.copies[opponent], leave_out[image])
+    listed: list[dict[int, float]] = [{} for _ in images]
+    for s in np.flatnonzero(is_opponent).tolist():
+        of_image, j = listed[image[s]], int(opponent[s])
+        of_image[j] = max(of_image.get(j, 0.0), float(found[s]))
+    return listed
+
+
+def _own_points(view: View, anchors: np.ndarray) -> np.ndarray:
+    """Return the anchors that are own-class points, and the nearest of those."""
+    anchors = anchors[(anchors >= 0) & (anchors < len(view.own))]
+    return np.unique(np.append(anchors[view.own[anchors]], np.argmin(np.where(view.own, view.distances, np.inf))))
+
+
+def _screen_all(base: Base, left: list[tuple[int, View]], result: Recheck) -> None:
+    """Bound the opponents of views, those with many in linf together first; the bounds of images go to ``result``."""
+    targets = {b: min(result.lower[b], result.upper[b]) for b, _ in left}
+    many = []
+    for b, view in left if base.norm == "linf" else []:
+        view.other[:] &= _is_below(base, view, slice(None), targets[b])
+        if np.isfinite(targets[b]) and view.other.sum() > _MANY * len(base.points):
+            many.append((b, view))
+    if many:
+        reached = reached_within(base, [view for _, view in many], np.array([targets[b] for b, _ in many]))
+        for (_, view), is_reached in zip(many, reached, strict=True):
+            view.other[:] &= is_reached
+    for b, view in left:
+        result.lower[b] = min(result.lower[b], _screen(base, view, targets[b]))
+
+
+def _screen(base: Base, view: View, target: float) -> float:
+    """Return a bound over all opponents of a view; ``target`` where all that lie below it were proved above it.
+
+    The nearest come first: no bound over all is above theirs, so the others need not be proved any farther.
+    """
+    opponents = np.flatnonzero(view.other & _is_below(base, view, slice(None), target))
+    opponents = opponents[np.argsort(view.distances[opponents])]
+    size = _FIRST_OPPONENTS
+    while len(opponents):
+        part, opponents = opponents[:size], opponents[size:]
+        target = min(target, float(_single_bounds(base, view, part, target).min()))
+        opponents = opponents[_is_below(base, view, opponents, target)]
+        size = min(2 * size, _MAX_OPPONENTS)
+    return target
+
+
+def _is_below(base: Base, view: View, opponents: np.ndarray | slice, target: float) -> np.ndarray:
+    """Return which opponents are not proved to be at least ``target`` away by their distance alone.
+
+    With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality, r_linf >=
+    r_2 / sqrt(d) and r_1 >= r_2, and r_1 >= (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread
+    of the pixel values.
+    """
+    size = view.values.size
+    nearest = sq_lengths(pixel_values(base.points[view.anchors]) - view.values).min() * (1 + gamma(size + 8))
+    scale = math.sqrt(size) if base.norm == "linf" else 1.0
+    reach = (2 * target * scale + math.sqrt(nearest)) ** 2
+    if base.norm == "l1" and base.spread > 0:
+        reach = min(reach, 2 * target * base.spread + nearest)
+    return view.distances[opponents] - view.errors[opponents] < reach * (1 + gamma(16))
+
+
+def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float) -> np.ndarray:
+    """Return for each opponent the best bound of one constraint; from ``target`` on it may be weaker than need be.
+
+    The free bound is (D_j - D_i) / 2 over the dual norm of z_j - z_i, and that norm is first bounded by products.
+    """
+    norm, bounds, anchors, size = base.norm, base.bounds, view.anchors, view.values.size
+    error = gamma(size + 8)
+    others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[anchors])
+    far, near = sq_lengths(others - view.values)[:, None], sq_lengths(owns - view.values)[None]
+    margins = (far - near) / 2 - error * (far + near)
+    products = (others - view.values) @ (owns - view.values).T
+    lengths = np.sqrt(np.maximum(far + near - 2 * products, 0) + 4 * error * (far + near)) * (1 + gamma(4))
+    if norm == "linf":
+        lengths *= math.sqrt(size) * (1 + gamma(4))
+    elif norm == "l1":
+        lengths = np.minimum(lengths, base.spread * (1 + gamma(4)))
+    free = quotient(margins, lengths)
+    found = free.max(axis=1)
+    if norm == "l2":
+        return found
+    low = np.flatnonzero(found < target)
+    gaps = others[low][:, None] - owns
+    free[low] = np.maximum(free[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)))
+    found = free.max(axis=1)
+    for count in (1, len(anchors)) if bounds is not None else ():  # the best anchor alone is mostly enough
+        low = np.flatnonzero(found < target)
+        tried = anchors[np.argsort(-free[low], axis=1)[:, :count]]
+        arguments = (np.zeros(tried.size, int), np.repeat(opponents[low], count), tried.reshape(-1, 1))
+        boxed = multiplier_bounds(
+            base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=norm, bounds=bounds
+        )
+        found[low] = np.maximum(found[low], boxed.reshape(len(low), count).max(axis=1))
+    return found
