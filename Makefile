@@ -19,8 +19,10 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=$(WORKDIR)
 
 # Most time of the tests that are not slow is compilation, so they do without most of its optimizations and without the newer of
-# XLA's two ways of writing loops for CPUs, which takes twice as long to compile; the slow ones compile as users do.
-QUICK = JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+# XLA's two ways of writing loops for CPUs, which takes twice as long to compile; the slow ones compile as users do. What was
+# compiled is kept for the next run.
+QUICK = JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false \
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 
 # Lint, types and the tests that are not slow.
 test: $(VENV)/.test-installed

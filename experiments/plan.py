@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import inspect
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,12 +197,13 @@ class Evaluation:
     def suite(self, num_classes: int) -> tuple[attacks.Attack, ...]:
         """Return the attacks on networks in their order, as large as the configuration says."""
         names = self.attack_names or [attack.name for attack in attacks.standard_attacks(num_classes)]
-        gradient = {name: self.sizes[name] for name in ("num_steps", "num_restarts")}
-        square = {"num_queries": self.sizes["num_queries"]}
         try:
-            return tuple(
-                attacks.named_attack(name, num_classes, **(square if name == "square" else gradient)) for name in names
-            )
+            suite = []
+            for name in names:
+                known = inspect.signature(attacks.named_attack(name, num_classes).fn).parameters
+                sizes = {size: value for size, value in self.sizes.items() if size in known}
+                suite.append(attacks.named_attack(name, num_classes, **sizes))
+            return tuple(suite)
         except ValueError as error:
             raise ValueError(f"evaluation.attacks: {error}") from error
 
