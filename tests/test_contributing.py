@@ -11,8 +11,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```python\n# (?:new file: (?P<new>\S+)|(?P<file>\S+), (?:after: (?P<anchor>[^\n]+)|at the end))\n"
-                    r"(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)  # fmt: skip
+_PLACE = r"new file: (?P<new>\S+)|(?P<file>\S+), (?:after: (?P<anchor>[^\n]+)|at the end)"
+_BLOCK = re.compile(rf"^```python\n# (?:{_PLACE})\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _USE = """
 import jax, numpy as np
 from nn_adv import attacks, data, models
