@@ -21,7 +21,7 @@ _MOST_KEPT = 32  # programs; each takes some hundred memory maps, of 65,530 that
 
 # Any: that a jitted function can count and drop its programs is not in its type.
 _of_functions: Any = jax.jit(lambda fn, static, *args: fn(*args, **dict(static)), static_argnums=(0, 1))
-_of_texts: collections.OrderedDict[bytes, Any] = collections.OrderedDict()  # the last used at the end
+_of_texts: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()  # the last used at the end
 
 
 def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashable) -> Any:
@@ -52,10 +52,11 @@ def _run_traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     leaves, structure = jax.tree.flatten(args)
     # What is in the structure, functions among it, would stay with the arguments of what is traced.
     jaxpr, shapes = jax.make_jaxpr(lambda leaves: fn(*jax.tree.unflatten(structure, leaves)), return_shape=True)(leaves)
-    pure = jax.jit(lambda consts, leaves: jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves))
+    # All arguments are in the text: it must say which of them is used.
+    pure = jax.jit(lambda consts, leaves: jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves), keep_unused=True)
     lowered = pure.lower(jaxpr.consts, leaves)
     text = lowered.as_text()
-    key = hashlib.sha256(text.encode()).digest()
+    key = len(leaves), hashlib.sha256(text.encode()).digest()
     program = _of_texts.pop(key, None) or lowered.compile()
     if "callback" not in text:  # the text does not say which function of the host is called
         _of_texts[key] = program

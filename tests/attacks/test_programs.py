@@ -107,6 +107,15 @@ def test_functions_that_do_the_same_share_a_program():
     assert len(programs._of_texts) > count
 
 
+def test_which_argument_is_used_tells_programs_apart():
+    one, other = jnp.float32(1), jnp.float32(2)
+    first = lambda a, b: a  # noqa: E731
+    second = lambda a, b: b  # noqa: E731
+    assert programs.run(lambda fn, a, b: fn(a, b), first, one, other) == 1
+    assert programs.run(lambda fn, a, b: fn(a, b), second, one, other) == 2
+    assert programs.run(lambda fn, a: fn(a, a), second, other) == 2
+
+
 def test_functions_of_the_host_are_not_mistaken_for_each_other():
     def through_the_host(weights):
         shape = jax.ShapeDtypeStruct((len(_IMAGES), 3), np.float32)
