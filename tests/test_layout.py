@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import pytest
 import nn_adv
 
 ROOT = pathlib.Path(nn_adv.__file__).parent
+GUIDE = ROOT.parent / "docs" / "guide.md"
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 OUTSIDERS = {"absl", "benchmarks", "configs", "experiments", "gdown", "ml_collections", "tensorflow", "torch"}
 # Optional packages and the modules that may import them, inside functions: importing the library never needs them.
@@ -140,6 +142,16 @@ def test_packages_list_their_names_sorted(module):
     assert module.__all__ == sorted(module.__all__)
     for name in module.__all__:
         assert inspect.getattr_static(module, name) is not None
+
+
+def test_what_is_jittable_is_said_in_the_guide_and_in_first_lines():
+    table = dict(re.findall(r"^\| `(neighbors|attacks|training)` \| (`.*`) \|$", GUIDE.read_text(), re.MULTILINE))
+    for part in ("neighbors", "attacks", "training", "certify", "evaluation"):
+        module = importlib.import_module(f"nn_adv.{part}")
+        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        said = {name for name in functions if getattr(module, name).__doc__.splitlines()[0].endswith(" Jittable.")}
+        said |= {name for name in functions if getattr(module, name).__doc__.endswith(" Jittable.")}
+        assert said == set(re.findall(r"`(\w+)`", table.get(part, ""))), part
 
 
 def test_version_is_the_one_of_the_citation():

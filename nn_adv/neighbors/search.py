@@ -62,7 +62,7 @@ def nearest(
     norm: str = "l2",
     leave_out: chex.Array | None = None,
 ) -> Neighbors:
-    """Find the k nearest points of every query, exactly.
+    """Find the k nearest points of every query, exactly. Jittable.
 
     The answer is that of a float64 brute force (integers between uint8 images, where distances are exact); points at
     the same distance come in the order of their index. Distances below the least normal float32 number, 1.2e-38, are 0.
@@ -88,7 +88,7 @@ def nearest(
 
 
 def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
-    """Return the distance from every query to every class ``[Q, C]``: *squared* for l2, plain for l1 and linf.
+    """Return distances from every query to every class ``[Q, C]``: *squared* for l2, plain for l1, linf. Jittable.
 
     As exact as `nearest`, rounded once to float32: squares of distances below 1.1e-19 are 0, above 1.8e19 they are inf.
     A class without points is at inf. Inside jit a query that is not finite is at NaN.
@@ -106,7 +106,7 @@ def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l
 
 
 def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
-    """Return the class of the nearest point of every query, ``[Q]`` int32; ties go to the lowest point index.
+    """Return the class of every query's nearest point, ``[Q]`` int32; ties go to the lowest index. Jittable.
 
     A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
     integers: rounding 1/255 decides such a tie between floats. Inside jit a query that is not finite gets class -1.
@@ -124,7 +124,7 @@ def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> j
 
 
 def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Numeric, k: int = 1) -> Neighbors:
-    """Find the k nearest points of one class in l2, exactly; otherwise as `nearest`.
+    """Find the k nearest points of one class in l2, exactly; otherwise as `nearest`. Jittable.
 
     Args:
       reference: points from `fit`.

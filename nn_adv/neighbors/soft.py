@@ -34,7 +34,7 @@ class _Moments(NamedTuple):
 
 
 def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Numeric) -> jax.Array:
-    """Return ``l_c = logsumexp_{i in c}(-||q - z_i||^2 / T)``, ``[Q, C]``: squared l2 distances in [0, 1] units.
+    """Return ``l_c = logsumexp_{i in c}(-||q - z_i||^2 / T)``, ``[Q, C]``, distances of pixels in [0, 1]. Jittable.
 
     As T goes to 0, ``-T l_c`` tends to the squared distance to class c and the argmax to the 1NN prediction.
     The gradient with respect to queries, ``(2 / T) (E_c[z] - q)`` with softmax weights, and to the temperature,

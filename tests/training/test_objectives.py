@@ -109,6 +109,24 @@ def test_zero_gradient_in_l2_takes_the_replacement():
     np.testing.assert_allclose(found.images, _IMAGES + offset * 0.5 / length, rtol=1e-5, atol=1e-6)
 
 
+def test_a_loop_of_ones_own_has_the_same_loss():
+    def predict(images):
+        return _MODEL.apply(_VARIABLES, images)
+
+    noise = training.draw_noise(jax.random.key(4), _IMAGES)
+    expected, aux = _trades(threats=(_L2,), noise=[noise])
+    found = training.inner_maximization(predict, _IMAGES, noise=noise, threat=_L2, num_steps=3)
+    logits = predict(_IMAGES), predict(found.images)[None]
+    loss, (natural, robust) = training.trades_loss(*logits, _BATCH.labels, beta=6.0)
+    np.testing.assert_allclose(found.images, aux.adversarial[0], atol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose([natural, robust[0]], [aux.natural_loss, aux.robust_losses[0]], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"must be \[B, C\] and \[T, B, C\], got \(6, 3\) and \(6, 3\)"):
+        training.trades_loss(logits[0], logits[0], _BATCH.labels, beta=6.0)
+    with pytest.raises(ValueError, match="beta must be a number >= 0, got -1"):
+        training.trades_loss(*logits, _BATCH.labels, beta=-1)
+
+
 def test_radius_is_traced():
     traces = []
 
