@@ -234,9 +234,10 @@ def test_class_without_points_is_infinitely_far(norm, dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, points[:2], norm=norm), [1, 1])
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [21, 1000])
+@pytest.mark.parametrize(
+    ("k", "dtype", "norm"),
+    [(21, "uint8", "l2"), (1000, "uint8", "linf"), (1000, "float32", "l2"), (21, "float32", "l1")],
+)
 def test_beyond_the_points_there_is_no_neighbour(k, dtype, norm):
     points, queries = _random(0, 20, 4, dtype), _random(2, 5, 4, dtype)
     reference = neighbors.fit(points, _labels(20, 2), 2)
@@ -253,13 +254,12 @@ def test_beyond_the_points_there_is_no_neighbour(k, dtype, norm):
     assert np.isposinf(of_class.distances[:, count:]).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "norm"), [("uint8", "l2"), ("uint8", "linf"), ("float32", "l1")])
 def test_a_point_left_out_is_not_seen(dtype, norm):
     points, leave_out = _random(0, 20, 4, dtype), np.where(np.arange(20) % 3, np.arange(20), -1)
     reference = neighbors.fit(points, _labels(20, 2), 2)
     everyone = neighbors.nearest(reference, points, 20, norm=norm)
-    for k in (1, 3, 25):
+    for k in (1, 25):
         found = neighbors.nearest(reference, points, k, norm=norm, leave_out=leave_out)
         for b, out in enumerate(leave_out):
             is_seen = everyone.indices[b] != out
@@ -270,7 +270,7 @@ def test_a_point_left_out_is_not_seen(dtype, norm):
     if dtype == "float32":
         points[[3, 4]] = np.nan  # one of them leaves a point out
         found = jax.jit(lambda x: neighbors.nearest(reference, x, 25, leave_out=leave_out))(points)
-        assert np.all(found.indices[[3, 4]] == -1) and np.isnan(found.distances[[3, 4]]).all()
+        assert np.all(found.indices[3:5] == -1) and np.isnan(found.distances[3:5]).all()
 
 
 def test_query_blocks_change_nothing(monkeypatch):
