@@ -105,8 +105,6 @@ def as_images(
       ValueError: another shape, another kind of numbers, or pixels that are not finite or outside the bounds.
     """
     array = as_array(images, name)
-    if bounds is not None and any(isinstance(end, jax.core.Tracer) for end in bounds):
-        bounds = None  # they are not known yet
     _check_kind(array, name, takes_uint8)
     _check_shape(array, name, rank, num_pixels)
     if array.dtype != np.uint8:

@@ -29,7 +29,7 @@ _MAX_SLICES = 16  # of a sum over an image: more are no faster
 class Threat:
     """All ``v`` with ``||v||_norm <= epsilon`` and ``x + v`` within ``bounds``.
 
-    A pytree: ``norm`` is static, ``epsilon`` and ``bounds`` are traced, so one compilation serves all radii and boxes.
+    A pytree: ``norm`` and ``bounds`` are static, ``epsilon`` is traced, so one compilation serves a sweep of radii.
 
     Attributes:
       norm: "l1", "l2" or "linf".
@@ -42,20 +42,14 @@ class Threat:
 
     norm: str = struct.field(pytree_node=False)
     epsilon: chex.Numeric
-    bounds: tuple[chex.Numeric, chex.Numeric] | None = (0.0, 1.0)
+    bounds: tuple[float, float] | None = struct.field(pytree_node=False, default=(0.0, 1.0))
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
         # Tree transformations put placeholders here, and reading an array of a device would wait for it.
         if isinstance(self.epsilon, (str, bytes, int, float, np.ndarray, np.generic)):
             check_size(self.epsilon, "epsilon")
-        if not (isinstance(self.bounds, tuple) and any(map(_stands_for_a_number, self.bounds))):
-            object.__setattr__(self, "bounds", as_bounds(self.bounds))
-
-
-def _stands_for_a_number(value: object) -> bool:
-    """Tell what tree transformations put in the place of a bound."""
-    return value is None or type(value) is object or isinstance(value, jax.Array)
+        object.__setattr__(self, "bounds", as_bounds(self.bounds))
 
 
 def check_threat(threat: Threat) -> None:

@@ -61,7 +61,7 @@ def fmn(
     misclassified point and grows by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0.
     Unlike in the paper, the first balls reach beyond the border, a step is measured in radii of the ball, so that
     images of any size take the same settings, and the projection is the exact one onto ball and bounds. Wrap the call
-    in ``jax.jit``: all but counts and ``norm`` is traced.
+    in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
 
     Args:
       logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.

@@ -177,7 +177,7 @@ def test_every_sweep_item_passes_the_checks():
     ("changes", "message"),
     [
         ({"epsilons": {"linf": (), "l2": (), "l1": ()}}, "epsilons must give"),
-        ({"epsilons": {"linf": (-0.1,)}}, "epsilon must be a radius"),
+        ({"epsilons": {"linf": (-0.1,)}}, "epsilon must be a number"),
         ({"temperatures": (0.0,)}, "temperatures must be above 0"),
         ({"temperature": -1.0}, "temperature must be above 0"),
         ({"variants": ()}, "variants must hold"),
