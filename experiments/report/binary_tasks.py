@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.report import figures
-from experiments.report.findings import FOCUS, findings
+from experiments.report import pairs
+from experiments.report.findings import findings
 from experiments.report.labels import (
     SPLIT_TITLES,
     condition_label,
@@ -19,12 +19,9 @@ from experiments.report.labels import (
     norm_label,
     percent,
 )
-from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import (
-    CLEAN,
-    PROVEN,
-    SHOWN,
     Condition,
     Line,
     Mean,
@@ -33,10 +30,7 @@ from experiments.report.records import (
     Run,
     index,
     main_table,
-    mean_over_tasks,
     method_key,
-    parse_pair,
-    task_accuracies,
     tidy,
 )
 from nn_adv import evaluation
@@ -57,7 +51,6 @@ _COMPARING = (
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
     "= marks exact accuracy."
 )
-_METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")  # each with a colour of its own
 _WIDTH, _CELL = 100, 7  # of the terminal's table
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
@@ -77,7 +70,7 @@ def blocks(run: Run) -> list[Block]:
             found.append(Heading(f"Dataset {results.dataset}"))
         own = [row for row in rows if row["dataset"] == results.dataset]
         found += [*_table_blocks(results), *_attack_blocks(results, own), *_interval_blocks(results, own)]
-        found += [*_curve_blocks(results), *_heat_map_blocks(results)]
+        found += [*pairs.curve_blocks(results, _shown_tasks(results)), *pairs.heat_map_blocks(results)]
     return [*found, *provenance_blocks(rows, indexed)]
 
 
@@ -180,113 +173,9 @@ def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     ]
     note = (
         f"Percent of the images of {counted(len(tasks), 'task')} that are classified correctly and left after each "
-        "attack, from the left to the right; an image broken at a smaller radius of the norm counts for the attack "
-        "that broke it there."
+        "attack, from the left to the right."
     )
     return [Heading("What each attack left", 3), Table(["", *names], lines), Text(note, "note")]
-
-
-def _curve_blocks(results: Results) -> list[Block]:
-    tasks = _shown_tasks(results)
-    found: list[Block] = []
-    for norm, epsilon in results.main_epsilons.items():
-        title = f"Accuracy against the {norm_label(norm)} radius"
-        images = []
-        for split in results.single_splits:
-            if lines := _curves(results, split, norm, tasks):
-                panel = f"{split} images, {norm_label(norm)}"
-                png = figures.accuracy_curves(lines, Condition(norm, epsilon), title=panel)
-                images.append(Image(file_name(results.dataset, "curve", norm, split), f"{title}, {split} images", png))
-        caption = (
-            f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
-            "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
-            "radius."
-        )
-        found += [Panels(images, caption)] if images else []
-    return [Heading("Accuracy against the radius"), *found] if found else []
-
-
-def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> list[figures.Curve]:
-    """Lay out a line per method with a band of one standard error, and one of lower bounds where not all are exact."""
-    others = [method for method in results.methods if method not in _METHODS]
-    lines = []
-    for method in results.methods:
-        known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
-        color, marker = figures.PALETTE[known % len(figures.PALETTE)]
-        for kinds in (SHOWN, PROVEN):
-            points = _curve_points(results, method, split, norm, tasks, kinds)
-            if not points or (kinds == PROVEN and all(mean.kind == "exact" for _, mean in points)):
-                continue
-            if points[0][0] > 0 and (clean := mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)):
-                points.insert(0, (0.0, clean))
-            of = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
-            kind = next((kind for kind in ("attacked", "certified") if kind in of), min(of))  # its weakest point
-            lines.append(
-                figures.Curve(
-                    [(epsilon, 100 * mean.value) for epsilon, mean in points],
-                    f"{method_label(method)} ({kind})",
-                    color,
-                    marker,
-                    {"linestyle": figures.LINE_STYLES[kind]},
-                    [100 * (mean.error or 0.0) for _, mean in points],
-                )
-            )
-    return lines
-
-
-def _curve_points(results, method, split, norm, tasks, kinds) -> list[tuple[float, Mean]]:
-    means = [
-        (epsilon, mean_over_tasks(task_accuracies(results, method, split, Condition(norm, epsilon), kinds), tasks))
-        for epsilon in results.epsilons(norm)
-    ]
-    return [(epsilon, mean) for epsilon, mean in means if mean is not None]
-
-
-def pair_differences(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], float]:
-    """Return 1NN's accuracy minus the best TRADES network's for each pair of classes that has both.
-
-    The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
-    """
-    rivals = [method for method in results.methods if method.startswith("trades")]
-    rivals = rivals or [method for method in results.methods if method != FOCUS]
-    networks = [task_accuracies(results, method, split, condition) for method in rivals]
-    differences = {}
-    for task, accuracy in task_accuracies(results, FOCUS, split, condition).items():
-        pair = parse_pair(task)
-        values = [network[task].value for network in networks if task in network]
-        if pair is not None and values:
-            differences[pair] = accuracy.value - max(values)
-    return differences
-
-
-def _heat_map_blocks(results: Results) -> list[Block]:
-    rivals = "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
-    title = f"{method_label(FOCUS)} minus the best {rivals} of each pair"
-    pairs = {task: pair for task in results.classes if (pair := parse_pair(task))}
-    names = {
-        number: name for task, pair in pairs.items() for number, name in zip(pair, results.classes[task], strict=True)
-    }
-    found: list[Block] = []
-    for split in reversed(results.single_splits):
-        differences = {
-            condition: values
-            for condition in results.main_conditions
-            if condition != CLEAN and (values := pair_differences(results, split, condition))
-        }
-        # One scale for the panels that stand side by side.
-        limit = max((abs(value) for values in differences.values() for value in values.values()), default=0.0) or 0.01
-        images = []
-        for condition, values in differences.items():
-            label = condition_label(condition)
-            png = figures.heat_map(values, names, limit=limit, title=f"{split} images, {label}")
-            name = file_name(results.dataset, "pairs", condition.norm, split)
-            images.append(Image(name, f"{title}, {label}, {split} images", png))
-        caption = (
-            f"{split.capitalize()} images: {title}, in points. The network is chosen anew for each pair and "
-            "panel, which favours the networks. Differences of upper bounds, except where both are exact."
-        )
-        found += [Panels(images, caption)] if images else []
-    return [Heading("Pair by pair"), *found] if found else []
 
 
 def _completeness(num_rows: int, num_missing: int) -> Text:

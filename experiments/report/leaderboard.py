@@ -7,11 +7,19 @@ robust accuracy; 1NN's figures are exact, or lie between bounds that are kept ap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from experiments.report import figures
+from experiments.report.comparisons import (
+    NEIGHBOR,
+    beaten_blocks,
+    comparisons,
+    sentence,
+    share_percent,
+    single_conditions,
+)
 from experiments.report.labels import (
     MISSING,
     SPLIT_TITLES,
@@ -19,28 +27,23 @@ from experiments.report.labels import (
     counted,
     method_label,
     norm_label,
-    percent,
 )
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import (
     CLEAN,
-    PROVEN,
-    WORST,
     Condition,
     Mean,
     Results,
     Row,
     Run,
     index,
-    interval,
     share,
     standard_error,
     tidy,
 )
 
 TABLE = "leaderboard.csv"
-NEIGHBOR = "1nn"
 _COLUMNS = (
     *("model", "architecture", "dataset", "split", "norm", "epsilon", "kind", "count", "robust"),
     *("accuracy", "standard_error", "low95", "high95", "published_clean", "published_autoattack"),
@@ -52,12 +55,6 @@ _READING = (
     f"robust accuracy itself, from the radius of every image. Sorted by {{sorted_by}}, bounds taken as they stand. "
     f"{TABLE} has all radii and 95 % intervals."
 )
-_BEATEN = (
-    "1NN's figures are exact and those of networks upper bounds. A network below 1NN is less robust than 1NN on these "
-    "images, whatever other attacks would find; one above may only not have been attacked hard enough. 'Clearly' means "
-    "that their 95 % intervals (Wilson), as if their images were drawn apart, do not overlap. Train images are points "
-    "that 1NN has stored."
-)
 _SCATTER = (
     "A dot is a network, what attacks left of it in both norms (upper bounds); the star is 1NN, exact. It beats "
     "the networks on the left of its upright line in the one norm, those below its level line in the other. Bars: "
@@ -67,26 +64,6 @@ _CLEAN = (
     "Clean accuracy on test images before any attack. 'other pixels': the published figure is of the original "
     "images and these are not: the two were not compared and do not tell whether the weights are the right ones."
 )
-
-
-class Comparison(NamedTuple):
-    """1NN beside all networks in one column.
-
-    Attributes:
-      own: 1NN's share; certified where it is not exact.
-      num_networks: that have a figure there.
-      num_below: networks whose upper bound lies below 1NN's share: it is more robust than they are on these images.
-      num_clearly_below: of those, with a 95 % interval below that of 1NN.
-      best: name and upper bound of the network that keeps most.
-    """
-
-    split: str
-    condition: Condition
-    own: Mean
-    num_networks: int
-    num_below: int
-    num_clearly_below: int
-    best: tuple[str, Mean]
 
 
 def table(run: Run) -> pd.DataFrame:
@@ -136,11 +113,6 @@ def _sort_by(run: Run) -> str:
     return run.settings.get("sort_by", "linf")
 
 
-def _conditions(results: Results) -> list[Condition]:
-    """Return clean and each norm at its main epsilon, the columns of the table."""
-    return [condition for condition in results.main_conditions if condition != WORST]
-
-
 def ordered(results: Results, sort_by: str) -> list[str]:
     """Sort the models, the highest first, by a column of the test images (of the only split, where there is one).
 
@@ -149,35 +121,18 @@ def ordered(results: Results, sort_by: str) -> list[str]:
       sort_by: "clean", a norm, or "mean": over all columns but clean, of both splits.
     """
     split = "test" if "test" in results.splits else results.splits[0]
-    wanted = [condition for condition in _conditions(results) if (condition.norm or "clean") == sort_by]
+    wanted = [condition for condition in single_conditions(results) if (condition.norm or "clean") == sort_by]
     if sort_by == "mean":
-        split, wanted = results.splits[-1], [condition for condition in _conditions(results) if condition != CLEAN]
+        split, wanted = (
+            results.splits[-1],
+            [condition for condition in single_conditions(results) if condition != CLEAN],
+        )
 
     def value(name: str) -> float:
         found = [cell.value for condition in wanted if (cell := share(results, name, split, condition))]
         return sum(found) / len(found) if found else -1.0
 
     return sorted(results.methods, key=lambda name: (-value(name), name))
-
-
-def comparisons(results: Results) -> list[Comparison]:
-    """Hold 1NN against all networks, column by column but clean; nothing without 1NN or without networks."""
-    columns = [(split, condition) for split in results.splits for condition in _conditions(results)]
-    found = [_compare(results, split, condition) for split, condition in columns if condition != CLEAN]
-    return [comparison for comparison in found if comparison]
-
-
-def _compare(results: Results, split: str, condition: Condition) -> Comparison | None:
-    own = share(results, NEIGHBOR, split, condition, PROVEN)
-    networks = [name for name in results.methods if name != NEIGHBOR]
-    theirs = {name: cell for name in networks if (cell := share(results, name, split, condition))}
-    if own is None or not theirs:
-        return None
-    below = [name for name, cell in theirs.items() if cell.value < own.value]
-    lowest, _ = interval(results, NEIGHBOR, split, condition, PROVEN)
-    clearly = [name for name in below if interval(results, name, split, condition)[1] < lowest]
-    best = max(theirs, key=lambda name: theirs[name].value)
-    return Comparison(split, condition, own, len(theirs), len(below), len(clearly), (best, theirs[best]))
 
 
 def blocks(run: Run) -> list[Block]:
@@ -194,7 +149,7 @@ def blocks(run: Run) -> list[Block]:
     if warned := [f"{row['method']}: {text}" for row in rows for text in row["warnings"]]:
         found.append(Bullets(warned, "Warnings:"))
     reading = Text(_reading(results, rows, _sort_by(run)), "note")
-    found += [_main_table(results, names), reading, *_beaten_blocks(results), *_scatter_blocks(results, names)]
+    found += [_main_table(results, names), reading, *beaten_blocks(results), *_scatter_blocks(results, names)]
     return [*found, *_curve_blocks(results, names), *_clean_blocks(results, rows), *provenance_blocks(rows, [results])]
 
 
@@ -207,17 +162,20 @@ def summary(run: Run) -> str:
     first, width = max(len(line[0]) for line in lines) + 1, max(map(len, main.header[1:])) + 1
     text = [results.dataset, " " * first + "".join(f"{group:^{width * span}}" for group, span in main.groups[1:])]
     text += [f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in shares) for name, *shares in lines]
-    text += ["in %; ≤ attacked (upper bound), = exact", *(f"- {_sentence(one)}" for one in comparisons(results))]
+    text += ["in %; ≤ attacked (upper bound), = exact", *(f"- {sentence(one)}" for one in comparisons(results))]
     return "\n".join(line.rstrip() for line in text)
 
 
 def _main_table(results: Results, names: Sequence[str]) -> Table:
-    conditions = _conditions(results)
+    conditions = single_conditions(results)
     columns = [(split, condition) for split in results.splits for condition in conditions]
     return Table(
         header=["model", *(condition_label(condition) for _, condition in columns)],
         groups=[("", 1), *((SPLIT_TITLES[split], len(conditions)) for split in results.splits)],
-        rows=[[method_label(name), *(_percent(share(results, name, *column)) for column in columns)] for name in names],
+        rows=[
+            [method_label(name), *(share_percent(share(results, name, *column)) for column in columns)]
+            for name in names
+        ],
         strong=frozenset((place, 0) for place, name in enumerate(names) if name == NEIGHBOR),
     )
 
@@ -230,41 +188,8 @@ def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
     return _READING.format(images=images, sorted_by=sorted_by)
 
 
-def _beaten_blocks(results: Results) -> list[Block]:
-    lines = [
-        [
-            f"{SPLIT_TITLES[one.split]}, {condition_label(one.condition)}",
-            _percent(one.own),
-            f"{one.num_below} of {one.num_networks}",
-            str(one.num_clearly_below),
-            _percent(one.best[1]),
-            method_label(one.best[0]),
-        ]
-        for one in comparisons(results)
-    ]
-    header = ["", "1NN", "networks below 1NN", "clearly", "the network that keeps most", ""]
-    return [Heading("Whom 1NN beats"), Table(header, lines), Text(_BEATEN, "note")] if lines else []
-
-
-def _sentence(one: Comparison) -> str:
-    what = {"exact": "exactly ", "certified": "at least ", "attacked": ""}[one.own.kind]
-    name, best = one.best
-    most, above = f"{100 * best.value:.1f} % ({method_label(name)})", one.num_networks - one.num_below
-    where = f"{SPLIT_TITLES[one.split].capitalize()}, {condition_label(one.condition)}"
-    text = f"{where}: 1NN keeps {what}{100 * one.own.value:.1f} %"
-    networks = "the one network" if one.num_networks == 1 else f"all {one.num_networks} networks"
-    if not one.num_below:
-        return f"{text}; attacks left as much or more of {networks}, at most {most}."
-    if not above:
-        return f"{text}, more than attacks left of {networks} ({one.num_clearly_below} clearly)."
-    return (
-        f"{text}, more than attacks left of {one.num_below} of {one.num_networks} networks "
-        f"({one.num_clearly_below} clearly); of the other {above} they left at most {most}."
-    )
-
-
 def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
-    conditions = [condition for condition in _conditions(results) if condition != CLEAN][:2]
+    conditions = [condition for condition in single_conditions(results) if condition != CLEAN][:2]
     if len(conditions) < 2:
         return []
     images = []
@@ -280,7 +205,7 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
 
 def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
     found: list[Block] = []
-    for condition in (condition for condition in _conditions(results) if condition != CLEAN):
+    for condition in (condition for condition in single_conditions(results) if condition != CLEAN):
         images = []
         for split in results.single_splits:
             points = {name: points for name in names if len(points := _points(results, name, split, condition)) > 2}
@@ -326,7 +251,7 @@ def _clean_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     networks = [row for row in rows if row["clean"]]
     if not networks:
         return []
-    linf = next((condition for condition in _conditions(results) if condition.norm == "linf"), CLEAN)
+    linf = next((condition for condition in single_conditions(results) if condition.norm == "linf"), CLEAN)
     lines = [
         [
             method_label(row["method"]),
@@ -336,7 +261,7 @@ def _clean_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
             _accuracy(row["clean"]["published"]),
             row["clean"]["verdict"],
             _accuracy(row["model"].get("autoattack_accuracy")),
-            _percent(share(results, row["method"], "test", linf)),
+            share_percent(share(results, row["method"], "test", linf)),
             "; ".join(row["model"].get("notes") or ()),
         ]
         for row in networks
@@ -355,11 +280,6 @@ def _listed_for(model: Mapping[str, Any]) -> str:
     if not model.get("epsilon"):
         return MISSING
     return condition_label(Condition(model["threat"].lower(), model["epsilon"])) + ", extra data" * model["extra_data"]
-
-
-def _percent(mean: Mean | None) -> str:
-    """Write a share; the standard error of none or all of the images would be 0, and say nothing."""
-    return percent(mean, error=mean is not None and bool(mean.error))
 
 
 def _accuracy(value: float | None) -> str:

@@ -239,18 +239,24 @@ def ensemble(
 
     names = tuple(attack.name for attack in attacks)
     is_broken = state.broken_by != UNBROKEN
-    logits = np.zeros((len(images), num_classes), images.dtype)
-    for start in range(0, len(images), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(images)))
-        filled = np.resize(rows, num_filled)
-        found = _compiled(_classify, logits_fn, predict_fn, state.adversarial[filled], labels[filled])[0]
-        logits[rows] = np.asarray(found)[: len(rows)]
-    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    np.put_along_axis(logits, labels[:, None], -np.inf, axis=1)
-    loss = logits.max(axis=1) - own
+    loss = _margins(logits_fn, predict_fn, state.adversarial, labels, batch_size)
     distance = float64_sizes(threat.norm, state.adversarial - images).astype(images.dtype)
     left = count_unbroken(state.broken_by, len(attacks))
     return EnsembleResult(state.adversarial, is_broken, loss, distance, state.broken_by, names, left)
+
+
+def _margins(logits_fn, predict_fn, points, labels, batch_size) -> np.ndarray:
+    """Return the margins of points ``[N, ...]``, by the program that classified the clean images."""
+    found = [np.zeros(0, points.dtype)]
+    for start in range(0, len(points), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(points)))
+        filled = np.resize(rows, max(batch_size, _LEAST_ROWS))
+        logits, _ = _compiled(_classify, logits_fn, predict_fn, points[filled], labels[filled])
+        logits, own = np.array(logits)[: len(rows)], labels[rows, None]
+        of_label = np.take_along_axis(logits, own, axis=1)[:, 0]
+        np.put_along_axis(logits, own, -np.inf, axis=1)
+        found.append(logits.max(axis=1) - of_label)
+    return np.concatenate(found)
 
 
 def _check_inputs(images, labels, indices, key, threat) -> tuple[np.ndarray, np.ndarray, np.ndarray, chex.PRNGKey]:

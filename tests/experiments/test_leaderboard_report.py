@@ -8,7 +8,7 @@ import pytest
 
 from configs import leaderboard as config_file
 from experiments import report
-from experiments.report import figures, leaderboard, records
+from experiments.report import comparisons, figures, leaderboard, records
 from experiments.report.records import Run
 from tests.experiments.report_rows import evaluation, row
 
@@ -112,6 +112,6 @@ def test_clearly_means_that_intervals_do_not_overlap():
         return row("all", name, evaluations, radii={"linf": 0.1}, warnings=[])
 
     rows = [made("1nn", 20, "exact"), *(made(str(robust), robust, "attacked") for robust in (0, 4, 8, 9, 30))]
-    (found,) = leaderboard.comparisons(*records.index(rows))
+    (found,) = comparisons.comparisons(*records.index(rows))
     assert (found.num_networks, found.num_below, found.num_clearly_below) == (5, 4, 2)
     assert found.best[0] == "30"

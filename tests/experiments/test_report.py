@@ -11,7 +11,7 @@ import pytest
 
 from experiments import report
 from experiments.checks import order_violations
-from experiments.report import binary_tasks, findings, records
+from experiments.report import binary_tasks, findings, pairs, records
 from experiments.report.records import Condition, Run
 from tests.experiments.report_rows import METHODS, evaluation, realistic_rows, row
 
@@ -333,7 +333,7 @@ def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
         for method, count in methods.items()
     ]
     (results,) = records.index(rows)
-    differences = binary_tasks.pair_differences(results, "test", Condition("linf", 8 / 255))
+    differences = pairs.pair_differences(results, "test", Condition("linf", 8 / 255))
     assert differences == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
 
 

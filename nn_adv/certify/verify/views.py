@@ -169,7 +169,8 @@ def is_correct(base: Base, view: View) -> bool:
         moved = 2.0**-23 * math.sqrt(view.values.size)
         errors = errors + 2.05 * (np.sqrt(np.maximum(view.distances, 0)) + moved) * moved
     reach = (view.distances + errors).min(where=used, initial=np.inf)
-    near = np.flatnonzero(used & (view.distances - errors <= reach)) if reach < np.inf else np.zeros(0, int)
+    with np.errstate(invalid="ignore"):  # a point too far for float64 has an infinite distance, of an infinite error
+        near = np.flatnonzero(used & (view.distances - errors <= reach)) if reach < np.inf else np.zeros(0, int)
     is_own = view.own[near]
     if is_own.all() or not is_own.any():
         return bool(is_own.any())
