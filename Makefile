@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # A process for each core; each takes whole files, so that tests of one file share what they compile. A crash ends the run.
 WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
 
-.PHONY: demo docs test test-slow clean
+.PHONY: demo docs report test test-slow clean
 
 # All 45 pairs of the embedded digits: 1NN beside TRADES.
 demo: $(VENV)/.demo-installed
@@ -33,6 +33,10 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15
+
+# README.md and docs/results.md with their figures, from the rows that are kept in results/.
+report: $(VENV)/.demo-installed
+	$(BIN)/python -m experiments.documents
 
 # The documents as a site, in build/site; a broken link is an error.
 docs: $(VENV)/.docs-installed

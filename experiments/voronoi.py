@@ -36,7 +36,7 @@ def draw(path: str) -> None:
     axis = np.linspace(0, 1, _GRID, dtype=np.float32)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     regions = np.asarray(neighbors.predict(reference, grid)).reshape(_GRID, _GRID)
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(13, 5.2), layout="constrained")
     for panel, norm in zip(panels, ("l2", "linf", "l1"), strict=True):
         found = certify.radius(reference, _IMAGE, label, norm=norm)
         _draw_panel(panel, points, labels, regions, found, norm)

@@ -51,6 +51,7 @@ _COMPARING = (
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
     "= marks exact accuracy."
 )
+_COLLAPSED = 0.1  # above chance, on clean train images
 _WIDTH, _CELL = 100, 7  # of the terminal's table
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
@@ -65,13 +66,27 @@ def blocks(run: Run) -> list[Block]:
     rows, indexed = run.rows, index(run.rows)
     title = run.settings.get("title", f"1NN and adversarially trained networks on {rows[0]['dataset']}")
     found: list[Block] = [Heading(title, 1), _completeness(len(rows), run.num_missing + len(run.failed)), *alerts(run)]
+    if collapsed := collapsed_networks(rows):
+        found.append(Bullets(collapsed, f"Within {100 * _COLLAPSED:.0f} points of chance on clean train images:"))
     for results in indexed:
         if len(indexed) > 1:
             found.append(Heading(f"Dataset {results.dataset}"))
         own = [row for row in rows if row["dataset"] == results.dataset]
-        found += [*_table_blocks(results), *_attack_blocks(results, own), *_interval_blocks(results, own)]
+        found += [*_table_blocks(results), *attack_blocks(results, own), *_interval_blocks(results, own)]
+        found += pairs.tally_blocks(results)
         found += [*pairs.curve_blocks(results, _shown_tasks(results)), *pairs.heat_map_blocks(results)]
     return [*found, *provenance_blocks(rows, indexed)]
+
+
+def collapsed_networks(rows: Sequence[Row]) -> list[str]:
+    """Name the units of networks that are hardly better than chance on clean images they were trained on."""
+    clean = {
+        row["unit"]: item["robust"] / item["count"] - 1 / len(row["classes"])
+        for row in rows
+        for item in row["evaluations"]
+        if item["split"] == "train" and item["kind"] == "clean"
+    }
+    return [unit for unit, gain in clean.items() if gain < _COLLAPSED]
 
 
 def accuracy_table(results: Results, tasks: Sequence[str], *, comparable: bool = True) -> Table:
@@ -152,7 +167,7 @@ def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     return [Heading("Intervals over images", 3), Table(header, lines)]
 
 
-def _attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
+def attack_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     """Say what each attack left at the main epsilons, over the images of the shown tasks and all seeds together."""
     tasks = _shown_tasks(results)
     totals: dict[tuple[str, str, Condition], Counter] = defaultdict(Counter)

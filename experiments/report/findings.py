@@ -23,9 +23,9 @@ def findings(results: Results, tasks: Sequence[str]) -> list[str]:
     """Say for train and for test images which method is ahead under each condition, and what their mean would hide."""
     conditions = [condition for condition in results.main_conditions if condition != CLEAN]
     splits = results.single_splits
-    sentences = [_compare(results, split, condition, tasks) for split in splits for condition in conditions]
+    sentences = [comparison(results, split, condition, tasks) for split in splits for condition in conditions]
     if len(splits) == 2:
-        sentences += [_hidden(results, condition, tasks) for condition in conditions]
+        sentences += [hidden(results, condition, tasks) for condition in conditions]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -45,7 +45,7 @@ def _rivals(results: Results, split: str, condition: Condition, tasks: Sequence[
     return (focus, rival) if focus and rival else None
 
 
-def _compare(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> str | None:
+def comparison(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> str | None:
     rivals = _rivals(results, split, condition, tasks)
     difference = paired_difference(results, *rivals, split, condition, tasks) if rivals else None
     if rivals is None or difference is None:
@@ -58,7 +58,7 @@ def _compare(results: Results, split: str, condition: Condition, tasks: Sequence
     )
 
 
-def _hidden(results: Results, condition: Condition, tasks: Sequence[str]) -> str | None:
+def hidden(results: Results, condition: Condition, tasks: Sequence[str]) -> str | None:
     """Say where the mean over train and test images hides that they disagree."""
     rivals = _rivals(results, "both", condition, tasks)
     if rivals is None:
@@ -87,4 +87,5 @@ def _verdict(difference: Difference) -> str:
 
 
 def _points(difference: Difference) -> str:
-    return f"{signed_points(difference.value)} ± {error_points(difference.error)}"
+    error = "" if difference.error is None else f" ± {error_points(difference.error)}"
+    return signed_points(difference.value) + error

@@ -284,7 +284,7 @@ def _two_methods(first, second, split="test"):
         ((90, 80, 70), (50, 41, 29), "ahead of TRADES-linf, +40.0 ± 0.6 points (= 80.0 % against ≤ 40.0 %)"),
         ((50, 41, 29), (90, 80, 70), "behind TRADES-linf, −40.0 ± 0.6 points (= 40.0 % against ≤ 80.0 %)"),
         ((50, 40, 30), (20, 70, 29), "level with TRADES-linf, +0.3 ± 17.3 points (= 40.0 % against ≤ 39.7 %)"),
-        ((50,), (50,), "level with TRADES-linf, +0.0 ± – points"),
+        ((50,), (50,), "level with TRADES-linf, +0.0 points"),
     ],
 )
 def test_findings_favour_whom_the_numbers_favour(first, second, words):
@@ -333,8 +333,28 @@ def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
         for method, count in methods.items()
     ]
     (results,) = records.index(rows)
-    differences = pairs.pair_differences(results, "test", Condition("linf", 8 / 255))
-    assert differences == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
+    condition = Condition("linf", 8 / 255)
+    assert pairs.pair_differences(results, "test", condition) == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
+    found = pairs.tally(results, "test", condition)
+    assert found[:3] == (1, 0, 1) and found.num_pairs == 2 and found.mean == pytest.approx(-0.025)
+    # Of -0.1 and 0.05 the standard error is 0.075; Student's t of one degree of freedom has 12.706 of them each way.
+    assert found.interval == pytest.approx((-0.025 - 12.7062 * 0.075, -0.025 + 12.7062 * 0.075), rel=1e-4)
+
+
+def test_one_pair_has_no_interval_and_no_pair_no_tally():
+    condition = Condition("linf", 8 / 255)
+    (results,) = records.index(_two_methods((50,), (50,)))
+    assert pairs.tally(results, "test", condition) == (0, 1, 0, 0.0, None)
+    (results,) = records.index([row("all", "1nn", [evaluation("test", "linf", 8 / 255, "exact", 100, 50)])])
+    assert pairs.tally(results, "test", condition) is None
+
+
+def test_networks_that_are_hardly_better_than_chance_are_named():
+    rows = [
+        row(task, "trades-l2", [evaluation("train", None, 0.0, "clean", 100, count)])
+        for task, count in (("0v1", 50), ("0v2", 59), ("0v3", 61))
+    ]
+    assert binary_tasks.collapsed_networks(rows) == ["digits/0v1/trades-l2/0", "digits/0v2/trades-l2/0"]
 
 
 def test_what_each_attack_left_is_pooled_over_tasks():
@@ -349,7 +369,7 @@ def test_what_each_attack_left_is_pooled_over_tasks():
         clean = evaluation("test", None, 0.0, "clean", 100, 90)
         rows.append(row(task, "standard", [clean, at_main, elsewhere], radii={"linf": 0.1}))
     (results,) = records.index(rows)
-    heading, table, _ = binary_tasks._attack_blocks(results, rows)
+    heading, table, _ = binary_tasks.attack_blocks(results, rows)
     assert heading.text == "What each attack left" and table.header == ["", "clean", "apgd-ce", "square"]
     assert [line[1:] for line in table.rows] == [["90.0", "50.0", "40.0"]] and "test images" in table.rows[0][0]
-    assert binary_tasks._attack_blocks(results, realistic_rows()) == []
+    assert binary_tasks.attack_blocks(results, realistic_rows()) == []

@@ -1,0 +1,156 @@
+"""README.md and docs/results.md with their figures, written from the rows that are kept in results/ and from nothing else.
+
+    python -m experiments.documents
+
+Their text is in results/templates/; every number in it comes from a folder of rows, or from a file of docs/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from experiments import console, report
+from experiments.files import write_whole
+from experiments.report import binary_tasks, findings, labels, page, pairs, records
+from experiments.report.records import Condition, Mean, Results
+
+# Each document with the way from it to the folder of its figures.
+_DOCUMENTS = {"README.md": "docs/results", "docs/results.md": "results"}
+_FIGURES = "docs/results"
+
+
+class Study:
+    """What the documents say of the rows in a folder, on the tasks that all of these methods have (none named: all methods).
+
+    Raises:
+      ValueError: rows are missing, damaged, contradict each other, or are of more than one kind of data.
+    """
+
+    def __init__(self, folder: Path, methods: Sequence[str] = ()):
+        _, run = report.read(folder)
+        if wrong := [*run.problems, *run.contradictions]:
+            raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
+        rows = [row for row in run.rows if not methods or row["method"] in methods]
+        labels_of_data = {f"{row['dataset']} ({row['dataset_note']})" for row in rows}
+        if len(labels_of_data) != 1:
+            raise ValueError(f"{folder} must have rows of one kind of data, got {', '.join(labels_of_data) or 'none'}")
+        self.tasks = records.index(rows)[0].common_tasks
+        self.rows = [row for row in rows if row["task"] in self.tasks]
+        (results,) = records.index(self.rows)
+        self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
+        self.lines = records.main_table(results, self.tasks)
+        self.collapsed = binary_tasks.collapsed_networks(self.rows)
+
+    def condition(self, norm: str | None) -> Condition:
+        """Return clean (None), a norm at its main epsilon, or "worst"."""
+        return next(one for one in self.results.main_conditions if one.norm == norm)
+
+    def mean(self, method: str, split: str, norm: str | None) -> Mean | None:
+        """Return a cell of the main table."""
+        accuracies = records.task_accuracies(self.results, method, split, self.condition(norm))
+        return records.mean_over_tasks(accuracies, self.tasks)
+
+    def says(self, split: str, norm: str) -> str:
+        """Say whether 1NN is ahead of the best other method, and by how much."""
+        return findings.comparison(self.results, split, self.condition(norm), self.tasks) or ""
+
+    @property
+    def hides(self) -> list[str]:
+        """Say what the mean over train and test images hides."""
+        told = (findings.hidden(self.results, one, self.tasks) for one in self.results.main_conditions[1:])
+        return [sentence for sentence in told if sentence]
+
+    def tally(self, split: str, norm: str) -> pairs.Tally | None:
+        """Count the pairs that 1NN and the best TRADES network of each win."""
+        return pairs.tally(self.results, split, self.condition(norm))
+
+    @property
+    def wins(self) -> str:
+        """The table of `tally` for each split and norm."""
+        return _table(pairs.tally_blocks(self.results))
+
+    @property
+    def attacks(self) -> str:
+        """The table of what each attack left."""
+        return _table(binary_tasks.attack_blocks(self.results, self.rows))
+
+    @functools.cached_property
+    def figures(self) -> dict[str, page.Image]:
+        """The report's figures by their names, which begin with the name of the study."""
+        blocks = [*pairs.curve_blocks(self.results, self.tasks), *pairs.heat_map_blocks(self.results)]
+        return {image.name: image for block in blocks if isinstance(block, page.Panels) for image in block.images}
+
+
+def _table(blocks: Sequence[page.Block]) -> str:
+    return page.to_markdown([block for block in blocks if isinstance(block, page.Table)], folder="").strip()
+
+
+def documents(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield every file that is written, as its path in the repository and its content."""
+    figures: dict[str, bytes] = {}
+    studies: dict[tuple, Study] = {}
+
+    def study(name: str, *methods: str) -> Study:
+        if (name, methods) not in studies:
+            studies[name, methods] = Study(root / "results" / name, methods)
+        return studies[name, methods]
+
+    for name, way in _DOCUMENTS.items():
+
+        def figure(of: Study, *parts: str, way: str = way) -> str:
+            image = of.figures[page.file_name(of.results.dataset, *parts)]
+            figures[f"{_FIGURES}/{image.name}"] = image.png
+            return f"![{image.alt}]({way}/{image.name})"
+
+        template = _environment(root).get_template(Path(name).name)
+        text = template.render(study=study, figure=figure, benchmark=functools.partial(_benchmark, root))
+        yield name, text.encode()
+    yield from sorted(figures.items())
+
+
+def _benchmark(root: Path, name: str) -> Any:
+    return json.loads((root / "docs" / "benchmarks" / f"{name}.json").read_bytes())
+
+
+def _environment(root: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(root / "results" / "templates"),
+        autoescape=False,  # Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "condition": labels.condition_label,
+        "method": labels.method_label,
+        "line": binary_tasks.line_label,
+        "percent": labels.percent,
+        "points": labels.signed_points,
+        "share": lambda value, digits=1: f"{100 * value:.{digits}f}",
+        "split": lambda split: labels.SPLIT_TITLES[split],
+    }
+    return environment
+
+
+def main() -> None:
+    """Write all of them into the folder that this repository lies in."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        for name, content in documents(root):
+            write_whole(root / name, content)
+            console.say(name)
+    except (ValueError, OSError) as error:
+        console.say(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import documents, store
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_the_documents_are_what_the_kept_rows_give_to_the_byte():
+    written = dict(documents.documents(ROOT))
+    assert {"README.md", "docs/results.md"} < set(written)
+    for name, content in written.items():
+        assert (ROOT / name).read_bytes() == content, f"{name} is not what its rows give: make report"
+
+
+def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command():
+    written = set(dict(documents.documents(ROOT)))
+    kept = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
+    assert kept - written == {"docs/results/voronoi.png"}
+
+
+def test_the_first_lines_of_python_run():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    found: dict = {}
+    exec(code, found)
+    radius = found["found"]
+    assert radius.is_exact.all() and np.all(radius.lower[radius.correct] > 0)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A copy of the rows of a study, in a folder of its name."""
+    folder = tmp_path / "digits"
+    shutil.copytree(ROOT / "results" / "digits", folder)
+    return folder
+
+
+def test_damaged_rows_are_not_printed(study):
+    (rows,) = study.glob("rows-*.jsonl")
+    rows.write_bytes(rows.read_bytes().replace(b'"robust": 1', b'"robust": 2', 1))
+    with pytest.raises(ValueError, match=r"digits is not fit to be printed: rows-00000-of-00001.jsonl line \d+: damaged"):
+        documents.Study(study)
+
+
+def test_rows_of_another_configuration_are_not_printed(study):
+    found, _ = store.read_rows(study)
+    row = {name: value for name, value in found[0].items() if name != "checksum"}
+    with store.open_store(study.parent / "other", {"another": 1}) as other:
+        other.append({**row, "unit": "digits/0v1/other/0", "config_hash": other.config_hash})
+    shutil.copy(study.parent / "other" / "rows-00000-of-00001.jsonl", study / "rows-00001-of-00002.jsonl")
+    with pytest.raises(ValueError, match="line 1: row of another configuration"):
+        documents.Study(study)
+
+
+def test_rows_of_other_data_are_not_printed(study):
+    config = store.require_config(study)["config"]
+    found, _ = store.read_rows(study)
+    row = {name: value for name, value in found[0].items() if name != "checksum"}
+    with store.open_store(study, config, shard=(1, 2)) as rows:
+        rows.append({**row, "unit": "digits/0v1/other/0", "dataset": "other digits"})
+    with pytest.raises(ValueError, match="must have rows of one kind of data, got .*other digits"):
+        documents.Study(study)
