@@ -1,4 +1,4 @@
-"""README.md and docs/results.md with their figures, written from the rows that are kept in results/ and from nothing else.
+"""README.md and docs/results.md with their figures, written from the rows that are kept in results/.
 
     python -m experiments.documents
 
@@ -27,7 +27,7 @@ _FIGURES = "docs/results"
 
 
 class Study:
-    """What the documents say of the rows in a folder, on the tasks that all of these methods have (none named: all methods).
+    """What the documents say of the rows in a folder, on the tasks that all of these methods have; none named: all.
 
     Raises:
       ValueError: rows are missing, damaged, contradict each other, or are of more than one kind of data.

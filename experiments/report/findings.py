@@ -46,6 +46,7 @@ def _rivals(results: Results, split: str, condition: Condition, tasks: Sequence[
 
 
 def comparison(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> str | None:
+    """Say whether 1NN is ahead of the best other method, and by how much; None where there is nothing to compare."""
     rivals = _rivals(results, split, condition, tasks)
     difference = paired_difference(results, *rivals, split, condition, tasks) if rivals else None
     if rivals is None or difference is None:

@@ -42,7 +42,7 @@ def study(tmp_path):
 def test_damaged_rows_are_not_printed(study):
     (rows,) = study.glob("rows-*.jsonl")
     rows.write_bytes(rows.read_bytes().replace(b'"robust": 1', b'"robust": 2', 1))
-    with pytest.raises(ValueError, match=r"digits is not fit to be printed: rows-00000-of-00001.jsonl line \d+: damaged"):
+    with pytest.raises(ValueError, match=r"digits is not fit to be printed: rows-\S+ line \d+: damaged"):
         documents.Study(study)
 
 
