@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_adv import attacks
 from nn_adv.attacks import square as square_fn
-from nn_adv.threat import NORMS, Threat, perturbation_size
+from nn_adv.threat import Threat, perturbation_size
 from tests.attacks import reference_models, small_networks
 
 EPSILON = {"l1": 2.0, "l2": 0.6, "linf": 0.1}
@@ -111,22 +110,6 @@ def test_breaks_a_linear_classifier_outside_its_radii_and_never_inside(norm, sha
     assert np.mean(outside.success) >= least, np.mean(outside.success)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_points_stay_inside_ball_and_bounds_and_results_agree(norm):
-    problem = small_networks.network(40)
-    result = _attack(problem, Threat(norm, EPSILON[norm]))
-    success = np.asarray(result.success)
-    assert 3 < success.sum() < 37
-    assert np.all((result.adversarial >= 0) & (result.adversarial <= 1))
-    sizes = perturbation_size(norm, result.adversarial - problem.images)
-    np.testing.assert_allclose(result.distance, sizes, rtol=1e-6)
-    assert np.max(sizes) <= EPSILON[norm] * (1 + 1e-6) + 1e-7
-    logits = problem.logits_fn(result.adversarial)
-    np.testing.assert_array_equal(np.argmax(logits, axis=1) != problem.labels, success)
-    np.testing.assert_allclose(result.loss, attacks.margin(logits, problem.labels), atol=1e-6)
-    assert np.all(result.loss >= attacks.margin(problem.logits_fn(problem.images), problem.labels) - 1e-6)
-
-
 @pytest.mark.parametrize(
     "norm", ["linf", pytest.param("l1", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
 )
@@ -141,52 +124,6 @@ def test_a_broken_image_is_not_changed_again(norm):
     )
     np.testing.assert_array_equal(first, last)
     assert np.all(np.any(first != images, axis=(1, 2, 3)))
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_epsilon_zero_returns_the_images(norm):
-    problem = small_networks.network(10)
-    result = _attack(problem, Threat(norm, 0.0))
-    np.testing.assert_array_equal(result.adversarial, problem.images)
-    assert not np.any(result.success)
-
-
-def test_wrong_from_the_start_is_returned_unchanged():
-    problem = small_networks.network(10)
-    result = _attack(problem._replace(labels=(problem.labels + 1) % 4), Threat("linf", 0.3))
-    assert np.all(result.success)
-    np.testing.assert_array_equal(result.adversarial, problem.images)
-    np.testing.assert_array_equal(result.distance, 0)
-
-
-def test_the_true_classifier_judges():
-    problem = small_networks.network(10)
-    truth = jnp.asarray(problem.labels)
-    assert np.any(_attack(problem, Threat("linf", 0.3)).success)
-    result = _attack(problem, Threat("linf", 0.3), predict_fn=lambda points: truth)
-    assert not np.any(result.success) and np.any(result.loss > 0)
-
-
-@pytest.mark.parametrize(
-    "norm", ["linf", pytest.param("l1", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
-)
-def test_result_does_not_depend_on_the_batch(norm):
-    attack = functools.partial(square_fn, threat=Threat(norm, EPSILON[norm]), num_queries=30)
-    small_networks.check_that_batches_do_not_matter(attack, to_the_bit=norm == "linf")
-
-
-def test_one_compilation_serves_all_radii():
-    problem, traces = small_networks.network(8), []
-
-    def logits_fn(images):
-        traces.append(images.shape)
-        return problem.logits_fn(images)
-
-    broken = [int(np.sum(_attack((logits_fn, *problem[1:]), Threat("linf", 0.0)).success))]
-    count = len(traces)
-    broken += [int(np.sum(_attack((logits_fn, *problem[1:]), Threat("linf", e)).success)) for e in (0.1, 0.9)]
-    assert len(traces) == count
-    assert broken[0] == 0 and broken[2] == 8
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 2, 5, 3), (2, 9, 4, 1)])
