@@ -16,6 +16,8 @@ from jax import lax
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Channels of images that are too few for the routine of the padded convolutions to make.
 _FEW_CHANNELS = 3
+# Channels made of so few that are too few for it likewise.
+_FEW_RESULTS = 16
 # Channels of images up to which a convolution that makes all pixels of a stride at once is faster than one with zeros.
 _INTERLEAVED_CHANNELS = 32
 # Numbers of images and results together that stay in a core's cache between one use and the next.
@@ -37,7 +39,8 @@ def conv_general_dilated(
       are exchanged for real. With strides and few channels, most of that convolution would be zeros: here one without
       strides makes all pixels of a stride at once, as channels. With one to three channels its result is too narrow
       for the routine: there one matrix product makes all terms, which are added in place.
-    * A convolution of few numbers, as of the pixels of a colour image, is a sum of products written out.
+    * From one to three channels to 16 or fewer, two pixels side by side are made at once, as channels: so few results
+      are too narrow for the routine.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
@@ -60,11 +63,26 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(images, kernel, strides, padding, precision):
+    if images.shape[3] <= _FEW_CHANNELS and kernel.shape[3] <= _FEW_RESULTS:
+        return _in_pairs(images, kernel, strides, padding, precision)
     extra = not any(map(any, padding)) and kernel.shape[0] > 1 and strides == (1, 1)
     if extra:
         padding = ((0, 1), (0, 0))
     result = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision)
     return result[:, :-1] if extra else result
+
+
+def _in_pairs(images, kernel, strides, padding, precision):
+    """Convolve with the kernel beside itself, one stride further: two pixels of a row at once, as channels."""
+    (height, width, _, features), step, (before, after) = kernel.shape, strides[1], padding[1]
+    pair = jnp.stack([jnp.pad(kernel, ((0, 0), edge, (0, 0), (0, 0))) for edge in ((0, step), (step, 0))], axis=3)
+    count = (images.shape[2] + before + after - width) // step + 1
+    last = (count - 1) // 2 * 2 * step + width + step  # where the last pair ends
+    result = lax.conv_general_dilated(
+        images, pair.reshape(height, width + step, -1, 2 * features), (strides[0], 2 * step),
+        (padding[0], (before, last - before - images.shape[2])), dimension_numbers=_LAYOUT, precision=precision,
+    )  # fmt: skip
+    return result.reshape(*result.shape[:2], -1, features)[:, :, :count]
 
 
 def _wide(array):
