@@ -176,12 +176,13 @@ def test_bad_arguments_are_refused(change, message):
 _PUBLISHED = [
     ("c2", "l2", 1.25, 97),
     ("c2", "linf", 16 / 255, 127),
-    pytest.param("c2", "linf", 10 / 255, 187, marks=pytest.mark.slow),
-    pytest.param("c10", "l2", 0.85, 102, marks=pytest.mark.slow),
-    pytest.param("c10", "linf", 12 / 255, 127, marks=pytest.mark.slow),
+    ("c2", "linf", 10 / 255, 187),
+    ("c10", "l2", 0.85, 102),
+    ("c10", "linf", 12 / 255, 127),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "epsilon", "left"), _PUBLISHED)
 def test_as_strong_as_published(shared_dir, name, norm, epsilon, left):
     model = reference_models.load(shared_dir / "reference" / "apgd", name)

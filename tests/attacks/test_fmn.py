@@ -147,6 +147,7 @@ def test_as_near_as_fab_on_a_published_network(shared_dir, norm):
     assert np.exp(np.mean(np.log(ratio))) < 1 and ratio.max() < 1.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_not_weaker_than_foolbox(shared_dir, norm):
     foolbox = pytest.importorskip("foolbox")

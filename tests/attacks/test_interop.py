@@ -96,6 +96,7 @@ def test_foolbox_attacks_our_classifier():
     np.testing.assert_array_equal(np.argmax(problem.logits_fn(points), axis=1) != problem.labels, broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "theirs"), [("linf", "LinfPGD"), ("l2", "L2PGD")])
 def test_apgd_is_not_weaker_than_the_pgd_of_foolbox(shared_dir, norm, theirs):
     foolbox = pytest.importorskip("foolbox")

@@ -52,9 +52,12 @@ def _megabytes() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.parametrize("attack", [_pgd, _perturb, _maximize])
 @pytest.mark.parametrize(
-    ("calls", "warm_up", "most_kept"), [(14, 5, 4), pytest.param(200, 40, 32, marks=pytest.mark.slow)]
+    ("attack", "calls", "warm_up", "most_kept"),
+    [
+        (_pgd, 14, 5, 4),
+        *(pytest.param(attack, 200, 40, 32, marks=pytest.mark.slow) for attack in (_pgd, _perturb, _maximize)),
+    ],
 )
 def test_new_functions_leave_memory_as_it_was(attack, calls, warm_up, most_kept, monkeypatch):
     monkeypatch.setattr(programs, "_MOST_KEPT", most_kept)

@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_table_holds_under_float64():
     here = pathlib.Path(__file__).parent
     chosen = "no_images or queries or pgd or ensemble or trades"

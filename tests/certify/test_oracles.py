@@ -36,8 +36,9 @@ def test_digits(shared_dir, norm, kind):
     _assert_agrees(found, oracle[f"radius_{norm}_{kind}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("kind", ["box", pytest.param("free", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["box", "free"])
 def test_mnist(shared_dir, norm, kind):
     oracle = _load(shared_dir, "mnist_1v7.npz")
     classes, labels = np.unique(oracle["labels"], return_inverse=True)
