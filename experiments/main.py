@@ -1,4 +1,14 @@
-"""Run an experiment: python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=runs/digits."""
+"""Run an experiment; the same command line goes on where it was stopped.
+
+    python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=runs/digits
+
+configs/binary_tasks.py:DATA   1NN beside TRADES on all pairs of classes; DATA,cpu: networks that a CPU can train
+configs/leaderboard.py:DATA    RobustBench's networks, or your own, beside 1NN
+configs/audit.py:DATA          how far attacks on 1NN are from its exact radii
+configs/small_zoo.py:DATA      small networks for a leaderboard
+DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it takes,
+and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +36,7 @@ _EXPERIMENTS = {
 _LONGEST_WAIT = 30 * 24 * 3600
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: FILE.py:ARGUMENT.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the results; a run that was interrupted continues there.", required=True
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; a run that was interrupted continues there.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "Run part i of n, as i/n; machines sharing a workdir take one part each.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes that share the units; default: one for each core of a CPU, one on an accelerator."
@@ -139,7 +147,8 @@ def _run(workdir: Path) -> None:
             failed.append(str(error))
             report, has_failed = error.report, True
         if report is not None:
-            console.say(report.summary, f"Report: {report.page}")
+            console.say(report.summary, f"Report: {report.page}", f"All numbers: {report.table}")
+            console.say("What they mean: docs/method.md")
         elif not has_failed:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
@@ -159,13 +168,18 @@ def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
 def parse_flags(argv: list[str]) -> list[str]:
     """Read the flags; a mistake in them, or in the configuration they name, ends in one line and exit status 2."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except AttributeError as error:
         _stop(ValueError(f"the configuration has no {error}: see its file for what there is to change"))
     except flags.Error as error:
         _stop(ValueError(str(error).strip().splitlines()[-1]))  # the end of the traceback of a configuration file
+    if _CONFIG.value is None:
+        console.say(__doc__ or "", file=sys.stderr)
+        _stop(ValueError("--config is missing: name one of the files above"))
+    if _WORKDIR.value is None:
+        _stop(ValueError("--workdir is missing: name a folder for the results, such as --workdir=runs/digits"))
+    return rest
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

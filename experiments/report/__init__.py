@@ -31,9 +31,10 @@ _REPORTS: dict[str, ModuleType] = {
 
 
 class Report(NamedTuple):
-    """The page of a report, and its main result as plain text."""
+    """The page of a report, the table of its numbers, and its main result as plain text."""
 
     page: Path
+    table: Path
     summary: str
 
 
@@ -95,7 +96,7 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
     write_whole(folder / "report.html", page.to_html(blocks, title=blocks[0].text))
-    return Report(folder / "report.html", module.summary(run))
+    return Report(folder / "report.html", folder / module.TABLE, module.summary(run))
 
 
 def _check_rows(run: Run, workdir: str | os.PathLike) -> None:

@@ -1,8 +1,44 @@
 """What the tests of experiments share: each program is compiled once for all of them and the commands they start."""
 
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import NamedTuple
+
 import jax
 import pytest
+from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import main
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run ``python -m experiments.main`` with the flags of a command line in this process."""
+
+    def run(command: list[str]) -> Done:
+        status = 0
+        argv = command[command.index("experiments.main") :]
+        with monkeypatch.context() as patch, flagsaver.flagsaver():
+            patch.setattr(sys, "argv", argv)  # where configurations look for their flags
+            patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+            try:
+                main.main(main.parse_flags(argv))
+            except SystemExit as ended:
+                status = ended.code
+        return Done(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

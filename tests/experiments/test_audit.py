@@ -2,8 +2,6 @@
 
 import csv
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from experiments import audit, failures, files, main, plan, radii, report, runne
 from experiments.report import audit as audit_report
 from experiments.report.records import Run
 from nn_adv import data
-from tests.experiments.test_binary_tasks import ROOT
 
 TINY = {
     "num_images": 20,
@@ -209,14 +206,13 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     assert "experiment" in plan.make_identity(config, dataset, ())
 
 
-def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished):
+def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished, run_here):
     flags = [f"--config.{key}={TINY[key]!r}" for key in ("num_images", "num_inside", "temperatures", "variants")]
     flags += ["--config.tasks.kind=pairs", "--config.tasks.names=('3v8',)", "--config.tasks.train_per_class=20"]
     flags += [f"--config.epsilons.{key}={value!r}" for key, value in TINY["epsilons"].items()]
     flags += ["--config.temperature=0.3", "--config.every_variant_at_every_temperature=False"]
-    command = [sys.executable, "-m", "experiments.main", "--config=configs/audit.py:digits", *flags]
-    command.append(f"--workdir={finished[0]}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "Report: " in done.stdout and "% of the images are robust" in done.stdout
-    done = subprocess.run([*command, "--config.batch_size=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: batch_size must be at least 1")
+    command = ["experiments.main", "--config=configs/audit.py:digits", *flags, f"--workdir={finished[0]}"]
+    done = run_here(command)
+    assert done.status == 0 and "Report: " in done.stdout and "% of the images are robust" in done.stdout
+    done = run_here([*command, "--config.batch_size=0"])
+    assert done.status == 2 and done.stderr.splitlines()[-1].startswith("error: batch_size must be at least 1")

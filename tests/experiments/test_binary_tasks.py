@@ -301,7 +301,7 @@ def _kill_when(command, happened):
     return was_running
 
 
-def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
+def test_a_killed_run_continues_and_says_the_same(finished, tmp_path, run_here):
     def lines():
         return sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("rows-*.jsonl"))
 
@@ -314,8 +314,8 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path):
     assert 0 < lines() < 4
     for row in store.read_rows(tmp_path)[0]:
         assert all(len(radii.load(tmp_path / file).correct) == 40 for file in row.get("files", ()))
-    done = _run(_command(tmp_path))
-    assert done.returncode == 0, done.stderr
+    done = run_here(_command(tmp_path))
+    assert done.status == 0, done.stderr
     assert "Report: " in done.stdout
     assert counted(tmp_path) == counted(finished[0])
 
@@ -391,12 +391,26 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
         (["--workers=0"], "--workers must be at least 1, got 0"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, message, tmp_path):
-    done = _run(_command(tmp_path / "new", *flags))
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+def test_mistakes_end_in_one_line(flags, message, tmp_path, run_here):
+    done = run_here(_command(tmp_path / "new", *flags))
+    assert done.status == 2 and "Traceback" not in done.stderr, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "lists"),
+    [
+        ([], "--config is missing", True),
+        (["--config=configs/binary_tasks.py:digits"], "--workdir is missing", False),
+    ],
+)
+def test_what_can_be_run_is_listed_where_nothing_is_named(flags, message, lists, run_here):
+    done = run_here(["experiments.main", *flags])
+    assert done.status == 2 and done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    named = [f"configs/{path.name}:" in done.stderr for path in (ROOT / "configs").glob("[a-z]*.py")]
+    assert named == [lists] * 4
 
 
 _POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

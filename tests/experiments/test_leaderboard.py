@@ -5,7 +5,6 @@ import gc
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -28,7 +27,7 @@ from experiments import (
 )
 from nn_adv import certify, data, models, neighbors, zoo
 from nn_adv.zoo import convert
-from tests.experiments.test_binary_tasks import ROOT, _kill_when
+from tests.experiments.test_binary_tasks import _kill_when
 
 OWN = "tests.experiments.leaderboard_models"
 LABELLED = ("images", "labels")
@@ -469,21 +468,27 @@ def _command(weights, workdir, models):
     ]
 
 
-def test_the_command_goes_on_after_a_kill_and_tells_failures_by_its_exit_status(weights, finished, tmp_path):
-    command = _command(weights, tmp_path, ("1nn", "One", "Two", "Torn"))
-    assert _kill_when(command, lambda: any(path.stat().st_size for path in tmp_path.glob("rows-*.jsonl")))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+def test_the_command_tells_failures_by_its_exit_status(weights, finished, tmp_path, run_here):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    done = run_here(_command(weights, workdir, ("1nn", "One", "Two", "Torn")))
+    assert done.status == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "error: 1 of 4 units failed, for the reasons given above: digits/Torn;"
     )
     assert "Torn failed: " in done.stderr and "Torn.safetensors is damaged" in done.stderr
     assert "Report: " in done.stdout and "1NN keeps exactly" in done.stdout
+    assert _counted(workdir) == _counted(finished)
+    done = run_here(_command(weights, workdir, ("1nn", "One")))
+    assert done.status == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill(weights, finished, tmp_path, run_here):
+    command = _command(weights, tmp_path, ("1nn", "One", "Two"))
+    assert _kill_when(command, lambda: any(path.stat().st_size for path in tmp_path.glob("rows-*.jsonl")))
+    assert run_here(command).status == 0
     assert _counted(tmp_path) == _counted(finished)
-    done = subprocess.run(
-        _command(weights, tmp_path, ("1nn", "One")), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weights, tmp_path, monkeypatch):
