@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nn_adv import attacks, certify, data, evaluation, models, neighbors, training, zoo
+    from nn_adv import attacks, certify, data, estimator, evaluation, models, neighbors, training, zoo
     from nn_adv.pixels import as_float
     from nn_adv.threat import Threat
 
@@ -20,6 +20,7 @@ __all__ = [
     "attacks",
     "certify",
     "data",
+    "estimator",
     "evaluation",
     "models",
     "neighbors",

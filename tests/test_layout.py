@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "border": set(),
     "certify": {"attacks", "border", "neighbors", "pixels", "threat"},
     "data": {"paths"},
+    "estimator": {"certify", "neighbors", "threat"},
     "evaluation": {"border", "pixels"},
     "models": set(),
     "neighbors": {"border", "pixels", "threat"},
@@ -103,7 +104,7 @@ import sys, tempfile
 sys.modules |= dict.fromkeys({_EXTRAS!r})
 import numpy as np
 from nn_adv import attacks, certify, evaluation, models, neighbors, training
-for name, extra in (("data", "data"), ("zoo", "zoo")):
+for name, extra in (("data", "data"), ("estimator", "data"), ("zoo", "zoo")):
     try:
         __import__(f"nn_adv.{{name}}")
     except ImportError as error:

@@ -35,6 +35,7 @@ EXEMPT = {
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
     "data.tasks": "takes a Dataset: tests/data/test_tasks.py",
+    "estimator.NearestNeighbor": "held by scikit-learn's own checks: tests/test_estimator.py",
     "evaluation.map_batches": "rows of any arrays",
     "evaluation.robust_curve": "radii: tests/test_evaluation.py",
     "evaluation.wilson_interval": _PLAIN,

@@ -1,0 +1,125 @@
+"""1NN as a scikit-learn classifier that knows how robust it is: on images as rows, and on tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nn_adv import certify, neighbors
+from nn_adv.threat import Threat
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ModuleNotFoundError as error:
+    raise ImportError(f"nn_adv.estimator needs {error.name}: pip install 'nn_adv[data]'") from error
+
+# Other dtypes become the first of these. uint8 v means v / 255, as everywhere in the library.
+_DTYPES = (np.float32, np.float64, np.uint8)
+
+
+class NearestNeighbor(ClassifierMixin, BaseEstimator):
+    """The 1-nearest-neighbour classifier in l2, exact, with the exact size of the perturbations that it withstands.
+
+    A row of ``X`` is an image or a line of a table. Numbers are rounded to float32; uint8 means ``v / 255``.
+
+    Parameters:
+      bounds: lowest and highest value of a perturbed feature, which all data must keep to when radii are asked for; or
+        None: any value. Predictions do not depend on it.
+
+    Attributes:
+      classes_: the labels seen by `fit`, sorted.
+      reference_: `nn_adv.neighbors.Reference` of the points.
+      n_features_in_: number of features.
+    """
+
+    def __init__(self, bounds: tuple[float, float] | None = (0.0, 1.0)):
+        self.bounds = bounds
+
+    def fit(self, X: Any, y: Any) -> NearestNeighbor:
+        """Keep labelled points: ``X [N, D]``, ``y [N]`` of any labels.
+
+        Raises:
+          ValueError: as scikit-learn's own classifiers do.
+        """
+        X, y = validate_data(self, X, y, dtype=_DTYPES)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        self.reference_ = neighbors.fit(X, labels, len(self.classes_))
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the label of each row's nearest point ``[N]``; of equally near ones the first point's."""
+        reference, X = self._checked(X)
+        return self.classes_[np.asarray(neighbors.predict(reference, X))]
+
+    def kneighbors(self, X: Any = None, n_neighbors: int = 1, return_distance: bool = True) -> Any:
+        """Return distances and indices ``[N, n_neighbors]`` of the nearest points, or the indices alone.
+
+        Without ``X``, those of the points themselves, each left out of its own.
+
+        Raises:
+          ValueError: more neighbours than points.
+        """
+        check_is_fitted(self)
+        leave_out = None
+        if X is None:
+            points = self.reference_.num_points
+            X, leave_out = self._points(), np.arange(points)
+        else:
+            _, X = self._checked(X)
+        found = neighbors.nearest(self.reference_, X, n_neighbors, leave_out=leave_out)
+        distances, indices = np.asarray(found.distances), np.asarray(found.indices)
+        return (distances, indices) if return_distance else indices
+
+    def radius(self, X: Any, y: Any, norm: str = "l2") -> certify.Radius:
+        """Compute the exact robust radius of each row, with certificate and witness; see `nn_adv.certify.radius`.
+
+        Args:
+          X: ``[N, D]`` inside the bounds.
+          y: ``[N]`` their labels; a row that is not given its label has radius 0.
+          norm: "l1", "l2" or "linf".
+
+        Raises:
+          ValueError: labels that `fit` has not seen, or as `nn_adv.certify.radius` does.
+        """
+        reference, X = self._checked(X)
+        return certify.radius(reference, X, self._encoded(y), norm=norm, bounds=self.bounds)
+
+    def robust_score(self, X: Any, y: Any, norm: str = "l2", epsilon: float = 0.0) -> float:
+        """Return the share of rows that are given their label under every perturbation smaller than ``epsilon``, proven.
+
+        Args:
+          X: as in `radius`.
+          y: as in `radius`.
+          norm: as in `radius`.
+          epsilon: size of the perturbations, in the unit of ``X``.
+
+        Raises:
+          ValueError: as in `radius`.
+        """
+        reference, X = self._checked(X)
+        decided = certify.decide(reference, X, self._encoded(y), threat=Threat(norm, epsilon, self.bounds))
+        return float(np.mean(decided.robust))
+
+    def _checked(self, X: Any) -> tuple[neighbors.Reference, np.ndarray]:
+        check_is_fitted(self)
+        return self.reference_, validate_data(self, X, dtype=_DTYPES, reset=False)
+
+    def _encoded(self, y: Any) -> np.ndarray:
+        y = np.asarray(y)
+        places = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        if unseen := sorted(set(y[self.classes_[places] != y].tolist())):
+            raise ValueError(f"y must hold labels that fit has seen ({self.classes_.tolist()}), got {unseen[0]!r}")
+        return places
+
+    def _points(self) -> np.ndarray:
+        """The points in their order, as `fit` took them."""
+        index = np.asarray(self.reference_.index).ravel()
+        is_point = index != neighbors.reference.NO_POINT
+        blocks = np.asarray(self.reference_.blocks).reshape(len(index), -1)
+        points = np.empty((int(is_point.sum()), blocks.shape[1]), blocks.dtype)
+        points[index[is_point]] = blocks[is_point]
+        return points
