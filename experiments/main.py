@@ -6,8 +6,8 @@ configs/binary_tasks.py:DATA   1NN beside TRADES on all pairs of classes; DATA,c
 configs/leaderboard.py:DATA    RobustBench's networks, or your own, beside 1NN
 configs/audit.py:DATA          how far attacks on 1NN are from its exact radii
 configs/small_zoo.py:DATA      small networks for a leaderboard
-DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it takes,
-and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
+DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it
+takes, and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
         return certify.radius(reference, X, self._encoded(y), norm=norm, bounds=self.bounds)
 
     def robust_score(self, X: Any, y: Any, norm: str = "l2", epsilon: float = 0.0) -> float:
-        """Return the share of rows that are given their label under every perturbation smaller than ``epsilon``, proven.
+        """Return the share of rows proven to get their label under every perturbation smaller than ``epsilon``.
 
         Args:
           X: as in `radius`.
