@@ -51,7 +51,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "test": [*EXPERIMENTS, *ZOO, *TEST],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
-        "docs": ["mkdocs-material>=9.6"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
     },
     classifiers=[

@@ -64,6 +64,7 @@ def test_prepared_mnist_is_read_whole(tfds_dir):
     assert mnist.train_images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_prepared_cifar10_is_named_for_what_its_pixels_are(tfds_dir):
     cifar10 = data.load("cifar10", data_dir=tfds_dir)
     assert cifar10.train_images.shape == (50000, 32, 32, 3)

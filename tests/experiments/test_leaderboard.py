@@ -228,6 +228,7 @@ def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_pa
     assert not list((tmp_path / "attacks").glob("*.npz"))
 
 
+@pytest.mark.slow
 def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     apart = [tmp_path / "a", tmp_path / "b"]
     for index, workdir in enumerate(apart):

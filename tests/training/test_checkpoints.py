@@ -97,6 +97,7 @@ test_checkpoints._train({str(folder)!r})
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path):
     """A process is killed in the middle of its third save, after the data is written and before it is published."""
     kill_in_third_save = """

@@ -238,6 +238,7 @@ jax.block_until_ready([run(x + i) for i in range(5)])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot choose a core here")
 def test_large_batches_do_not_wait_for_themselves_on_one_core():
     """`jax.pure_callback` hangs here, always."""
