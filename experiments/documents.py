@@ -42,6 +42,8 @@ class Study:
         if len(labels_of_data) != 1:
             raise ValueError(f"{folder} must have rows of one kind of data, got {', '.join(labels_of_data) or 'none'}")
         self.tasks = records.index(rows)[0].common_tasks
+        if not self.tasks:
+            raise ValueError(f"{folder} has no task that all methods of its table were run on")
         self.rows = [row for row in rows if row["task"] in self.tasks]
         (results,) = records.index(self.rows)
         self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
@@ -67,13 +69,9 @@ class Study:
         told = (findings.hidden(self.results, one, self.tasks) for one in self.results.main_conditions[1:])
         return [sentence for sentence in told if sentence]
 
-    def tally(self, split: str, norm: str) -> pairs.Tally | None:
-        """Count the pairs that 1NN and the best TRADES network of each win."""
-        return pairs.tally(self.results, split, self.condition(norm))
-
     @property
     def wins(self) -> str:
-        """The table of `tally` for each split and norm."""
+        """The table of how many pairs 1NN and the best TRADES network of each win."""
         return _table(pairs.tally_blocks(self.results))
 
     @property
@@ -130,12 +128,9 @@ def _environment(root: Path) -> jinja2.Environment:
     )
     environment.filters |= {
         "condition": labels.condition_label,
-        "method": labels.method_label,
         "line": binary_tasks.line_label,
         "percent": labels.percent,
-        "points": labels.signed_points,
         "share": lambda value, digits=1: f"{100 * value:.{digits}f}",
-        "split": lambda split: labels.SPLIT_TITLES[split],
     }
     return environment
 

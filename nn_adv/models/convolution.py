@@ -82,7 +82,7 @@ def _in_pairs(images, kernel, strides, padding, precision):
         images, pair.reshape(height, width + step, -1, 2 * features), (strides[0], 2 * step),
         (padding[0], (before, last - before - images.shape[2])), dimension_numbers=_LAYOUT, precision=precision,
     )  # fmt: skip
-    return result.reshape(*result.shape[:2], -1, features)[:, :, :count]
+    return result.reshape(*result.shape[:2], 2 * result.shape[2], features)[:, :, :count]
 
 
 def _wide(array):
