@@ -15,7 +15,7 @@ DATA = [
     "array_record>=0.8; platform_system != 'Windows'",  # the file format read without TensorFlow
     "importlib_resources>=6.0",  # tensorflow-datasets 4.9 imports it and does not ask for it
     "pillow>=10.0",
-    "scikit-learn>=1.5",
+    "scikit-learn>=1.6",
     "tqdm>=4.66",
 ]
 EXPERIMENTS = [

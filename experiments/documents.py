@@ -2,7 +2,8 @@
 
     python -m experiments.documents
 
-Their text is in results/templates/; every number in it comes from a folder of rows, or from a file of docs/benchmarks/.
+Their text is in results/templates/; the numbers of tables and findings come from folders of rows, or from files of
+docs/benchmarks/.
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ class Study:
     def wins(self) -> str:
         """The table of how many pairs 1NN and the best TRADES network of each win."""
         return _table(pairs.tally_blocks(self.results))
+
+    @property
+    def sizes(self) -> str:
+        """Say how many steps and queries the attacks took."""
+        settings = next(row["attack"] for row in self.rows if row["attack"])
+        return f"{settings['num_steps']} steps a run and {settings['num_queries']} queries"
 
     @property
     def attacks(self) -> str:

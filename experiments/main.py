@@ -2,10 +2,10 @@
 
     python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=runs/digits
 
-configs/binary_tasks.py:DATA   1NN beside TRADES on all pairs of classes; DATA,cpu: networks that a CPU can train
-configs/leaderboard.py:DATA    RobustBench's networks, or your own, beside 1NN
-configs/audit.py:DATA          how far attacks on 1NN are from its exact radii
-configs/small_zoo.py:DATA      small networks for a leaderboard
+configs/binary_tasks.py:DATA     1NN beside TRADES on all pairs of classes; DATA,cpu: networks that a CPU can train
+configs/audit.py:DATA            how far attacks on 1NN are from its exact radii
+configs/leaderboard.py:cifar10   RobustBench's networks, or your own, beside 1NN
+configs/small_zoo.py:cifar10     small networks for a leaderboard
 DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it
 takes, and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
 """
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     console.shorten_warnings()
     try:
-        _run(as_path(_WORKDIR.value, "--workdir"))
+        _run(as_path(_WORKDIR.value or "", "--workdir"))
     except failures.SomeFailed as error:
         _stop(error, status=1)
     except (ValueError, OSError) as error:
@@ -148,7 +148,6 @@ def _run(workdir: Path) -> None:
             report, has_failed = error.report, True
         if report is not None:
             console.say(report.summary, f"Report: {report.page}", f"All numbers: {report.table}")
-            console.say("What they mean: docs/method.md")
         elif not has_failed:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:

@@ -20,7 +20,7 @@ from experiments.plan import Plan, Unit
 from experiments.report import Report
 from nn_adv.paths import as_path
 
-_BAR = "{n:.0f} of {total} units |{bar}| {elapsed}, {remaining} left {postfix}"
+_BAR = "{n:.1f} of {total} units |{bar}| {elapsed}, {remaining} left {postfix}"
 
 
 def run(

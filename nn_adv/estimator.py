@@ -16,14 +16,14 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"nn_adv.estimator needs {error.name}: pip install 'nn_adv[data]'") from error
 
-# Other dtypes become the first of these. uint8 v means v / 255, as everywhere in the library.
-_DTYPES = (np.float32, np.float64, np.uint8)
+# Other dtypes become the first of these; uint8 too, whose values so mean what they say, as everywhere in scikit-learn.
+_DTYPES = (np.float32, np.float64)
 
 
 class NearestNeighbor(ClassifierMixin, BaseEstimator):
     """The 1-nearest-neighbour classifier in l2, exact, with the exact size of the perturbations that it withstands.
 
-    A row of ``X`` is an image or a line of a table. Numbers are rounded to float32; uint8 means ``v / 255``.
+    A row of ``X`` is an image or a line of a table. Numbers are rounded to float32.
 
     Parameters:
       bounds: lowest and highest value of a perturbed feature, which all data must keep to when radii are asked for; or
@@ -31,7 +31,8 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
 
     Attributes:
       classes_: the labels seen by `fit`, sorted.
-      reference_: `nn_adv.neighbors.Reference` of the points.
+      points_: ``[N, D]`` those given to `fit`.
+      reference_: `nn_adv.neighbors.Reference` of them.
       n_features_in_: number of features.
     """
 
@@ -47,6 +48,7 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=_DTYPES)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
+        self.points_ = X
         self.reference_ = neighbors.fit(X, labels, len(self.classes_))
         return self
 
@@ -64,12 +66,11 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
           ValueError: more neighbours than points.
         """
         check_is_fitted(self)
-        leave_out = None
-        if X is None:
-            points = self.reference_.num_points
-            X, leave_out = self._points(), np.arange(points)
-        else:
-            _, X = self._checked(X)
+        others = len(self.points_) - (X is None)
+        if not 1 <= n_neighbors <= others:
+            raise ValueError(f"n_neighbors must be 1 to {others}, the points there are, got {n_neighbors}")
+        leave_out = np.arange(len(self.points_)) if X is None else None
+        X = self.points_ if X is None else self._checked(X)[1]
         found = neighbors.nearest(self.reference_, X, n_neighbors, leave_out=leave_out)
         distances, indices = np.asarray(found.distances), np.asarray(found.indices)
         return (distances, indices) if return_distance else indices
@@ -114,12 +115,3 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
         if unseen := sorted(set(y[self.classes_[places] != y].tolist())):
             raise ValueError(f"y must hold labels that fit has seen ({self.classes_.tolist()}), got {unseen[0]!r}")
         return places
-
-    def _points(self) -> np.ndarray:
-        """The points in their order, as `fit` took them."""
-        index = np.asarray(self.reference_.index).ravel()
-        is_point = index != neighbors.reference.NO_POINT
-        blocks = np.asarray(self.reference_.blocks).reshape(len(index), -1)
-        points = np.empty((int(is_point.sum()), blocks.shape[1]), blocks.dtype)
-        points[index[is_point]] = blocks[is_point]
-        return points

@@ -59,7 +59,9 @@ def test_without_bounds_features_are_what_they_are():
         NearestNeighbor().fit(X, y).radius(X_test, y_test)
 
 
-def test_labels_that_were_not_seen_are_refused(wine, fitted):
+def test_labels_that_were_not_seen_and_more_neighbours_than_points_are_refused(wine, fitted):
+    with pytest.raises(ValueError, match=r"n_neighbors must be 1 to 133, the points there are, got 134"):
+        fitted.kneighbors(wine[1], 134)
     with pytest.raises(ValueError, match=r"y must hold labels that fit has seen \(.*\), got 'beer'"):
         fitted.radius(wine[1][:2], np.array(["beer", "class_0"]))
 

@@ -155,6 +155,14 @@ def test_what_is_jittable_is_said_in_the_guide_and_in_first_lines():
         assert said == set(re.findall(r"`(\w+)`", table.get(part, ""))), part
 
 
+@pytest.mark.parametrize("part", ["attacks", "certify", "data", "models", "neighbors", "training", "zoo"])
+def test_every_public_function_is_in_the_api_reference(part):
+    module = importlib.import_module(f"nn_adv.{part}")
+    page = (GUIDE.parent / "api" / f"{part}.md").read_text()
+    listed = set(re.findall(r"^::: nn_adv\.[\w.]+\.(\w+)$", page, re.MULTILINE))
+    assert listed == {name for name in module.__all__ if callable(getattr(module, name))}
+
+
 def test_version_is_the_one_of_the_citation():
     citation = ROOT.parent / "CITATION.cff"
     assert f"\nversion: {nn_adv.__version__}\n" in citation.read_text()

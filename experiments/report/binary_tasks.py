@@ -31,6 +31,7 @@ from experiments.report.records import (
     index,
     main_table,
     method_key,
+    parse_pair,
     tidy,
 )
 from nn_adv import evaluation
@@ -47,11 +48,12 @@ _READING = (
 )
 _COMPARING = (
     "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
-    "mean over {tasks} ± standard error of the task-by-task difference; level means less than two standard errors. "
+    "mean over {tasks} ± standard error of the task-by-task difference; level: 0 is in its 95 % interval (Student's "
+    "t). "
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
     "= marks exact accuracy."
 )
-_COLLAPSED = 0.1  # above chance, on clean train images
+_COLLAPSED = 0.1  # above half of the clean images of a pair
 _WIDTH, _CELL = 100, 7  # of the terminal's table
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
@@ -67,7 +69,9 @@ def blocks(run: Run) -> list[Block]:
     title = run.settings.get("title", f"1NN and adversarially trained networks on {rows[0]['dataset']}")
     found: list[Block] = [Heading(title, 1), _completeness(len(rows), run.num_missing + len(run.failed)), *alerts(run)]
     if collapsed := collapsed_networks(rows):
-        found.append(Bullets(collapsed, f"Within {100 * _COLLAPSED:.0f} points of chance on clean train images:"))
+        found.append(
+            Bullets(collapsed, f"Right on at most {100 * _COLLAPSED:.0f} points more than half of the clean images:")
+        )
     for results in indexed:
         if len(indexed) > 1:
             found.append(Heading(f"Dataset {results.dataset}"))
@@ -79,14 +83,13 @@ def blocks(run: Run) -> list[Block]:
 
 
 def collapsed_networks(rows: Sequence[Row]) -> list[str]:
-    """Name the units of networks that are hardly better than chance on clean images they were trained on."""
-    clean = {
-        row["unit"]: item["robust"] / item["count"] - 1 / len(row["classes"])
-        for row in rows
-        for item in row["evaluations"]
-        if item["split"] == "train" and item["kind"] == "clean"
-    }
-    return [unit for unit, gain in clean.items() if gain < _COLLAPSED]
+    """Name the units on pairs that are hardly better than a constant prediction, which has half of them."""
+    found = []
+    for row in rows:
+        clean = [item["robust"] / item["count"] for item in row["evaluations"] if item["kind"] == "clean"]
+        if parse_pair(row["task"]) and any(accuracy < 0.5 + _COLLAPSED for accuracy in clean):
+            found.append(row["unit"])
+    return found
 
 
 def accuracy_table(results: Results, tasks: Sequence[str], *, comparable: bool = True) -> Table:

@@ -10,13 +10,13 @@ from experiments.report.records import (
     Condition,
     Difference,
     Results,
+    interval_over_tasks,
     mean_over_tasks,
     paired_difference,
     task_accuracies,
 )
 
 FOCUS = "1nn"
-_CLEAR = 2.0  # Standard errors between 'ahead' and 'level'.
 
 
 def findings(results: Results, tasks: Sequence[str]) -> list[str]:
@@ -82,7 +82,8 @@ def hidden(results: Results, condition: Condition, tasks: Sequence[str]) -> str 
 
 
 def _verdict(difference: Difference) -> str:
-    if difference.value == 0 or (difference.error is not None and abs(difference.value) < _CLEAR * difference.error):
+    interval = interval_over_tasks(difference.value, difference.error, difference.first.num_tasks)
+    if difference.value == 0 or (interval and interval[0] <= 0 <= interval[1]):
         return "level with"
     return "ahead of" if difference.value > 0 else "behind"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy import stats
-
 from experiments.report import figures
 from experiments.report.findings import FOCUS
 from experiments.report.labels import (
@@ -26,6 +24,7 @@ from experiments.report.records import (
     Condition,
     Mean,
     Results,
+    interval_over_tasks,
     mean_and_error,
     mean_over_tasks,
     parse_pair,
@@ -109,13 +108,13 @@ def pair_differences(results: Results, split: str, condition: Condition) -> dict
 
 
 class Tally(NamedTuple):
-    """On how many pairs 1NN is ahead of the best network of the pair, level with it or behind it.
+    """On how many pairs 1NN is ahead of the best network of the pair, equal to it or behind it, by the images counted.
 
     mean is that of 1NN minus the best network, interval its 95 % interval (Student's t, over pairs), None for one pair.
     """
 
     ahead: int
-    level: int
+    equal: int
     behind: int
     mean: float
     interval: tuple[float, float] | None
@@ -123,7 +122,7 @@ class Tally(NamedTuple):
     @property
     def num_pairs(self) -> int:
         """Pairs that have both."""
-        return self.ahead + self.level + self.behind
+        return self.ahead + self.equal + self.behind
 
 
 def tally(results: Results, split: str, condition: Condition) -> Tally | None:
@@ -132,9 +131,8 @@ def tally(results: Results, split: str, condition: Condition) -> Tally | None:
     if not values:
         return None
     mean, error = mean_and_error(values)
-    half = None if error is None else error * float(stats.t.ppf(0.975, len(values) - 1))
     ahead, behind = (sum(sign * value > 0 for value in values) for sign in (1, -1))
-    interval = None if half is None else (mean - half, mean + half)
+    interval = interval_over_tasks(mean, error, len(values))
     return Tally(ahead, len(values) - ahead - behind, behind, mean, interval)
 
 
@@ -145,10 +143,10 @@ def tally_blocks(results: Results) -> list[Block]:
         for condition in results.main_conditions:
             if condition != CLEAN and (found := tally(results, split, condition)):
                 ends = MISSING if found.interval is None else " to ".join(map(signed_points, found.interval))
-                counts = map(str, (found.num_pairs, found.ahead, found.level, found.behind))
+                counts = map(str, (found.num_pairs, found.ahead, found.equal, found.behind))
                 where = f"{SPLIT_TITLES[split]}, {condition_label(condition)}"
                 lines.append([where, *counts, signed_points(found.mean), ends])
-    header = ["", "pairs", "1NN ahead", "level", "1NN behind", "difference", "95 % interval"]
+    header = ["", "pairs", "1NN ahead", "equal", "1NN behind", "difference", "95 % interval"]
     note = (
         f"{_difference_title(results)}, in points: the mean over pairs and its 95 % interval (Student's t; pairs share "
         "classes, so it may be too narrow). The network is chosen anew for each line and pair, which favours the "

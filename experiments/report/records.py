@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from nn_adv import evaluation
 
@@ -222,6 +223,14 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and its standard error s / sqrt(n), s with n - 1; None instead of an error for n = 1."""
     error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return float(np.mean(values)), error
+
+
+def interval_over_tasks(value: float, error: float | None, num_tasks: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean with this standard error (Student's t); None for a single task."""
+    if error is None:
+        return None
+    half = error * float(stats.t.ppf(0.975, num_tasks - 1))
+    return value - half, value + half
 
 
 def share(results: Results, method: str, split: str, condition: Condition, kinds: Sequence[str] = SHOWN) -> Mean | None:

@@ -63,9 +63,10 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(images, kernel, strides, padding, precision):
-    if images.shape[3] <= _FEW_CHANNELS and kernel.shape[3] <= _FEW_RESULTS:
+    is_padded = any(map(any, padding))
+    if is_padded and images.shape[3] <= _FEW_CHANNELS and kernel.shape[3] <= _FEW_RESULTS:
         return _in_pairs(images, kernel, strides, padding, precision)
-    extra = not any(map(any, padding)) and kernel.shape[0] > 1 and strides == (1, 1)
+    extra = not is_padded and kernel.shape[0] > 1 and strides == (1, 1)
     if extra:
         padding = ((0, 1), (0, 0))
     result = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision)

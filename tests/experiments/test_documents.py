@@ -1,6 +1,7 @@
 import pathlib
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,17 +11,21 @@ from experiments import documents, store
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_the_documents_are_what_the_kept_rows_give_to_the_byte():
-    written = dict(documents.documents(ROOT))
+@pytest.fixture(scope="module")
+def written():
+    """Every file that is written, and its content."""
+    return dict(documents.documents(ROOT))
+
+
+def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
     assert {"README.md", "docs/results.md"} < set(written)
     for name, content in written.items():
         assert (ROOT / name).read_bytes() == content, f"{name} is not what its rows give: make report"
 
 
-def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command():
-    written = set(dict(documents.documents(ROOT)))
+def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command(written):
     kept = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
-    assert kept - written == {"docs/results/voronoi.png"}
+    assert kept - written.keys() == {"docs/results/voronoi.png"}
 
 
 def test_the_first_lines_of_python_run():
@@ -29,6 +34,12 @@ def test_the_first_lines_of_python_run():
     exec(code, found)
     radius = found["found"]
     assert radius.is_exact.all() and np.all(radius.lower[radius.correct] > 0)
+
+
+def test_nothing_that_the_documents_need_is_ignored():
+    files = [str(path) for folder in ("templates", "digits") for path in (ROOT / "results" / folder).glob("*.*[ndl]")]
+    assert len(files) >= 5
+    assert subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True).stdout == ""
 
 
 @pytest.fixture
