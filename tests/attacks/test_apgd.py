@@ -120,8 +120,7 @@ def _attack_in_batches(norm, dtype, noise=None):
 
 
 # With noise, bit by bit only as users compile (Makefile).
-@pytest.mark.slow
-@pytest.mark.parametrize("noise", [None, 2])
+@pytest.mark.parametrize("noise", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_linf_results_are_the_same_to_the_bit_whatever_the_batch(noise):
     for part, whole in _attack_in_batches("linf", np.float32, noise):
         for one, other in zip(part, whole, strict=True):

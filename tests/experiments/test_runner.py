@@ -40,8 +40,9 @@ def _rows(workdir):
 @pytest.mark.parametrize("num_workers", [1, 2, 9])
 def test_every_unit_is_run_once_however_many_processes_share_them(tmp_path, num_workers):
     found = runner.run(counting, config(), tmp_path, num_workers=num_workers)
-    rows = _rows(tmp_path)
-    assert set(rows) == set("abcde") and found == report.Report(tmp_path / "report" / "report.html", "5 rows")
+    rows, folder = _rows(tmp_path), tmp_path / "report"
+    assert set(rows) == set("abcde")
+    assert found == report.Report(folder / "report.html", folder / "units.csv", "5 rows")
     assert all((tmp_path / f"stored-{name}").exists() for name in rows)
     processes = {row["process"] for row in rows.values()}
     if num_workers == 1:

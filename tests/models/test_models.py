@@ -67,6 +67,10 @@ def _apply(model, variables, images):
     return model.apply(variables, images)
 
 
+_QUICK = ("mlp", "preact_resnet18", "small_cnn", "strided_cnn")
+_EACH = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in models.NAMES]
+
+
 def test_whole_registry_is_tested():
     assert set(models.NAMES) == set(_TINY) == {name for name, *_ in _SIZES}
 
@@ -78,10 +82,7 @@ def test_number_of_parameters(name, options, shape, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in ("resnet18", "resnet50") else name for name in models.NAMES],
-)
+@pytest.mark.parametrize("name", _EACH)
 def test_prediction_of_an_image_ignores_its_batch(name):
     model, images, variables = _tiny(name)
     logits = _apply(model, variables, images)
@@ -92,9 +93,7 @@ def test_prediction_of_an_image_ignores_its_batch(name):
     assert np.all(np.abs(others[1:] - logits[1:]).max(axis=1) > 1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in models.NAMES]
-)
+@pytest.mark.parametrize("name", _EACH)
 def test_normalisation_is_inside(name):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     plain, images, variables = _tiny(name, mean=None, std=None)
@@ -104,7 +103,7 @@ def test_normalisation_is_inside(name):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", _EACH)
 def test_bfloat16_computes_near_float32_and_returns_float32(name):
     model, images, variables = _tiny(name)
     half = models.create(name, 3, dtype="bfloat16", **_TINY[name])

@@ -59,17 +59,22 @@ _SIZES = {
 }
 
 
+def _each(names, quick):
+    """The names as parameters, all but a few of them slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def test_all_published_networks_are_tested():
     assert set(models.PUBLISHED_NAMES) == set(_SIZES) <= set(_SMALL)
 
 
-@pytest.mark.parametrize("name", models.PUBLISHED_NAMES)
+@pytest.mark.parametrize("name", _each(models.PUBLISHED_NAMES, ("resnest152", "xcit")))
 def test_number_of_parameters(name):
     variables = jax.eval_shape(models.create(name, 10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == _SIZES[name]
 
 
-@pytest.mark.parametrize("name", _SMALL)
+@pytest.mark.parametrize("name", _each(_SMALL, ("bit", "ra_wide_resnet", "xcit")))
 def test_gradient_equals_finite_differences(name):
     model = _SMALL[name].clone(tolerance=1e-10) if name == "sodef" else _SMALL[name]
     with jax.enable_x64(True):
@@ -77,7 +82,7 @@ def test_gradient_equals_finite_differences(name):
         check_gradient(lambda images: model.apply(variables, images), images)
 
 
-@pytest.mark.parametrize("name", _SMALL)
+@pytest.mark.parametrize("name", _each(_SMALL, ("bit", "ra_wide_resnet", "xcit")))
 def test_a_prediction_ignores_the_other_images(name):
     variables, images = double(_SMALL[name])
     predict = jax.jit(_SMALL[name].apply)

@@ -126,8 +126,10 @@ def test_one_far_point_does_not_take_the_center_away():
     np.testing.assert_allclose(reference.center, np.delete(points, 7, axis=0).mean(axis=0, dtype=float), rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [pytest.param(norm, dtype, marks=[pytest.mark.slow] * (norm != "l2")) for norm in NORMS for dtype in DTYPES],
+)
 def test_queries_that_are_not_finite(norm, dtype):
     reference = neighbors.fit(_random(0, 400, 6, dtype), _labels(400, 2), 2, block_size=256)
     queries = _random(2, 8, 6, "float32")

@@ -55,13 +55,13 @@ def test_files_and_the_way_they_are_read_are_the_published_ones(published):
 
 
 def _architectures():
-    """Give each architecture with its options once, and the networks that have it."""
+    """Give each architecture with its options once, and the networks that have it; all but two are slow."""
     groups = {}
     for entry in zoo.catalogue().values():
         groups.setdefault((entry.architecture, json.dumps(entry.arguments), entry.unused), []).append(entry)
     return [
-        pytest.param(entries, id=f"{architecture}{arguments}")
-        for (architecture, arguments, _), entries in groups.items()
+        pytest.param(entries, id=f"{architecture}{arguments}", marks=[pytest.mark.slow] * (number > 1))
+        for number, ((architecture, arguments, _), entries) in enumerate(groups.items())
     ]
 
 
