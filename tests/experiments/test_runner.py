@@ -37,7 +37,7 @@ def _rows(workdir):
     return {row["unit"]: row for row in rows}
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 9])
+@pytest.mark.parametrize("num_workers", [1, 2, pytest.param(9, marks=pytest.mark.slow)])
 def test_every_unit_is_run_once_however_many_processes_share_them(tmp_path, num_workers):
     found = runner.run(counting, config(), tmp_path, num_workers=num_workers)
     rows, folder = _rows(tmp_path), tmp_path / "report"
