@@ -18,7 +18,7 @@ _CASES = (
     + [f"resbn2_{kind}" for kind in ("both", "l2_05", "l2_174", "linf031", "linf3")]
     + ["cnn2_l2_zerograd"]
 )
-# One case of each norm is enough to notice a mistake; the others (both norms, batch norm, forty steps, other radii) take minutes.
+# One case of each norm is enough to notice a mistake; the others (both norms, batch norm, other radii) take minutes.
 _QUICK = ("cnn2_l2_zerograd", "cnn10_linf031")
 _CASES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _CASES]
 # The BatchNorm inputs whose positions are counted below: 16 images of 32x32, halved by the second block.
