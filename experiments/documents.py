@@ -20,7 +20,7 @@ import jinja2
 from experiments import console, report
 from experiments.files import write_whole
 from experiments.report import binary_tasks, findings, labels, page, pairs, records
-from experiments.report.records import Condition, Mean, Results
+from experiments.report.records import Results
 
 # Each document with the way from it to the folder of its figures.
 _DOCUMENTS = {"README.md": "docs/results", "docs/results.md": "results"}
@@ -51,18 +51,10 @@ class Study:
         self.lines = records.main_table(results, self.tasks)
         self.collapsed = binary_tasks.collapsed_networks(self.rows)
 
-    def condition(self, norm: str | None) -> Condition:
-        """Return clean (None), a norm at its main epsilon, or "worst"."""
-        return next(one for one in self.results.main_conditions if one.norm == norm)
-
-    def mean(self, method: str, split: str, norm: str | None) -> Mean | None:
-        """Return a cell of the main table."""
-        accuracies = records.task_accuracies(self.results, method, split, self.condition(norm))
-        return records.mean_over_tasks(accuracies, self.tasks)
-
     def says(self, split: str, norm: str) -> str:
-        """Say whether 1NN is ahead of the best other method, and by how much."""
-        return findings.comparison(self.results, split, self.condition(norm), self.tasks) or ""
+        """Say whether 1NN is ahead of the best other method in a norm at its main epsilon, and by how much."""
+        condition = next(one for one in self.results.main_conditions if one.norm == norm)
+        return findings.comparison(self.results, split, condition, self.tasks) or ""
 
     @property
     def hides(self) -> list[str]:

@@ -39,8 +39,8 @@ def conv_general_dilated(
       are exchanged for real. With strides and few channels, most of that convolution would be zeros: here one without
       strides makes all pixels of a stride at once, as channels. With one to three channels its result is too narrow
       for the routine: there one matrix product makes all terms, which are added in place.
-    * From one to three channels to 16 or fewer, two pixels side by side are made at once, as channels: so few results
-      are too narrow for the routine.
+    * From one to three channels to 16 or fewer, a padded convolution makes two pixels side by side at once, as
+      channels: so few results are too narrow for the routine.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
