@@ -69,9 +69,8 @@ def blocks(run: Run) -> list[Block]:
     title = run.settings.get("title", f"1NN and adversarially trained networks on {rows[0]['dataset']}")
     found: list[Block] = [Heading(title, 1), _completeness(len(rows), run.num_missing + len(run.failed)), *alerts(run)]
     if collapsed := collapsed_networks(rows):
-        found.append(
-            Bullets(collapsed, f"Right on at most {100 * _COLLAPSED:.0f} points more than half of the clean images:")
-        )
+        most = f"at most {100 * (0.5 + _COLLAPSED):.0f} % of the clean images"
+        found.append(Bullets(collapsed, f"Hardly better than a constant prediction ({most}):"))
     for results in indexed:
         if len(indexed) > 1:
             found.append(Heading(f"Dataset {results.dataset}"))
@@ -87,7 +86,7 @@ def collapsed_networks(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         clean = [item["robust"] / item["count"] for item in row["evaluations"] if item["kind"] == "clean"]
-        if parse_pair(row["task"]) and any(accuracy < 0.5 + _COLLAPSED for accuracy in clean):
+        if parse_pair(row["task"]) and any(accuracy <= 0.5 + _COLLAPSED for accuracy in clean):
             found.append(row["unit"])
     return found
 
