@@ -22,12 +22,13 @@ from jax import lax
 
 from nn_adv import pixels
 from nn_adv.certify.problems import l1_maximum, linf_root
-from nn_adv.certify.state import Search, power_of_two
+from nn_adv.certify.state import Search
 from nn_adv.neighbors.distances import float64_distances, matmul_t
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.screens import make_screen
 
 _TILE = 16  # opponents bounded together
+_LISTS = 64  # lists of opponents in one call
 _REACH_BATCH = 64  # images in one product of `linf_reach`
 
 
@@ -134,15 +135,18 @@ def by_one_constraint(
       opponents: for each a list of points ``[T, K]``.
       norm: of the perturbation. In l2 pixel bounds are not used: one constraint alone gains little from them.
     """
-    count, filling = len(images), power_of_two(len(images)) - len(images)
-    lists = [
-        np.pad(x, ((0, filling), (0, 0)), constant_values=-1).astype(np.int32)
-        for x in (opponents, search.anchors[images])
-    ]
-    image = np.pad(images, (0, filling)).astype(np.int32)
+    num_lists, width = opponents.shape
+    filling = (0, -num_lists % _LISTS), (0, -width % _TILE)  # so that one shape is compiled
+    image = np.pad(images, filling[0]).astype(np.int32)
+    lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
+    anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)
+    options = {"norm": norm, "bounds": search.bounds}
+    found = []
     with jax.enable_x64(True):
-        found = _by_one_constraint(search.reference, search.queries, image, *lists, norm=norm, bounds=search.bounds)
-    sq_distances, lower = (np.array(part)[:count] for part in found)
+        for start in range(0, max(len(image), 1), _LISTS):
+            part = (x[start : start + _LISTS] for x in (image, lists, anchors))
+            found.append(_by_one_constraint(search.reference, search.queries, *part, **options))
+    sq_distances, lower = (np.concatenate(part)[:num_lists, :width] for part in zip(*found, strict=True))
     return sq_distances, lower
 
 

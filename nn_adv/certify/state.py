@@ -7,12 +7,13 @@ import dataclasses
 import jax
 import numpy as np
 
-from nn_adv.certify.inputs import Points
+from nn_adv.certify.inputs import Points, host_pixels
 from nn_adv.neighbors import Reference, nearest_in_class
 from nn_adv.threat import float64_sizes
 
 _OWN_POINTS = 4  # asked for around a candidate witness
 _NUM_ANCHORS = 4
+_FEW = 2**22  # differences of pixels that NumPy forms sooner than a search is compiled
 
 
 @dataclasses.dataclass
@@ -58,7 +59,9 @@ class Search:
 
     def nearest_own(self, candidates: np.ndarray, label: int) -> np.ndarray:
         """Return the points ``[T, k]`` of a class nearest to each candidate ``[T, d]``, nearest first."""
-        count = len(candidates)
+        count, mine = len(candidates), np.flatnonzero(self.points.labels == label)
+        if candidates.size * len(mine) <= _FEW:
+            return _nearest_of_few(candidates, self.points, mine)
         padded = np.pad(candidates, ((0, power_of_two(count) - count), (0, 0)), mode="edge")
         indices = np.asarray(nearest_in_class(self.reference, padded, label, k=_OWN_POINTS).indices)[:count]
         return np.where(indices < 0, -1, self.points.positions[np.maximum(indices, 0)])
@@ -71,6 +74,16 @@ class Search:
         """Keep a witness that is better than the best so far."""
         if size < self.best[image]:
             self.best[image], self.adversarial[image], self.opponent[image] = size, candidate, opponent
+
+
+def _nearest_of_few(candidates: np.ndarray, points: Points, some: np.ndarray) -> np.ndarray:
+    """Return those of ``some`` points nearest to each candidate, as `Search.nearest_own`."""
+    stored = points.stored[some]
+    if not stored.dtype == candidates.dtype == np.uint8:  # between uint8 images ties are those of the integers
+        stored, candidates = host_pixels(stored, np.float64), host_pixels(candidates, np.float64)
+    sq_distances = np.sum((candidates[:, None].astype(np.float64) - stored) ** 2, axis=2)
+    order = np.lexsort((np.broadcast_to(points.indices[some], sq_distances.shape), sq_distances))[:, :_OWN_POINTS]
+    return np.pad(some[order], ((0, 0), (0, _OWN_POINTS - order.shape[1])), constant_values=-1)
 
 
 def power_of_two(count: int) -> int:

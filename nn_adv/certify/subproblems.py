@@ -111,17 +111,18 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
         multipliers[i, : len(one.constraints)] = one.multipliers
         center[i] = one.center
     scale = [search.scale[one.image] for one in subproblems]
+    stored, images = search.points.stored, np.asarray(search.queries)
 
     def filled(values, dtype=np.float64):
         return np.pad(np.array(values, dtype), (0, size - count), mode="edge")
 
     with jax.enable_x64(True):
         solved = _solve_all(
-            search.reference,
-            search.queries,
-            filled([one.image for one in subproblems], np.int32),
-            filled([one.opponent for one in subproblems], np.int32),
-            constraints,
+            # The points themselves: what is compiled depends on neither the number of images nor that of points.
+            images[filled([one.image for one in subproblems], np.int32)],
+            stored[filled([one.opponent for one in subproblems], np.int32)],
+            stored[constraints],
+            constraints >= 0,
             multipliers,
             filled([max(one.lower, _LEAST_SIZE * unit) for one, unit in zip(subproblems, scale, strict=True)]),
             center,
@@ -146,9 +147,9 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds", "one_by_one"))
-def _solve_all(reference, queries, *subproblems, norm, bounds, one_by_one):
+def _solve_all(*subproblems, norm, bounds, one_by_one):
     """Solve S subproblems, together or one by one, which a CPU's cache prefers and where none waits for the slowest."""
-    solve = functools.partial(_solve_together, reference, queries, norm=norm, bounds=bounds)
+    solve = functools.partial(_solve_together, norm=norm, bounds=bounds)
     if not one_by_one:
         return solve(*subproblems)
     alone = jax.tree.map(lambda field: field[:, None], subproblems)
@@ -156,15 +157,26 @@ def _solve_all(reference, queries, *subproblems, norm, bounds, one_by_one):
 
 
 def _solve_together(
-    reference, queries, image, opponent, constraints, multipliers, size, center, rounds, shift, lift, scale,
-    *, norm, bounds,
-):  # fmt: skip
-    """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border."""
-    points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
-    x = float64_pixels(queries[image])
-    z = float64_pixels(points[opponent])
-    own = float64_pixels(points[constraints])
-    is_constraint = constraints >= 0
+    image, opponent, own, is_constraint, multipliers, size, center, rounds, shift, lift, scale, *, norm, bounds
+):
+    """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border.
+
+    Args:
+      image: pixels ``[S, d]``, uint8 or float32.
+      opponent: likewise ``[S, d]``.
+      own: the points of the constraints ``[S, M, d]``.
+      is_constraint: ``[S, M]``, False for filling.
+      multipliers: ``[S, M]``; the fields of the subproblems follow, ``[S]`` each but the centre ``[S, d]``.
+      size: see `dual.solve`, as for ``center`` and ``rounds``.
+      center: see there.
+      rounds: see there.
+      shift: see `Subproblem`, as for ``lift``.
+      lift: see there.
+      scale: see `Search`.
+      norm: of the perturbation.
+      bounds: of a pixel, or None.
+    """
+    x, z, own = float64_pixels(image), float64_pixels(opponent), float64_pixels(own)
     gaps = jnp.where(is_constraint[:, :, None], z[:, None] - own, 0)
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
     heights = jnp.sum(gaps * ((z[:, None] + own) / 2 - x[:, None]), axis=2)
