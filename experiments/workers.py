@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
@@ -28,11 +29,16 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 
 
 @contextlib.contextmanager
-def _environment(core: int) -> Iterator[None]:
-    """Let a process that is started inside have one core, and its libraries know of no other."""
+def _environment(core: int, compiled: str) -> Iterator[None]:
+    """Let a process that is started inside have one core, its libraries know of no other, and JAX find what is compiled.
+
+    ``compiled`` is the folder where processes leave to each other what they compiled, unless the user names one.
+    """
     ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     try:
         if ours:
@@ -144,6 +150,7 @@ class Pool:
 
     def __init__(self, module: str, config: Any, workdir: Path, count: int):
         self._arguments = (module, config, workdir)
+        self._compiled = tempfile.TemporaryDirectory(prefix="compiled-")
         self._workers = {place: self._start(place) for place in range(count)}
 
     def __enter__(self) -> Pool:
@@ -155,13 +162,14 @@ class Pool:
         for process, pipe in self._workers.values():
             process.join()
             pipe.close()
+        self._compiled.cleanup()
 
     def _start(self, place: int):
         context = multiprocessing.get_context("spawn")  # a fork would share JAX's threads and locks
         own, theirs = context.Pipe()
         core = cores()[place % len(cores())]
         process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
-        with _environment(core):
+        with _environment(core, self._compiled.name):
             process.start()
         theirs.close()  # so that the end of the worker is the end of the pipe
         return process, own

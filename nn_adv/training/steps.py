@@ -50,21 +50,28 @@ class State:
         return self.variables if self.average is None else self.average
 
 
-@functools.partial(jax.jit, static_argnames=("model", "recipe", "image_shape", "grouped"))
 def init(model: nn.Module, recipe: Recipe, key: chex.PRNGKey, image_shape: tuple[int, ...], *, grouped: bool) -> State:
-    """Draw the first weights from ``key``."""
+    """Draw the first weights from ``key``; recipes of one model share what is compiled."""
+    variables = _first_variables(model, key, image_shape, grouped=grouped)
 
-    def one(key):
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    def one(variables):
         return State(
             step=jnp.zeros((), jnp.int32),
             variables=variables,
             opt_state=recipe.optimizer(1).init(variables["params"]),
-            average=variables if recipe.ema_decay else None,
-            best=variables if recipe.select_every else None,
+            average=jax.tree.map(jnp.copy, variables) if recipe.ema_decay else None,
+            best=jax.tree.map(jnp.copy, variables) if recipe.select_every else None,
             best_score=-jnp.ones(()),
             best_epoch=-jnp.ones((), jnp.int32),
         )
+
+    return (jax.vmap(one) if grouped else one)(variables)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "image_shape", "grouped"))
+def _first_variables(model, key, image_shape, *, grouped):
+    def one(key):
+        return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
     return jax.vmap(one)(key) if grouped else one(key)
 
