@@ -173,6 +173,7 @@ def solve(
     *,
     center: chex.Array | None = None,
     rounds: chex.Array | None = None,
+    enough: chex.Array | float = jnp.inf,
 ) -> Solution:
     """Solve S problems together, as far as a bounded number of steps goes.
 
@@ -183,6 +184,7 @@ def solve(
       size: a positive number near the radius ``[S]``; sets the units.
       center: v of an earlier call ``[S, d]``; unused in l2.
       rounds: number of earlier calls ``[S]``: the steps of the centre grow with it.
+      enough: in l1 and linf a problem is left once its lower bound has reached this ``[S]``.
     """
     size = size[:, None]
     scaled = problems._replace(heights=problems.heights / size, low=problems.low / size, high=problems.high / size)
@@ -192,11 +194,13 @@ def solve(
         multipliers = multipliers * size
         proved = lower_bound(norm, problems, multipliers)
         return Solution(multipliers, inner.perturbation * size, proved, error <= _TOLERANCE)
-    solved = (_solve_l1 if norm == "l1" else _solve_linf)(scaled, multipliers, center / size, rounds)
+    solved = (_solve_l1 if norm == "l1" else _solve_linf)(
+        scaled, multipliers, center / size, rounds, enough / size[:, 0]
+    )  # fmt: skip
     return solved._replace(perturbation=solved.perturbation * size, lower=solved.lower * size[:, 0])
 
 
-def _solve_l1(problems: Problems, multipliers, center, rounds) -> Solution:
+def _solve_l1(problems: Problems, multipliers, center, rounds, enough) -> Solution:
     """Proximal point steps: the centre moves to the last v."""
 
     def outer(state):
@@ -210,11 +214,11 @@ def _solve_l1(problems: Problems, multipliers, center, rounds) -> Solution:
 
     zeros = jnp.zeros_like(problems.heights[:, 0])
     start = (multipliers, center, zeros, zeros > 0, 0)
-    state = lax.while_loop(lambda s: ~jnp.all(s[3]) & (s[4] < _OUTER_STEPS), outer, start)
+    state = lax.while_loop(lambda s: ~jnp.all(s[3] | (s[2] >= enough)) & (s[4] < _OUTER_STEPS), outer, start)
     return Solution(*state[:4])
 
 
-def _solve_linf(problems: Problems, multipliers, center, rounds) -> Solution:
+def _solve_linf(problems: Problems, multipliers, center, rounds, enough) -> Solution:
     """Raise epsilon until the constraints can be met within it.
 
     At each epsilon the constraints may be missed at a price. What is missed, mu = C (h - G v)^+, separates the box of
@@ -244,6 +248,6 @@ def _solve_linf(problems: Problems, multipliers, center, rounds) -> Solution:
     best = multipliers * lengths
     lower = lower_bound("linf", unit, best)
     start = (best, jnp.zeros_like(best), center, lower, lower < 0, 0)
-    state = lax.while_loop(lambda s: ~jnp.all(s[4]) & (s[5] < _OUTER_STEPS), outer, start)
+    state = lax.while_loop(lambda s: ~jnp.all(s[4] | (s[3] >= enough)) & (s[5] < _OUTER_STEPS), outer, start)
     best, _, v, lower, is_converged, _ = state
     return Solution(best / lengths, v, lower, is_converged)

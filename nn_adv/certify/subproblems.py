@@ -127,6 +127,8 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
             filled([max(one.lower, _LEAST_SIZE * unit) for one, unit in zip(subproblems, scale, strict=True)]),
             center,
             filled([one.rounds for one in subproblems], np.int32),
+            # A bound that has reached the best witness rules its opponent out; what lifted constraints prove is none.
+            filled([np.inf if one.is_lifted else search.best[one.image] for one in subproblems]),
             filled([0.0 if one.is_lifted else one.shift for one in subproblems]),
             filled([one.lift * unit for one, unit in zip(subproblems, scale, strict=True)]),
             filled(scale),
@@ -157,7 +159,7 @@ def _solve_all(*subproblems, norm, bounds, one_by_one):
 
 
 def _solve_together(
-    image, opponent, own, is_constraint, multipliers, size, center, rounds, shift, lift, scale, *, norm, bounds
+    image, opponent, own, is_constraint, multipliers, size, center, rounds, enough, shift, lift, scale, *, norm, bounds
 ):
     """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border.
 
@@ -170,6 +172,7 @@ def _solve_together(
       size: see `dual.solve`, as for ``center`` and ``rounds``.
       center: see there.
       rounds: see there.
+      enough: see there.
       shift: see `Subproblem`, as for ``lift``.
       lift: see there.
       scale: see `Search`.
@@ -188,7 +191,7 @@ def _solve_together(
     # The rounding of a witness counts by the length of a constraint; of those longer than the pixels, as if by that.
     lift *= jnp.minimum(scale, jnp.sqrt(jnp.max(jnp.sum(gaps**2, axis=2), axis=1)))
     lifted = problems._replace(heights=jnp.where(is_constraint, heights + lift[:, None], 0))
-    solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds)
+    solution = dual.solve(norm, lifted, multipliers, size, center=center, rounds=rounds, enough=enough)
     # What multipliers of lifted constraints prove of the true ones.
     lower = jnp.where(lift > 0, lower_bound(norm, problems, solution.multipliers), solution.lower)
     v = solution.perturbation
