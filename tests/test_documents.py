@@ -16,6 +16,7 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import main
+from nn_adv import neighbors
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,24 +32,29 @@ COMMANDS = [
     for line in block.replace("\\\n", "").splitlines()
 ]
 # The blocks that are not run: what they hold, and why.
-NOT_RUN = {"docs/leaderboard.md": {"download=True": "downloads weights"}}
-NEEDS = {"import art\n": "art", "import foolbox\n": "foolbox", "import torch\n": "torch"}  # what may not be installed
+NOT_RUN = {
+    "docs/attacks.md": {"import robustbench\n": "downloads weights"},
+    "docs/leaderboard.md": {"download=True": "downloads weights"},
+}
+OPTIONAL = ("art", "foolbox", "torch")  # a block that imports one of these is not run where it is not installed
 
 
 def _classifier() -> dict:
-    """A linear classifier of the reader's, and images that it classifies correctly."""
+    """A linear classifier of the reader's, images that it classifies correctly, and the names that pages give them."""
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(6, 8, 8, 3)).astype(np.float32)
-    weights = rng.standard_normal((192, 4)).astype(np.float32)
+    images = rng.uniform(size=(6, 32, 32, 3)).astype(np.float32)
+    weights = rng.standard_normal((3072, 10)).astype(np.float32)
 
     def logits_fn(images):
         return images.reshape(len(images), -1) @ weights
 
-    return {"logits_fn": logits_fn, "images": images, "labels": np.argmax(logits_fn(images), axis=1)}
+    labels = np.argmax(logits_fn(images), axis=1)
+    found = {"logits_fn": logits_fn, "images": images, "labels": labels, "ref": neighbors.fit(images, labels, 10)}
+    return found | {"x_nchw": np.moveaxis(images, -1, 1), "y": labels}
 
 
 # What the blocks of a page take as given.
-GIVEN = {"docs/other_libraries.md": _classifier}
+GIVEN = {"docs/attacks.md": _classifier, "docs/other_libraries.md": _classifier}
 
 
 def _run(code: str, names: dict) -> None:
@@ -74,7 +80,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = GIVEN.get(page, dict)()
     for block in BLOCKS[page]:
-        missing = [package for text, package in NEEDS.items() if text in block and not importlib.util.find_spec(package)]
+        missing = [name for name in OPTIONAL if f"import {name}\n" in block and not importlib.util.find_spec(name)]
         if not missing and not any(text in block for text in NOT_RUN.get(page, ())):
             _run(block, names)
     if page == "README.md":

@@ -52,5 +52,7 @@ def on_page_content(content, **_):
 
 
 def _mathml(found: re.Match) -> str:
-    display = "block" if found[1] == "div" else "inline"
-    return latex2mathml.converter.convert(html.unescape(found[2]).strip(), display=display)
+    latex = html.unescape(found[2]).strip()
+    if found[1] == "span":
+        return latex2mathml.converter.convert(latex)
+    return f'<div class="formula">{latex2mathml.converter.convert(latex, display="block")}</div>'
