@@ -23,7 +23,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # CONTRIBUTING.md is run by test_contributing.py.
 FILES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}
-BLOCKS = {page: [code for language, code in FENCE.findall(text) if language == "python"] for page, text in TEXTS.items()}
+BLOCKS = {
+    page: [code for language, code in FENCE.findall(text) if language == "python"] for page, text in TEXTS.items()
+}
 COMMANDS = [
     (page, line)
     for page, text in TEXTS.items()
