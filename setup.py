@@ -29,7 +29,8 @@ EXPERIMENTS = [
     "safetensors>=0.5",
 ]
 ZOO = ["safetensors>=0.5", "torch>=2.6", "gdown>=6.3"]  # torch reads published weights, gdown fetches them
-TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15"]
+NOTEBOOKS = ["nbclient>=0.10", "ipykernel>=6.29"]  # to run those of notebooks/
+TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.15", *NOTEBOOKS]
 
 setuptools.setup(
     name="nn_adv",
@@ -51,7 +52,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "test": [*EXPERIMENTS, *ZOO, *TEST],
         "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # the tests that attack with them
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "latex2mathml>=3.77"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
     },
     classifiers=[

@@ -1,9 +1,7 @@
 import pathlib
-import re
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
 
 from experiments import documents, store
@@ -26,14 +24,6 @@ def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
 def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command(written):
     kept = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
     assert kept - written.keys() == {"docs/results/voronoi.png"}
-
-
-def test_the_first_lines_of_python_run():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    found: dict = {}
-    exec(code, found)
-    radius = found["found"]
-    assert radius.is_exact.all() and np.all(radius.lower[radius.correct] > 0)
 
 
 def test_nothing_that_the_documents_need_is_ignored():
