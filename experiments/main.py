@@ -13,6 +13,7 @@ takes, and every value in it is a flag: --config.training.num_epochs=5. docs/gui
 from __future__ import annotations
 
 import runpy
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -142,7 +143,7 @@ def _run(workdir: Path) -> None:
         experiment = _experiment(config)
         has_failed = False
         try:
-            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers)
+            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=_command())
         except failures.SomeFailed as error:
             failed.append(str(error))
             report, has_failed = error.report, True
@@ -152,6 +153,11 @@ def _run(workdir: Path) -> None:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)
+
+
+def _command() -> str:
+    """Return the command line of this process, as it may be typed again."""
+    return shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:

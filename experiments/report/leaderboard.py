@@ -150,7 +150,8 @@ def blocks(run: Run) -> list[Block]:
         found.append(Bullets(warned, "Warnings:"))
     reading = Text(_reading(results, rows, _sort_by(run)), "note")
     found += [_main_table(results, names), reading, *beaten_blocks(results), *_scatter_blocks(results, names)]
-    return [*found, *_curve_blocks(results, names), *_clean_blocks(results, rows), *provenance_blocks(rows, [results])]
+    found += [*_curve_blocks(results, names), *_clean_blocks(results, rows)]
+    return [*found, *provenance_blocks(run._replace(rows=rows), [results])]
 
 
 def summary(run: Run) -> str:
