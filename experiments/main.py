@@ -157,7 +157,12 @@ def _run(workdir: Path) -> None:
 
 def _command() -> str:
     """Return the command line of this process, as it may be typed again."""
-    return shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
+    return " ".join(["python -m experiments.main", *map(_quoted, sys.argv[1:])])
+
+
+def _quoted(argument: str) -> str:
+    """Quote for a shell: in double quotes what has names in single ones, which stays readable."""
+    return f'"{argument}"' if "'" in argument and not set('"$`\\!') & set(argument) else shlex.quote(argument)
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:

@@ -9,13 +9,13 @@ import numpy as np
 
 from experiments.pictures import Pictures
 from experiments.report import figures
-from experiments.report.labels import condition_label, method_label, norm_label
+from experiments.report.labels import method_label, norm_label, radius
 from experiments.report.page import Block, Heading, Image, Table, Text, file_name
-from experiments.report.records import Condition, Row, method_key, task_key
+from experiments.report.records import Condition, Row, method_key, norm_key, task_key
 
 _MOST_TASKS = 2
 _READING = (
-    "Images that the method classifies correctly. Changed, of 1NN: the witness at the exact radius, the smallest change "
+    "Images that the method classifies correctly. Changed, of 1NN: the witness at the exact radius, the least change "
     "to another label. Changed, of networks: what the first attack of the ensemble to succeed found within the main "
     "radius. Difference: what was added, magnified; grey is nothing. Distances are of pixels in [0, 1], those of the "
     "nearest training images in L2."
@@ -26,11 +26,12 @@ def picture_blocks(rows: Sequence[Row], pictures: Mapping[str, Pictures]) -> lis
     """Show the pictures of the first tasks that have some, of each method once."""
     tasks: dict[str, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: (task_key(row["task"]), method_key(row["method"]), row["seed"])):
-        if row["unit"] in pictures and pictures[row["unit"]].clean.shape[-1] in (1, 3):  # grey or colours
+        of = pictures.get(row["unit"])
+        if of and len(of.clean) and of.clean.shape[-1] in (1, 3):  # grey or colours
             tasks.setdefault(row["task"], {}).setdefault(row["method"], row)
     found: list[Block] = []
-    for task, of in list(tasks.items())[:_MOST_TASKS]:
-        found += [Heading(task, 3), _table({method: (row, pictures[row["unit"]]) for method, row in of.items()})]
+    for task, methods in list(tasks.items())[:_MOST_TASKS]:
+        found += [Heading(task, 3), _table({method: (row, pictures[row["unit"]]) for method, row in methods.items()})]
     return [Heading("Images and what changes their label"), *found, Text(_READING, "note")] if found else []
 
 
@@ -41,7 +42,8 @@ def _table(of: Mapping[str, tuple[Row, Pictures]]) -> Table:
         for place, key in enumerate(zip(pictures.label.tolist(), pictures.image.tolist(), strict=True)):
             own = lines.setdefault(key, [])
             own.append([method_label(method), *_line(row, pictures, place, is_first=not own)])
-    norms = next(iter(of.values()))[1].norms
+    first = next(iter(of.values()))[1]
+    norms = [str(first.norms[number]) for number in _norm_order(first)]
     return Table(
         ["", "clean", *("changed", "difference") * len(norms), "own class", "other class"],
         [line for _, own in sorted(lines.items()) for line in own],
@@ -62,10 +64,11 @@ def _line(row: Row, pictures: Pictures, place: int, *, is_first: bool) -> list[s
         return image(pixels, about, caption) if is_first else ""
 
     cells = [shared(clean, "clean", f"{row['classes'][pictures.label[place]]}, {what}")]
-    for number, norm in enumerate(pictures.norms):
+    for number in _norm_order(pictures):
+        norm = str(pictures.norms[number])
         changed, distance = pictures.adversarial[number, place], pictures.distance[number, place]
         if not math.isfinite(distance):
-            cells += [f"none in {condition_label(Condition(norm, pictures.epsilon[number]))}", ""]
+            cells += [f"none within {radius(Condition(norm, pictures.epsilon[number]))}", ""]
             continue
         times = _magnification(changed - clean)
         cells.append(image(changed, f"changed in {norm}", f"at {distance:.4g}"))
@@ -73,6 +76,10 @@ def _line(row: Row, pictures: Pictures, place: int, *, is_first: bool) -> list[s
     cells.append(shared(pictures.own[place], "nearest of its class", f"at {pictures.own_distance[place]:.4g}"))
     cells.append(shared(pictures.other[place], "nearest of another", f"at {pictures.other_distance[place]:.4g}"))
     return cells
+
+
+def _norm_order(pictures: Pictures) -> list[int]:
+    return sorted(range(len(pictures.norms)), key=lambda number: norm_key(pictures.norms[number]))
 
 
 def _magnification(difference: np.ndarray) -> int:

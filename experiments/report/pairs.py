@@ -215,7 +215,7 @@ def pair_table_blocks(results: Results) -> list[Block]:
     tasks = {pair: task for task in results.tasks if (pair := parse_pair(task))}
     lines = [
         [
-            f"{tasks[pair]} {' / '.join(results.classes[tasks[pair]])}",
+            _pair_label(tasks[pair], results.classes[tasks[pair]]),
             *(text for found in scores.values() for text in _score_texts(found.get(pair))),
         ]
         for pair in tasks
@@ -225,11 +225,15 @@ def pair_table_blocks(results: Results) -> list[Block]:
     rival = _rival(results)
     note = (
         f"Accuracy in percent, ≤ attacked and = exact, and 1NN minus the best {rival} in points. The network is chosen "
-        "anew for each pair, split and radius. A click on a header sorts."
+        "anew for each pair, split and radius."
     )
-    header = ["pair", *("1NN", "best", "difference") * len(scores)]
+    header = ["pair", *("1NN", "best", "points") * len(scores)]
     table = Table(header, lines, groups=[("", 1), *groups], sortable=True)
     return [Heading(f"1NN and the best {rival} of each pair", 3), table, Text(note, "note")]
+
+
+def _pair_label(task: str, classes: Sequence[str]) -> str:
+    return task if "v".join(classes) == task else f"{task} {' / '.join(classes)}"
 
 
 def _score_texts(scores: tuple[Accuracy, Accuracy] | None) -> list[str]:
