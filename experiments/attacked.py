@@ -50,7 +50,7 @@ def broken_by(
     indices: np.ndarray,
     batch_size: int,
     progress_file: Path,
-    examples: Sequence[int] = (),
+    examples: Sequence[int] | np.ndarray = (),
     show: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """Attack images at several radii of each norm, each only where the radii before it leave a doubt.
@@ -79,8 +79,8 @@ def broken_by(
       ValueError: the progress file cannot be read; the message says what to do.
     """
     network = _fingerprint(classifier, images, batch_size)
-    examples = np.array(examples, int)
-    done, points, state = _load(progress_file, network, images, examples)
+    shown = np.asarray(examples, int)
+    done, points, state = _load(progress_file, network, images, shown)
     saved = time.monotonic()
 
     def keep(state: attacks.EnsembleState) -> None:
@@ -88,7 +88,7 @@ def broken_by(
         name = suite[state.attack].name if state.attack >= 0 else "clean"
         show(f"{threat.norm} {threat.epsilon:.4g}, {name}, {state.num_done} of {state.num_rows}")
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-            _save(progress_file, network, done, [*points, state.adversarial[examples]], state)
+            _save(progress_file, network, done, [*points, state.adversarial[shown]], state)
             saved = time.monotonic()
 
     for threat in threats[len(done) :]:
@@ -109,7 +109,7 @@ def broken_by(
             on_batch=keep,
         )
         found = result.broken_by
-        points.append(result.adversarial[examples])
+        points.append(result.adversarial[shown])
         done.append(found if known is None else np.where(known == _IN_DOUBT, found, known))
         state = None
     return [Outcome(*found) for found in zip(threats, done, points, strict=True)]

@@ -93,7 +93,7 @@ def attack(
     *,
     seed: int,
     progress_file: Path,
-    examples: Sequence[int] = (),
+    examples: Sequence[int] | np.ndarray = (),
     show: Callable[[str], None],
 ) -> list[attacked.Outcome]:
     """Attack images in every threat of the evaluation, see `attacked.broken_by`."""

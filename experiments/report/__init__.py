@@ -90,14 +90,15 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     """See `write`."""
     _check_rows(run, workdir)
     module = _REPORTS[experiment]
-    blocks, folder = page.signed(module.blocks(run), REDRAW), workdir / "report"
+    made, folder = module.blocks(run), workdir / "report"
+    blocks = page.signed(made, REDRAW)
     for image in page.images(blocks):
         write_whole(folder / "figures" / image.name, image.png)
     write_whole(folder / "report.md", page.to_markdown(blocks, folder="figures"))
     table = module.table(run)
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
-    write_whole(folder / "report.html", page.to_html(blocks, title=blocks[0].text))
+    write_whole(folder / "report.html", page.to_html(blocks, title=made[0].text))
     return Report(folder / "report.html", folder / module.TABLE, module.summary(run))
 
 

@@ -79,7 +79,7 @@ def _line(row: Row, pictures: Pictures, place: int, *, is_first: bool) -> list[s
 
 
 def _norm_order(pictures: Pictures) -> list[int]:
-    return sorted(range(len(pictures.norms)), key=lambda number: norm_key(pictures.norms[number]))
+    return sorted(range(len(pictures.norms)), key=lambda number: norm_key(str(pictures.norms[number])))
 
 
 def _magnification(difference: np.ndarray) -> int:

@@ -203,6 +203,7 @@ def test_the_report_is_made_again_from_the_rows_alone(finished, tmp_path):
     workdir, page = finished
     for path in workdir.glob("*.json*"):
         shutil.copy(path, tmp_path)
+    shutil.copytree(workdir / "pictures", tmp_path / "pictures")
     done = _run([sys.executable, "-m", "experiments.report", str(tmp_path)])
     assert done.returncode == 0 and done.stdout == f"Report: {tmp_path}/report/report.html\n", done.stderr
     for name in ("report.html", "report.md", "pairs.csv"):
