@@ -13,7 +13,6 @@ takes, and every value in it is a flag: --config.training.num_epochs=5. docs/gui
 from __future__ import annotations
 
 import runpy
-import shlex
 import sys
 import types
 from pathlib import Path
@@ -138,12 +137,12 @@ def _run(workdir: Path) -> None:
         runs = [(workdir / name, config) for name, config in items]
         for _, config in runs:  # a mistake in the last item should not show after days
             _experiment(config).make_plan(config)
-    failed = []
+    failed, command = [], console.command("experiments.main", sys.argv[1:])
     for folder, config in runs:
         experiment = _experiment(config)
         has_failed = False
         try:
-            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=_command())
+            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=command)
         except failures.SomeFailed as error:
             failed.append(str(error))
             report, has_failed = error.report, True
@@ -153,16 +152,6 @@ def _run(workdir: Path) -> None:
             console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)
-
-
-def _command() -> str:
-    """Return the command line of this process, as it may be typed again."""
-    return " ".join(["python -m experiments.main", *map(_quoted, sys.argv[1:])])
-
-
-def _quoted(argument: str) -> str:
-    """Quote for a shell: in double quotes what has names in single ones, which stays readable."""
-    return f'"{argument}"' if "'" in argument and not set('"$`\\!') & set(argument) else shlex.quote(argument)
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -184,6 +185,8 @@ def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_pat
     np.testing.assert_array_equal(
         radii.load(tmp_path / "all" / "radii" / "3v8.npz").lower, radii.load(workdir / "radii" / "3v8.npz").lower
     )
+    shown, _ = pictures.read(tmp_path / "all", store.read_rows(tmp_path / "all")[0])
+    assert len(shown) == 4
 
 
 @pytest.mark.parametrize("content", [b"PK", b"PK\x03\x04" + b"0" * 99])
@@ -347,6 +350,8 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path, run_here):
     assert done.status == 0, done.stderr
     assert "Report: " in done.stdout
     assert counted(tmp_path) == counted(finished[0])
+    started = store.read_asked(tmp_path)["settings"]["command"]
+    assert shlex.split(started)[1:] == _command(tmp_path)[1:]
 
 
 def _save_own_arrays(path):
