@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import classifiers, evaluate, plan, radii
+from experiments import classifiers, evaluate, pictures, plan, radii
 from experiments.plan import NETWORKS, NOT_IN_A_RECIPE, Unit
 from nn_adv import attacks, data, neighbors, training
 
 _RADIUS_BYTES = 64  # an image, its radii in all norms
+_PICTURED = 2  # tasks, the first
 _NOT_IN_A_ROW = (
     *("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size"),
     *("training.checkpoint_every", "training.group_size"),
@@ -63,9 +64,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         holdout=config.tasks.holdout,
     )
     num_classes, settings = tasks[0].num_classes, plan.model_settings(config)
+    named = plan.named_tasks(tasks, config.tasks.names)
     return Plan(
         identity=make_identity(config, dataset),
-        groups=_make_groups(config, plan.named_tasks(tasks, config.tasks.names)),
+        groups=_make_groups(config, named),
         dataset=dataset,
         evaluation=evaluation,
         suite=evaluation.suite(num_classes) if recipes else (),
@@ -75,6 +77,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         train_images=jnp.asarray(dataset.train_images),
         steps_per_epoch=-(-max(len(task.train_index) for task in tasks) // config.training.batch_size),
         checkpoint_every=config.training.checkpoint_every,
+        pictured=frozenset((task.name, seed) for task in named[:_PICTURED] for seed in (0, config.seeds[0])),
     )
 
 
@@ -112,6 +115,7 @@ class Plan(plan.Plan):
       train_images: those of the dataset, resident on the device.
       steps_per_epoch: enough for the largest task of its kind, so that one program trains every task.
       checkpoint_every: so many epochs.
+      pictured: (name of a task, seed) of which pictures are kept.
     """
 
     evaluation: plan.Evaluation
@@ -122,6 +126,7 @@ class Plan(plan.Plan):
     train_images: jax.Array
     steps_per_epoch: int
     checkpoint_every: int
+    pictured: frozenset[tuple[str, int]]
 
     shared_part: ClassVar[float] = 0.5
 
@@ -173,7 +178,7 @@ class Plan(plan.Plan):
         chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
         if unit.subject == "1nn":
             show(f"radii of 1nn on {task.name}")
-            fields = self._neighbor_fields(task, chosen, workdir)
+            fields = self._neighbor_fields(unit, chosen, workdir)
         else:
             fields = self._network_fields(unit, chosen, shared[unit.name], workdir, show)
         return self.about(unit) | {
@@ -186,13 +191,17 @@ class Plan(plan.Plan):
             **fields,
         }
 
-    def _neighbor_fields(self, task: data.Task, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
+    def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
         """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
-        start = time.perf_counter()
+        start, task = time.perf_counter(), unit.task
         reference = _neighbors(self.dataset, task)
         fitted = time.perf_counter()
         norms = list(self.evaluation.epsilons)
-        known = radii.measure(reference, chosen.images, chosen.labels, norms, split=chosen.split, image=chosen.image)
+        found = radii.search(reference, chosen.images, chosen.labels, norms)
+        known = radii.collect(norms, found, split=chosen.split, image=chosen.image)
+        is_solved = np.all(known.exact & (known.lower > 0), axis=0)
+        examples = self._examples(unit, chosen)
+        witnesses = {norm: radius.adversarial[examples] for norm, radius in zip(norms, found, strict=True)}
         file = f"radii/{task.name}.npz"
         radii.save(workdir / file, known)
         return {
@@ -200,7 +209,7 @@ class Plan(plan.Plan):
             "attack": None,
             "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
             "training": None,
-            "files": [file],
+            "files": [file, *self._keep_pictures(unit, chosen, is_solved, witnesses, workdir)],
             "seconds": _seconds(fitted - start, time.perf_counter() - fitted),
         }
 
@@ -215,18 +224,38 @@ class Plan(plan.Plan):
             chosen,
             seed=unit.seed,
             progress_file=_progress_file(workdir, unit),
+            examples=self._examples(unit, chosen),
             show=lambda text: show(f"{what}: {text}"),
         )
         records = evaluate.attacked_records(self.evaluation, chosen.split, outcomes, names)
         made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
+        at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]
+        is_correct = outcomes[0].attack_index != attacks.CLEAN
+        adversarial = {one.threat.norm: one.adversarial for one in at_main}
         return {
             "evaluations": [record.stored() for record in records],
             "attack": {"attacks": names} | sizes,
             "radii": None,
             "training": made | {"selected_epoch": int(epoch) + 1},
+            "files": self._keep_pictures(unit, chosen, is_correct, adversarial, workdir),
             "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
         }
+
+    def _examples(self, unit: Unit, chosen: evaluate.Images) -> np.ndarray:
+        """Return the places of the images of which pictures of this unit may be kept."""
+        return pictures.candidates(chosen)[: None if (unit.task.name, unit.seed) in self.pictured else 0]
+
+    def _keep_pictures(self, unit: Unit, chosen, is_solved, adversarial, workdir: Path) -> list[str]:
+        """Write the pictures of a unit of the first tasks, see `pictures.make`; return the name of their file."""
+        examples = self._examples(unit, chosen)
+        if not len(examples):
+            return []
+        task, epsilons = unit.task, self.evaluation.epsilons
+        made = pictures.make(chosen, examples, is_solved, adversarial, epsilons, *_points(self.dataset, task))
+        file = f"{pictures.FOLDER}/{task.name}-{unit.subject}-seed{unit.seed}.npz"
+        pictures.save(workdir / file, made)
+        return [file]
 
     def clear(self, unit: Unit, workdir: Path) -> None:
         """Remove the progress of the attacks."""
@@ -242,8 +271,12 @@ def _seconds(train: float, evaluating: float) -> dict[str, float]:
 
 
 def _neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
+    return neighbors.fit(*_points(dataset, task), task.num_classes)
+
+
+def _points(dataset: data.Dataset, task: data.Task) -> tuple[np.ndarray, np.ndarray]:
     """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
     index = np.concatenate([task.train_index, task.holdout_index])
     labels = np.concatenate([task.train_labels, task.holdout_labels])
     order = np.argsort(index)  # ties between neighbours go to the first in the dataset
-    return neighbors.fit(dataset.train_images[index[order]], labels[order], task.num_classes)
+    return dataset.train_images[index[order]], labels[order]

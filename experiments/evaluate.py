@@ -93,6 +93,7 @@ def attack(
     *,
     seed: int,
     progress_file: Path,
+    examples: Sequence[int] | np.ndarray = (),
     show: Callable[[str], None],
 ) -> list[attacked.Outcome]:
     """Attack images in every threat of the evaluation, see `attacked.broken_by`."""
@@ -106,6 +107,7 @@ def attack(
         indices=chosen.number,
         batch_size=evaluation.batch_size,
         progress_file=progress_file,
+        examples=examples,
         show=show,
     )
 
@@ -124,7 +126,7 @@ def attacked_records(
     found = _counts(split, None, 0.0, "clean", outcomes[0].attack_index != attacks.CLEAN)
     at_main = []
     order = list(evaluation.epsilons)
-    for threat, index in sorted(outcomes, key=lambda one: (order.index(one.threat.norm), one.threat.epsilon)):
+    for threat, index, _ in sorted(outcomes, key=lambda one: (order.index(one.threat.norm), one.threat.epsilon)):
         unbroken = index == attacks.UNBROKEN
         for record in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
             remaining = attacks.count_unbroken(index[split == record.split], len(names))

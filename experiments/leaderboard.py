@@ -251,10 +251,10 @@ def _save_outcomes(
     """
     files.write_arrays(
         path,
-        norm=np.array([threat.norm for threat, _ in outcomes]),
-        epsilon=np.array([float(threat.epsilon) for threat, _ in outcomes]),
+        norm=np.array([outcome.threat.norm for outcome in outcomes]),
+        epsilon=np.array([float(outcome.threat.epsilon) for outcome in outcomes]),
         attacks=np.array(attack_names),
         split=images.split,
         image=images.image,
-        broken_by=np.array([index for _, index in outcomes]),
+        broken_by=np.array([outcome.attack_index for outcome in outcomes]),
     )

@@ -137,12 +137,12 @@ def _run(workdir: Path) -> None:
         runs = [(workdir / name, config) for name, config in items]
         for _, config in runs:  # a mistake in the last item should not show after days
             _experiment(config).make_plan(config)
-    failed = []
+    failed, command = [], console.command("experiments.main", sys.argv[1:])
     for folder, config in runs:
         experiment = _experiment(config)
         has_failed = False
         try:
-            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers)
+            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=command)
         except failures.SomeFailed as error:
             failed.append(str(error))
             report, has_failed = error.report, True

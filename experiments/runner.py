@@ -30,6 +30,7 @@ def run(
     *,
     shard: tuple[int, int] = (0, 1),
     num_workers: int | None = 1,
+    command: str = "",
 ) -> Report | None:
     """Run what is missing of an experiment, then write its report.
 
@@ -39,6 +40,7 @@ def run(
       workdir: folder of rows, files and report; made if needed.
       shard: (index, count): run every ``count``-th group of units, from the ``index``-th on.
       num_workers: processes that share the groups; 1: this one; None: one for each core of a CPU, 1 on an accelerator.
+      command: what was typed to start this, for the report; empty: it says nothing of it.
 
     Returns:
       The report; None if there is no row yet, which a shard without work may find.
@@ -60,19 +62,20 @@ def run(
             lines = [*lines, f"--workers={num_workers} and {tasks} to be shared: the other processes have none"]
         for line in (*rows.problems, *lines):
             console.say(line, file=sys.stderr)
-        _write_asked(plan, part, workdir, rows.done())
+        _write_asked(plan, part, workdir, rows.done(), command)
         with _Bar(len(_names(mine) - rows.done() - plan.skipped)) as bar:
             failed = _run_groups(module, config, plan, mine, workdir, rows, bar, num_workers)
     found, _ = store.read_rows(workdir)
-    _write_asked(plan, part, workdir, {row["unit"] for row in found})
+    _write_asked(plan, part, workdir, {row["unit"] for row in found}, command)
     if found:
         plan.after(workdir, found)
     return _report(workdir, failed, len(_names(part) - plan.skipped))
 
 
-def _write_asked(plan: Plan, part, workdir: Path, done: set[str]) -> None:
+def _write_asked(plan: Plan, part, workdir: Path, done: set[str], command: str) -> None:
     """Keep what the report has to know beside the rows: all units, but those that this machine leaves out."""
-    store.write_asked(workdir, _names(plan.groups) - (plan.skipped & _names(part)), plan.settings(part, done))
+    settings = {**plan.settings(part, done), **({"command": command} if command else {})}
+    store.write_asked(workdir, _names(plan.groups) - (plan.skipped & _names(part)), settings)
 
 
 def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_workers) -> list[str]:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments import failures, store
+from experiments import failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
 from experiments.report import audit, binary_tasks, leaderboard, page, small_zoo
+from experiments.report.provenance import REDRAW
 from experiments.report.records import Run
 from nn_adv.paths import as_path
 
@@ -53,7 +54,9 @@ def read(workdir: str | os.PathLike) -> tuple[str, Run]:
     units = set(recorded) if asked is None else set(asked["units"]) - done
     failed = [one for unit, one in recorded.items() if unit in units]
     settings = {} if asked is None else asked["settings"]
-    run = Run(rows, problems, failed, order_violations(rows), len(units) - len(failed), settings)
+    shown, damaged = pictures.read(folder, rows)
+    problems = [*problems, *damaged]
+    run = Run(rows, problems, failed, order_violations(rows), len(units) - len(failed), settings, shown)
     return config["experiment"], run
 
 
@@ -87,15 +90,15 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     """See `write`."""
     _check_rows(run, workdir)
     module = _REPORTS[experiment]
-    blocks, folder = module.blocks(run), workdir / "report"
-    for block in blocks:
-        for image in block.images if isinstance(block, page.Panels) else ():
-            write_whole(folder / "figures" / image.name, image.png)
+    made, folder = module.blocks(run), workdir / "report"
+    blocks = page.signed(made, REDRAW)
+    for image in page.images(blocks):
+        write_whole(folder / "figures" / image.name, image.png)
     write_whole(folder / "report.md", page.to_markdown(blocks, folder="figures"))
     table = module.table(run)
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
-    write_whole(folder / "report.html", page.to_html(blocks, title=blocks[0].text))
+    write_whole(folder / "report.html", page.to_html(blocks, title=made[0].text))
     return Report(folder / "report.html", folder / module.TABLE, module.summary(run))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.report import figures
 from experiments.report.labels import condition_label, norm_label
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
-from experiments.report.provenance import alerts
+from experiments.report.provenance import alerts, command_blocks
 from experiments.report.records import Condition, Row, Run, norm_key, task_key
 from nn_adv import evaluation
 
@@ -60,7 +60,7 @@ def blocks(run: Run) -> list[Block]:
             Text(_READING.format(step=100 / own["count"].iloc[0]), "note"),
             *_figures(own, f"{dataset}-{task}"),
         ]
-    return [*found, Heading("How it was made"), _provenance(run.rows)]
+    return [*found, *command_blocks(run), _provenance(run.rows)]
 
 
 def summary(run: Run) -> str:

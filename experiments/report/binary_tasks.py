@@ -10,6 +10,7 @@ import pandas as pd
 
 from experiments.report import pairs
 from experiments.report.findings import findings
+from experiments.report.gallery import picture_blocks
 from experiments.report.labels import (
     SPLIT_TITLES,
     condition_label,
@@ -78,7 +79,8 @@ def blocks(run: Run) -> list[Block]:
         found += [*_table_blocks(results), *attack_blocks(results, own), *_interval_blocks(results, own)]
         found += pairs.tally_blocks(results)
         found += [*pairs.curve_blocks(results, _shown_tasks(results)), *pairs.heat_map_blocks(results)]
-    return [*found, *provenance_blocks(rows, indexed)]
+        found += pairs.pair_table_blocks(results)
+    return [*found, *picture_blocks(rows, run.pictures), *provenance_blocks(run, indexed)]
 
 
 def collapsed_networks(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures, as PNG bytes: curves, dots in two norms, heat maps over pairs of classes.
+"""The figures, as PNG bytes: curves, dots in two norms, heat maps over pairs of classes, images of the data.
 
 Drawn without pyplot, so nothing global (backend, open figures) is touched. Each panel is an image of its own: a page
 sets them side by side where there is room and one under the other on a phone.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -32,6 +33,7 @@ BROKEN = (0, (5, 1.5))
 # How a line says what it is: the truth is solid, a bound is broken.
 LINE_STYLES: dict[str, Any] = {"exact": "-", "attacked": BROKEN, "certified": (0, (1, 1.5)), "clean": "-"}
 MOST_NAMES = 9  # more names than that cannot be told apart
+_PIXELS_ACROSS = 96
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
 _LETTER_WIDTH, _LINE_HEIGHT, _GAP = 0.0145, 0.045, 0.02  # of names beside dots, as shares of the axes
 _DIVERGING = LinearSegmentedColormap.from_list(
@@ -168,6 +170,15 @@ def scatter(
         axes.grid(color="#E5E5E5", linewidth=0.6)
         xlabel, ylabel = (f"{condition_label(one)}, % (≤ attacked; 1NN = exact)" for one in conditions)
         axes.set(xlim=width, ylim=height, xlabel=xlabel, ylabel=ylabel, title=title)
+    return buffer.getvalue()
+
+
+def pixels(image: np.ndarray) -> bytes:
+    """Write an image ``[H, W, 1 or 3]`` in [0, 1] as it is, each pixel a square of so many that it can be seen."""
+    size = max(1, _PIXELS_ACROSS // image.shape[1])
+    levels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8).repeat(size, axis=0).repeat(size, axis=1)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 

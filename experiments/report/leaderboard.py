@@ -150,15 +150,17 @@ def blocks(run: Run) -> list[Block]:
         found.append(Bullets(warned, "Warnings:"))
     reading = Text(_reading(results, rows, _sort_by(run)), "note")
     found += [_main_table(results, names), reading, *beaten_blocks(results), *_scatter_blocks(results, names)]
-    return [*found, *_curve_blocks(results, names), *_clean_blocks(results, rows), *provenance_blocks(rows, [results])]
+    found += [*_curve_blocks(results, names), *_clean_blocks(results, rows)]
+    return [*found, *provenance_blocks(run._replace(rows=rows), [results])]
 
 
 def summary(run: Run) -> str:
     """Return the table as plain text, in the order of the report's, then whom 1NN beats."""
     (results,) = index(run.rows)
     main = _main_table(results, ordered(results, _sort_by(run)))
-    cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in main.rows]
-    lines = [["", *main.header[1:]], *([row[0][:36], *shares] for row, shares in zip(main.rows, cells, strict=True))]
+    rows = [list(map(str, row)) for row in main.rows]
+    cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in rows]
+    lines = [["", *main.header[1:]], *([row[0][:36], *shares] for row, shares in zip(rows, cells, strict=True))]
     first, width = max(len(line[0]) for line in lines) + 1, max(map(len, main.header[1:])) + 1
     text = [results.dataset, " " * first + "".join(f"{group:^{width * span}}" for group, span in main.groups[1:])]
     text += [f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in shares) for name, *shares in lines]

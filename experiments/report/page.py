@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Heading(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A paragraph. style: "plain", "note" (small print) or "alert" (must not be overlooked)."""
+    """A paragraph. style: "plain", "note" (small print), "alert" (must not be overlooked) or "command" (to type)."""
 
     text: str
     style: str = "plain"
@@ -34,20 +35,31 @@ class Bullets(NamedTuple):
     alert: str = ""
 
 
+class Image(NamedTuple):
+    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables."""
+
+    name: str
+    alt: str
+    png: bytes
+    caption: str = ""
+
+
 class Table(NamedTuple):
-    """A table of text; the first column is on the left, numbers are on the right.
+    """A table of text or images; the first column is on the left, numbers are on the right.
 
     Attributes:
       groups: (title, number of columns) over the header, or empty. The first covers the first column.
       strong: (row, column) of the cells to set in bold.
       numeric: False for a table of words.
+      sortable: a click on the header of a column sorts the HTML version by it.
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Image]]
     groups: Sequence[tuple[str, int]] = ()
     strong: frozenset[tuple[int, int]] = frozenset()
     numeric: bool = True
+    sortable: bool = False
 
     @property
     def starts(self) -> list[int]:
@@ -61,14 +73,6 @@ class Table(NamedTuple):
         return [f"{group}: {text}" if group else text for group, text in zip(groups, self.header, strict=True)]
 
 
-class Image(NamedTuple):
-    """A PNG; name is its file name in the Markdown version, alt says what it shows."""
-
-    name: str
-    alt: str
-    png: bytes
-
-
 class Panels(NamedTuple):
     """Panels that belong side by side, with one caption."""
 
@@ -80,13 +84,55 @@ Block = Heading | Text | Bullets | Table | Panels
 
 
 def to_html(blocks: Sequence[Block], *, title: str) -> str:
-    """Return a page that needs nothing else: no script, no font, no file, no network."""
-    return _TEMPLATES.get_template("page.html").render(blocks=blocks, title=title)
+    """Return a page that needs nothing else: no font, no file, no network; its script only sorts tables."""
+    anchored = _anchored(blocks)
+    return _TEMPLATES.get_template("page.html").render(
+        title=title,
+        anchored=anchored,
+        sections=[(name, block.text) for name, block in anchored if isinstance(block, Heading) and block.level == 2],
+        sortable=any(isinstance(block, Table) and block.sortable for block in blocks),
+    )
 
 
 def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
     """Return Markdown whose images lie in `folder` beside it."""
     return _TEMPLATES.get_template("page.md").render(blocks=blocks, folder=folder)
+
+
+def images(blocks: Sequence[Block]) -> Iterator[Image]:
+    """Yield every image of panels and tables."""
+    for block in blocks:
+        if isinstance(block, Panels):
+            yield from block.images
+        elif isinstance(block, Table):
+            yield from (cell for row in block.rows for cell in row if isinstance(cell, Image))
+
+
+def signed(blocks: Sequence[Block], command: str) -> list[Block]:
+    """Put the command that makes them below the tables and figures of each section."""
+    found: list[Block] = []
+    is_unsigned = False
+    for block in (*blocks, Heading("")):
+        if isinstance(block, Heading) and block.level <= 2 and is_unsigned:
+            found.append(Text(command, "command"))
+            is_unsigned = False
+        is_unsigned |= isinstance(block, Table | Panels)
+        found.append(block)
+    return found[:-1]
+
+
+def _anchored(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
+    """Give every heading a name to link to, unlike the others; other blocks have an empty one."""
+    seen: Counter[str] = Counter()
+    found = []
+    for block in blocks:
+        anchor = ""
+        if isinstance(block, Heading):
+            anchor = re.sub(r"[^a-z0-9]+", "-", block.text.lower()).strip("-") or "section"
+            seen[anchor] += 1
+            anchor += f"-{seen[anchor]}" if seen[anchor] > 1 else ""
+        found.append((anchor, block))
+    return found
 
 
 def file_name(*parts: object, ending: str = ".png") -> str:
@@ -99,10 +145,23 @@ def _html_text(text: str) -> Markup:
     return Markup(re.sub(r"(?<=[≤≥=±]) (?=\d)| (?=[±%])", "&nbsp;", str(escape(text))))
 
 
-def _html_cell(text: str, is_strong: bool) -> Markup:
+def _html_cell(cell: str | Image, is_strong: bool) -> Markup:
+    if isinstance(cell, Image):
+        tag = Markup('<img alt="{}" src="{}"><small>{}</small>')
+        return tag.format(cell.alt, _data_uri(cell.png), _html_text(cell.caption))
+    return _html_words(cell, is_strong)
+
+
+def _html_words(text: str, is_strong: bool) -> Markup:
     value, sign, error = text.partition(" ± ")
     cell = Markup("<b>{}</b>").format(value) if is_strong else escape(value)
     return cell + Markup(" <small>± {}</small>").format(error) if sign else cell
+
+
+def _markdown_cell(cell: str | Image, is_strong: bool, folder: str) -> str:
+    if isinstance(cell, Image):
+        return f"![{_markdown(cell.alt)}]({folder}/{cell.name})<br>{_markdown(cell.caption)}"
+    return f"**{_markdown(cell)}**" if is_strong else _markdown(cell)
 
 
 def _markdown(text: str) -> str:
@@ -126,5 +185,6 @@ _TEMPLATES.filters |= {
     "text": _html_text,
     "cell": _html_cell,
     "md": _markdown,
+    "md_cell": _markdown_cell,
     "uri": _data_uri,
 }

@@ -14,6 +14,7 @@ from experiments.report.labels import (
     counted,
     method_label,
     norm_label,
+    percent,
     signed_points,
 )
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
@@ -21,6 +22,8 @@ from experiments.report.records import (
     CLEAN,
     PROVEN,
     SHOWN,
+    WORST,
+    Accuracy,
     Condition,
     Mean,
     Results,
@@ -90,21 +93,26 @@ def _curve_points(results, method, split, norm, tasks, kinds) -> list[tuple[floa
     return [(epsilon, mean) for epsilon, mean in means if mean is not None]
 
 
-def pair_differences(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], float]:
-    """Return 1NN's accuracy minus the best TRADES network's for each pair of classes that has both.
+def pair_scores(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], tuple[Accuracy, Accuracy]]:
+    """Return the accuracies of 1NN and of the best TRADES network for each pair of classes that has both.
 
     The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
     """
     rivals = [method for method in results.methods if method.startswith("trades")]
     rivals = rivals or [method for method in results.methods if method != FOCUS]
     networks = [task_accuracies(results, method, split, condition) for method in rivals]
-    differences = {}
+    scores = {}
     for task, accuracy in task_accuracies(results, FOCUS, split, condition).items():
         pair = parse_pair(task)
-        values = [network[task].value for network in networks if task in network]
-        if pair is not None and values:
-            differences[pair] = accuracy.value - max(values)
-    return differences
+        found = [network[task] for network in networks if task in network]
+        if pair is not None and found:
+            scores[pair] = accuracy, max(found, key=lambda network: network.value)
+    return scores
+
+
+def pair_differences(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], float]:
+    """Return 1NN's accuracy minus the best network's for each pair of classes, see `pair_scores`."""
+    return {pair: own.value - best.value for pair, (own, best) in pair_scores(results, split, condition).items()}
 
 
 class Tally(NamedTuple):
@@ -156,8 +164,11 @@ def tally_blocks(results: Results) -> list[Block]:
 
 
 def _difference_title(results: Results) -> str:
-    rivals = "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
-    return f"{method_label(FOCUS)} minus the best {rivals} of each pair"
+    return f"{method_label(FOCUS)} minus the best {_rival(results)} of each pair"
+
+
+def _rival(results: Results) -> str:
+    return "TRADES network" if any(name.startswith("trades") for name in results.methods) else "other method"
 
 
 def heat_map_blocks(results: Results) -> list[Block]:
@@ -188,3 +199,46 @@ def heat_map_blocks(results: Results) -> list[Block]:
         )
         found += [Panels(images, caption)] if images else []
     return [Heading("Pair by pair"), *found] if found else []
+
+
+def pair_table_blocks(results: Results) -> list[Block]:
+    """List 1NN, the best network and their difference on each pair of classes, at each main epsilon."""
+    conditions = [one for one in results.main_conditions if one not in (CLEAN, WORST)]
+    scores = {
+        (split, condition): found
+        for split in results.single_splits
+        for condition in conditions
+        if (found := pair_scores(results, split, condition))
+    }
+    if not scores:
+        return []
+    tasks = {pair: task for task in results.tasks if (pair := parse_pair(task))}
+    lines = [
+        [
+            _pair_label(tasks[pair], results.classes[tasks[pair]]),
+            *(text for found in scores.values() for text in _score_texts(found.get(pair))),
+        ]
+        for pair in tasks
+        if any(pair in found for found in scores.values())
+    ]
+    groups = [(f"{split} images, {condition_label(condition)}", 3) for split, condition in scores]
+    rival = _rival(results)
+    note = (
+        f"Accuracy in percent, ≤ attacked and = exact, and 1NN minus the best {rival} in points. The network is chosen "
+        "anew for each pair, split and radius."
+    )
+    header = ["pair", *("1NN", "best", "points") * len(scores)]
+    table = Table(header, lines, groups=[("", 1), *groups], sortable=True)
+    return [Heading(f"1NN and the best {rival} of each pair", 3), table, Text(note, "note")]
+
+
+def _pair_label(task: str, classes: Sequence[str]) -> str:
+    return task if "v".join(classes) == task else f"{task} {' / '.join(classes)}"
+
+
+def _score_texts(scores: tuple[Accuracy, Accuracy] | None) -> list[str]:
+    if scores is None:
+        return [MISSING] * 3
+    own, best = scores
+    shares = [percent(Mean(one.value, None, 1, one.kind), error=False) for one in scores]
+    return [*shares, signed_points(own.value - best.value)]

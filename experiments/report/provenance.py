@@ -10,6 +10,7 @@ from experiments.report.labels import counted, method_label, norm_label
 from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.records import Results, Row, Run
 
+REDRAW = "python -m experiments.report WORKDIR"  # all tables and figures, from the rows alone
 _MAX_VALUES = 6
 _MAX_LISTED = 50
 
@@ -32,9 +33,19 @@ def alerts(run: Run, *, noun: str = "unit") -> list[Block]:
     ]
 
 
-def provenance_blocks(rows: Sequence[Row], indexed: Sequence[Results]) -> list[Block]:
-    """Return the section on how it was made: configuration, versions, sizes, seeds, settings, time."""
-    blocks: list[Block] = [Heading("How it was made"), _general(rows, indexed)]
+def command_blocks(run: Run) -> list[Block]:
+    """Begin the section on how it was made with the commands that make it again."""
+    blocks: list[Block] = [Heading("How it was made")]
+    if command := run.settings.get("command"):
+        blocks += [Text("The command of the run, the last one if there were several:"), Text(command, "command")]
+    note = "The command below each section makes its tables and figures again, from the rows alone. WORKDIR is the "
+    return [*blocks, Text(note + "folder that report/ is in.")]
+
+
+def provenance_blocks(run: Run, indexed: Sequence[Results]) -> list[Block]:
+    """Return the section on how it was made: commands, configuration, versions, sizes, seeds, settings, time."""
+    rows = run.rows
+    blocks: list[Block] = [*command_blocks(run), _general(rows, indexed)]
     methods = list(dict.fromkeys(method for results in indexed for method in results.methods))
     for title, field in (("Attack", "attack"), ("Exact radii", "radii"), ("Training", "training")):
         settings = {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments.pictures import Pictures
 from nn_adv import evaluation
 
 Row = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Run(NamedTuple):
       contradictions: what the rows say that cannot be, in words.
       num_missing: units that were asked for, have no row and did not fail.
       settings: what the experiment says of its report.
+      pictures: of some units, by their names.
     """
 
     rows: Sequence[Row]
@@ -46,6 +48,7 @@ class Run(NamedTuple):
     contradictions: Sequence[str] = ()
     num_missing: int = 0
     settings: Mapping[str, Any] = {}
+    pictures: Mapping[str, Pictures] = {}
 
 
 class Condition(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments.report.page import Block, Heading, Table
-from experiments.report.provenance import alerts
+from experiments.report.provenance import alerts, command_blocks
 from experiments.report.records import Run
 
 TABLE = "networks.csv"
@@ -25,7 +25,7 @@ def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
     lines = [[line.method, f"{line.clean_accuracy:.2f}", f"{line.train:.0f}"] for line in table(run).itertuples()]
     title = Heading(f"Networks trained on {run.rows[0]['dataset']}", 1)
-    return [title, *alerts(run), Table(["network", "clean, %", "training, s"], lines)]
+    return [title, *alerts(run), Table(["network", "clean, %", "training, s"], lines), *command_blocks(run)]
 
 
 def summary(run: Run) -> str:

@@ -8,9 +8,10 @@ from jax.tree_util import Partial
 from configs import binary_tasks as config_file
 from experiments import attacked, classifiers, plan
 from nn_adv import attacks
-from nn_adv.threat import Threat
+from nn_adv.threat import Threat, float64_sizes
 
 NUM_IMAGES = 30
+EXAMPLES = [0, 4, 5, 20, 29]  # the first is misclassified
 
 
 def _config():
@@ -39,10 +40,10 @@ THREATS = EVALUATION.threats
 
 @pytest.fixture(scope="module")
 def whole(problem, tmp_path_factory):
-    """The result of a run without a break, and what it showed batch by batch."""
+    """The result of a run without a break, what it showed batch by batch, and what was made of the examples."""
     shown = []
-    places = _run(problem, tmp_path_factory.mktemp("whole") / "progress.npz", show=shown.append)
-    return places, shown
+    outcomes = _outcomes(problem, tmp_path_factory.mktemp("whole") / "progress.npz", show=shown.append)
+    return [outcome.attack_index for outcome in outcomes], shown, [outcome.adversarial for outcome in outcomes]
 
 
 @pytest.fixture
@@ -51,6 +52,10 @@ def expected(whole):
 
 
 def _run(problem, progress_file, **options):
+    return [outcome.attack_index for outcome in _outcomes(problem, progress_file, **options)]
+
+
+def _outcomes(problem, progress_file, **options):
     outcomes = attacked.broken_by(
         *problem,
         suite=EVALUATION.suite(2),
@@ -59,10 +64,11 @@ def _run(problem, progress_file, **options):
         indices=np.arange(NUM_IMAGES),
         batch_size=EVALUATION.batch_size,
         progress_file=progress_file,
+        examples=EXAMPLES,
         **options,
     )
     assert [outcome.threat for outcome in outcomes] == THREATS
-    return [outcome.attack_index for outcome in outcomes]
+    return outcomes
 
 
 def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(expected):
@@ -120,16 +126,32 @@ def test_no_image_of_a_linear_classifier_breaks_inside_its_radius(problem, expec
         assert not np.any((places != attacks.UNBROKEN) & (gap / size > epsilon * 1.001) & (np.arange(NUM_IMAGES) > 2))
 
 
+def test_what_became_of_the_examples_is_what_the_attacks_of_a_threat_found(problem, whole):
+    classifier, images, labels = problem
+    is_changed = {}
+    for threat, places, points in zip(THREATS, whole[0], whole[2], strict=True):
+        distance = float64_sizes(threat.norm, points - images[EXAMPLES])
+        assert np.all(distance <= threat.epsilon * (1 + 1e-5) + 1e-6)
+        changed = is_changed[threat.norm, threat.epsilon] = distance > 0
+        assert not changed[0] and np.all(places[EXAMPLES][changed] >= 0)
+        predicted = np.array(classifiers.predict(classifier, points))
+        np.testing.assert_array_equal(predicted[changed], 1 - labels[EXAMPLES][changed])
+    for key, places in (("l2", 0.3), whole[0][0]), (("linf", 0.1), whole[0][3]):  # where every image is attacked
+        np.testing.assert_array_equal(is_changed[key], places[EXAMPLES] >= 0)
+    assert is_changed["linf", 0.1].any()
+
+
 @pytest.mark.parametrize("num_batches", [1, 7, 15])
 def test_goes_on_from_where_it_was_stopped(problem, whole, tmp_path, monkeypatch, num_batches):
     monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
     file = tmp_path / "attacks" / "progress.npz"
     shown = _run_until(problem, file, num_batches)
     rest = []
-    found = _run(problem, file, show=rest.append)
+    outcomes = _outcomes(problem, file, show=rest.append)
     # The batch at which it was stopped had not been kept.
     assert shown[:num_batches] + rest == whole[1]
-    np.testing.assert_array_equal(found, whole[0])
+    np.testing.assert_array_equal([outcome.attack_index for outcome in outcomes], whole[0])
+    np.testing.assert_array_equal([outcome.adversarial for outcome in outcomes], whole[2])
 
 
 def test_another_network_does_not_go_on_from_there(problem, whole, tmp_path, monkeypatch):

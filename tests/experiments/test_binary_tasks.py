@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 import experiments
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, evaluate, files, plan, radii, runner, store
+from experiments import binary_tasks, evaluate, files, pictures, plan, radii, runner, store
 from nn_adv import data
 from tests.certify import truths
 
@@ -101,7 +102,7 @@ def test_1nn_is_perfect_on_its_own_training_images(finished):
 def test_1nn_has_the_radii_of_brute_force(finished):
     workdir, _ = finished
     (row,) = [row for row in store.read_rows(workdir)[0] if row["unit"] == "digits/3v8/1nn/0"]
-    (file,) = row["files"]
+    file = row["files"][0]
     known = radii.load(workdir / file)
     made = binary_tasks.make_plan(tiny_config())
     task, dataset = made.groups[0][0].task, made.dataset
@@ -123,6 +124,32 @@ def test_1nn_has_the_radii_of_brute_force(finished):
     test = known.split == "test"
     lower = known.lower[known.norms.tolist().index("l2")]
     assert found["test", "l2", 0.4] == np.sum(known.correct[test] & (lower[test] >= 0.4))
+
+
+def test_units_keep_pictures_of_two_test_images_and_the_report_shows_them(finished):
+    workdir, page = finished
+    rows = store.read_rows(workdir)[0]
+    found, problems = pictures.read(workdir, rows)
+    assert not problems and set(found) == {row["unit"] for row in rows}
+    for row in rows:
+        assert row["files"][-1] == f"pictures/{row['task']}-{row['method']}-seed0.npz"
+    one = found["digits/3v8/1nn/0"]
+    known = radii.load(workdir / "radii" / "3v8.npz")
+    assert one.label.tolist() == [0, 1] and set(one.split) == {"test"}
+    for place, image in enumerate(one.image):
+        (number,) = np.flatnonzero((known.split == "test") & (known.image == image))
+        np.testing.assert_allclose(one.distance[:, place], known.upper[:, number], rtol=1e-6)
+    for unit in ("digits/3v8/trades-both/0", "digits/1v7/trades-both/0"):
+        within = found[unit].distance <= found[unit].epsilon[:, None] * (1 + 1e-5)
+        assert np.all(within | np.isinf(found[unit].distance))
+    text = page.read_text()
+    assert "Images and what changes their label" in text and "3v8, test image" in text
+
+
+def test_pictures_are_kept_of_the_first_two_tasks_and_the_first_seed():
+    made = binary_tasks.make_plan(tiny_config(tasks={"names": ("3v8", "1v7", "0v1")}, seeds=(3, 1)))
+    pictured = {unit.name for group in made.groups for unit in group if (unit.task.name, unit.seed) in made.pictured}
+    assert pictured == {f"digits/{task}/{method}" for task in ("3v8", "1v7") for method in ("1nn/0", "trades-both/3")}
 
 
 def test_what_is_only_bounded_is_counted_from_both_sides():
@@ -158,6 +185,8 @@ def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_pat
     np.testing.assert_array_equal(
         radii.load(tmp_path / "all" / "radii" / "3v8.npz").lower, radii.load(workdir / "radii" / "3v8.npz").lower
     )
+    shown, _ = pictures.read(tmp_path / "all", store.read_rows(tmp_path / "all")[0])
+    assert len(shown) == 4
 
 
 @pytest.mark.parametrize("content", [b"PK", b"PK\x03\x04" + b"0" * 99])
@@ -177,6 +206,7 @@ def test_the_report_is_made_again_from_the_rows_alone(finished, tmp_path):
     workdir, page = finished
     for path in workdir.glob("*.json*"):
         shutil.copy(path, tmp_path)
+    shutil.copytree(workdir / "pictures", tmp_path / "pictures")
     done = _run([sys.executable, "-m", "experiments.report", str(tmp_path)])
     assert done.returncode == 0 and done.stdout == f"Report: {tmp_path}/report/report.html\n", done.stderr
     for name in ("report.html", "report.md", "pairs.csv"):
@@ -313,11 +343,15 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path, run_here):
     assert all(killed), killed
     assert 0 < lines() < 4
     for row in store.read_rows(tmp_path)[0]:
-        assert all(len(radii.load(tmp_path / file).correct) == 40 for file in row.get("files", ()))
+        assert all((tmp_path / file).exists() for file in row["files"])
+        if row["method"] == "1nn":
+            assert len(radii.load(tmp_path / row["files"][0]).correct) == 40
     done = run_here(_command(tmp_path))
     assert done.status == 0, done.stderr
     assert "Report: " in done.stdout
     assert counted(tmp_path) == counted(finished[0])
+    started = store.read_asked(tmp_path)["settings"]["command"]
+    assert shlex.split(started)[1:] == _command(tmp_path)[1:]
 
 
 def _save_own_arrays(path):

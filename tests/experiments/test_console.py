@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import pathlib
+import shlex
 import warnings
 
 import pytest
@@ -57,3 +58,18 @@ def test_nothing_else_prints(path):
         if getattr(node.func, "attr", "") == "write" and "bar" in ast.unparse(node.func):
             # Standard error escapes what it has not; standard output does not.
             assert "file=sys.stderr" in ast.unparse(node), f"line {node.lineno}: it would be standard output"
+
+
+@pytest.mark.parametrize(
+    ("argument", "typed"),
+    [
+        ("--workdir=runs/digits", "--workdir=runs/digits"),
+        ("--config.methods=('1nn','trades-l2')", "\"--config.methods=('1nn','trades-l2')\""),
+        ("--workdir=my runs", "'--workdir=my runs'"),
+        ("--workdir=$HOME's", "'--workdir=$HOME'\"'\"'s'"),
+    ],
+)
+def test_a_command_can_be_typed_again(argument, typed):
+    line = console.command("experiments.main", [argument])
+    assert line == f"python -m experiments.main {typed}"
+    assert shlex.split(line) == ["python", "-m", "experiments.main", argument]

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import report
 from experiments.checks import order_violations
-from experiments.report import binary_tasks, findings, pairs, records
+from experiments.report import binary_tasks, findings, page, pairs, records
 from experiments.report.records import Condition, Run
 from tests.experiments.report_rows import METHODS, evaluation, realistic_rows, row
 
@@ -41,10 +41,12 @@ def full(tmp_path_factory):
 
 def test_the_page_is_self_contained(full):
     text = full[1].html.read_text()
-    loaded = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]*)", text)
+    named = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]*)", text)
+    loaded = [address for address in named if not address.startswith("#")]
     assert len(loaded) == 10 and all(address.startswith("data:image/png;base64,") for address in loaded)
-    for part in ("http://", "https://", "url(", "<script", "<link", "@import"):
+    for part in ("http://", "https://", "url(", "<link", "@import", "fetch("):
         assert part not in text
+    assert re.findall(r"<script[^>]*>", text) == ["<script>"]
     assert text.count("data:image/png;base64,") == len(full[1].figures) == 10
     assert 'name="viewport"' in text
 
@@ -61,6 +63,64 @@ def test_the_page_shows_the_means_of_each_split_side_by_side(full):
         line.cells[split][condition] for split in ("train", "test", "both") for condition in results.main_conditions
     ]
     assert shown == [round(100 * mean.value, 1) for mean in means]
+
+
+def test_every_section_is_in_the_contents_and_says_how_it_is_made(full):
+    text = full[1].html.read_text()
+    sections = re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', text)
+    assert len(sections) >= 5 and re.findall(r'<a href="#([^"]+)">([^<]+)</a>', text) == sections
+    anchors = re.findall(r'<h\d id="([^"]+)"', text)
+    assert len(anchors) == len(set(anchors)) == len(re.findall(r"<h\d", text))
+    made = [section for section in text.split("<h2")[1:] if re.search("<table|<figure", section)]
+    assert len(made) >= 5
+    assert all("<code>python -m experiments.report WORKDIR</code>" in section for section in made)
+
+
+def test_headings_of_one_text_have_names_of_their_own():
+    blocks = [page.Heading(text) for text in ("L∞ 8/255", "L2 8/255", "∞", "l 8/255")]
+    names = [name for name, _ in page._anchored([*blocks, page.Text("L2 8/255")])]
+    assert names == ["l-8-255", "l2-8-255", "section", "l-8-255-2", ""]
+
+
+def test_the_command_stands_below_the_tables_and_figures_of_a_section():
+    table, text = page.Table([], []), page.Text("")
+    heads = [page.Heading("title", 1), page.Heading("one"), page.Heading("two"), page.Heading("part", 3)]
+    command = page.Text("do it", "command")
+    found = page.signed([heads[0], heads[1], table, text, heads[2], text, heads[3], page.Panels([], "")], "do it")
+    assert found == [
+        *(heads[0], heads[1], table, text, command, heads[2], text, heads[3], page.Panels([], ""), command)
+    ]
+
+
+def test_the_command_of_a_run_is_told(tmp_path):
+    paths = write(tmp_path, realistic_rows(num_classes=2), settings={"command": "python <this> 'a_b'"})
+    assert '<p class="command"><code>python &lt;this&gt; &#39;a_b&#39;</code></p>' in paths.html.read_text()
+    assert "`python <this> 'a_b'`" in paths.markdown.read_text()
+
+
+def test_the_pairs_are_listed_with_1nn_and_the_best_trades_network():
+    counts = {
+        "0v1": {"1nn": 50, "trades-linf": 60, "trades-l2": 40, "standard": 99},
+        "0v2": {"1nn": 50, "trades-linf": 10, "trades-l2": 45},
+        "0v3": {"1nn": 50},
+    }
+    rows = [
+        row(task, method, [evaluation("test", "linf", 8 / 255, kind, 100, count)], classes=("cat", "dog"))
+        for task, methods in counts.items()
+        for method, count in methods.items()
+        for kind in ("exact" if method == "1nn" else "attacked",)
+    ]
+    for method, kind, count in (("1nn", "exact", 80), ("trades-l2", "attacked", 30)):
+        found = [evaluation("train", "l2", 1.74, kind, 100, count)]
+        rows.append(row("0v1", method, found, classes=("cat", "dog"), seed=1))
+    (results,) = records.index(rows)
+    _, table, _ = pairs.pair_table_blocks(results)
+    assert table.groups == [("", 1), ("train images, L2 1.74", 3), ("test images, L∞ 8/255", 3)]
+    assert table.sortable and table.rows == [
+        ["0v1 cat / dog", "= 80.0", "≤ 30.0", "+50.0", "= 50.0", "≤ 60.0", "−10.0"],
+        ["0v2 cat / dog", "–", "–", "–", "= 50.0", "≤ 45.0", "+5.0"],
+    ]
+    assert pairs.pair_table_blocks(records.index(rows[:1])[0]) == []
 
 
 def test_attacked_numbers_are_marked_as_upper_bounds_and_exact_ones_are_not(full):
