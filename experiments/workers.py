@@ -30,7 +30,7 @@ _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 
 @contextlib.contextmanager
 def _environment(core: int, compiled: str) -> Iterator[None]:
-    """Let a process that is started inside have one core, its libraries know of no other, and JAX find what is compiled.
+    """Let a process that is started inside have one core, and its libraries know of no other.
 
     ``compiled`` is the folder where processes leave to each other what they compiled, unless the user names one.
     """

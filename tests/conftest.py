@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 
@@ -11,6 +12,17 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a quick run take the first so many cases of a test marked `quick_cases`: the others become slow."""
+    seen: collections.Counter[str] = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("quick_cases"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] > marker.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -36,6 +36,7 @@ def test_predicts_and_finds_as_scikit_learn(wine, fitted):
     np.testing.assert_array_equal(fitted.kneighbors(X_test, return_distance=False), fitted.kneighbors(X_test)[1])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), "linf"])
 def test_radii_are_those_of_certify_and_the_score_follows_them(wine, fitted, norm):
     _, X_test, _, y_test = wine
@@ -66,6 +67,7 @@ def test_labels_that_were_not_seen_and_more_neighbours_than_points_are_refused(w
         fitted.radius(wine[1][:2], np.array(["beer", "class_0"]))
 
 
+@pytest.mark.slow
 def test_stands_in_pipelines_and_searches(wine):
     X, _, y, _ = wine
     steps = pipeline.make_pipeline(preprocessing.MinMaxScaler(), NearestNeighbor())

@@ -88,6 +88,7 @@ def test_the_solver_knows_of_no_other_bounds(path):
     assert not {name for name in _imports(path) if name.startswith("nn_adv.certify.bounds")}
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_without_optional_packages():
     command = f"import sys, nn_adv.zoo, nn_adv.attacks; sys.exit(bool({set(OPTIONAL)!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
@@ -97,6 +98,7 @@ _EXTRAS = ("array_record", "importlib_resources", "matplotlib", "ml_collections"
            "sklearn", "tensorflow_datasets", "tqdm")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_a_user_must_install_is_enough_for_all_but_data_and_weights():
     """Extras are named where they are missing."""
     command = f"""

@@ -35,6 +35,7 @@ def _allowed_points(rng, norm, epsilon, center, bounds, count):
     return offsets * np.minimum(1, epsilon / np.maximum(sizes, 1e-300))[:, None]
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("epsilon", [0.0, 0.05, 0.9, 100.0])
@@ -58,6 +59,7 @@ def test_projection_is_the_nearest_allowed_point(norm, epsilon, bounds):
         assert np.max((allowed - offset[i]) @ away) <= slack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_projection_in_l1_finds_the_threshold_that_spends_the_radius(dtype):
     rng = np.random.default_rng(4)
@@ -134,6 +136,7 @@ def test_steepest_step_ignores_pixels_that_cannot_move(norm):
     assert free[0, 0] < 0 and free[0, 1] > 0
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 @pytest.mark.parametrize(("dtype", "sizes"), [(np.float32, (1e-36, 1e-22, 1e20, 1e37)), (np.float16, (1e-3, 1, 6e4))])
 def test_steepest_step_has_unit_size_however_steep(norm, dtype, sizes):
@@ -168,6 +171,7 @@ def test_covering_thresholds_are_those_of_sorted_sizes():
     assert 0 < np.sum(found == 0) < 30
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 31, 1000, 3072])
 def test_sums_do_not_depend_on_the_batch(size):
     values = np.random.default_rng(7).standard_normal((33, size)).astype(np.float32)

@@ -57,6 +57,7 @@ def _attack(norm, epsilon, problem=None, **options):
 
 
 # Confident logits (scale 15) have gradients below 1e-12, which must still lead.
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "scale"), [("l1", 1), ("l2", 1), ("linf", 1), ("l2", 15)])
 def test_finds_every_adversarial_point_of_a_linear_model(norm, scale):
     epsilon = {"l1": 0.25, "l2": 0.1, "linf": 0.03}[norm]
@@ -69,6 +70,7 @@ def test_finds_every_adversarial_point_of_a_linear_model(norm, scale):
     assert np.all(success[radius < 0.999 * epsilon])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_points_stay_inside_ball_and_bounds_wherever_they_start(norm):
     _, images, *_ = problem = _linear_problem()
@@ -79,6 +81,7 @@ def test_points_stay_inside_ball_and_bounds_wherever_they_start(norm):
     np.testing.assert_allclose(result.distance, sizes, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_returned_point_and_never_below_the_start():
     loss_fn = losses.dlr
     logits_fn, images, labels = problem = _three_classes()
@@ -90,6 +93,7 @@ def test_loss_is_that_of_the_returned_point_and_never_below_the_start():
     assert np.all(result.loss >= loss_fn(logits_fn(images), labels) - 1e-6)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", ["l1", "linf"])
 def test_no_steps_try_the_starts_only(norm):
     result = _attack(norm, 0.05, num_steps=0)
@@ -120,6 +124,7 @@ def _attack_in_batches(norm, dtype, noise=None):
 
 
 # With noise, bit by bit only as users compile (Makefile).
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_linf_results_are_the_same_to_the_bit_whatever_the_batch(noise):
     for part, whole in _attack_in_batches("linf", np.float32, noise):
@@ -137,6 +142,7 @@ def test_l1_and_l2_results_are_the_same_up_to_rounding_whatever_the_batch(norm):
             np.testing.assert_allclose(part.adversarial, whole.adversarial, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_restarts_only_add_and_leave_what_is_broken():
     problem = _three_classes()
     one, three = (_attack("linf", 0.06, problem, num_steps=2, num_restarts=count) for count in (1, 3))
@@ -148,6 +154,7 @@ def test_restarts_only_add_and_leave_what_is_broken():
     assert np.any(three.loss > one.loss)
 
 
+@pytest.mark.slow
 def test_targets_are_tried_in_turn_and_compared_by_the_margin():
     # Class 1 comes closest, but nothing moves it towards class 0; class 2 can be reached.
     def logits_fn(points):
@@ -183,6 +190,7 @@ def test_gradients_of_a_stochastic_model_are_averaged():
     assert success_with(300) > 0.8 * best
 
 
+@pytest.mark.slow
 def test_a_stochastic_model_is_not_broken_by_luck():
     """Wrong on 5 % of its draws, whatever the image: of a hundred draws one is, almost surely; the last one is not."""
     count = 200
@@ -295,6 +303,7 @@ def test_l1_on_digits_is_not_weaker_than_pgd():
     _check_not_weaker(_digits_problem(), (0.5, 1.0, 1.5, 2.0), 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "num_steps"), [(8, 30), pytest.param(1, 100, marks=pytest.mark.slow)])
 def test_l1_on_a_convolutional_network_is_not_weaker_than_pgd(shared_dir, every, num_steps):
     model = reference_models.load(shared_dir / "reference" / "apgd", "c10", every=every)

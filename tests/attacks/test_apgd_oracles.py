@@ -80,6 +80,7 @@ def _check_losses(trace, expected, chaotic):
     assert error[:STEPS_BEFORE_CHAOS].max() <= 1e-7
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("every", AMOUNTS)
 @pytest.mark.parametrize(("name", "norm", "loss"), CASES)
 def test_every_step_is_that_of_the_authors(folder, monkeypatch, name, norm, loss, every):
@@ -95,6 +96,7 @@ def test_every_step_is_that_of_the_authors(folder, monkeypatch, name, norm, loss
     np.testing.assert_allclose(loss_trace.max(axis=0), expected["loss_best"], atol=2e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", AMOUNTS)
 def test_directions_without_a_floor_change_no_flag_and_no_step_size(folder, every):
     with jax.enable_x64(True):
@@ -123,6 +125,7 @@ def _check_targeted(folder, monkeypatch, norm, rank, every):
     np.testing.assert_allclose(best[chaotic], expected["loss_best"][chaotic], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_targeted_steps_are_those_of_the_authors(folder, monkeypatch):
     _check_targeted(folder, monkeypatch, "l2", 2, 2 * FEW)  # all nine targets and both norms below
 

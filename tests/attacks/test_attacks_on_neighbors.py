@@ -42,6 +42,7 @@ def _run(oracle, norm, share, temperature=0.02):
     return _attack(reference, queries, query_labels, jax.random.key(0), Threat(norm, epsilon), temperature), epsilon
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("temperature", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_breaks_inside_its_exact_radius(oracle, norm, temperature):

@@ -22,6 +22,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nan_breaks_nothing(name):
     problem = small_networks.network(12)
@@ -92,6 +93,7 @@ def test_judges_of_a_wrong_shape_are_refused(name):
         ATTACKS[name](*problem, **options)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_probabilities_are_warned_of_and_nan_is_refused(name):
     problem = small_networks.network(4)
@@ -106,6 +108,7 @@ def test_probabilities_are_warned_of_and_nan_is_refused(name):
         ATTACKS[name](nan_for_one, problem.images, problem.labels, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "square"])
 def test_pixels_without_a_gradient_hinder_no_other(name):
     problem = small_networks.network(4)

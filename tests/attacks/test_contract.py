@@ -74,6 +74,7 @@ def run(name, norm, *, share=1.0, labels=None, judge=OWN_CLASS):
     return problem, program(name, norm)(labels, np.float32(share * EPSILON[norm]), judge)
 
 
+@pytest.mark.slow
 @each
 def test_results_say_what_their_points_are(name, norm):
     problem, result = run(name, norm)
@@ -125,6 +126,7 @@ def test_another_classifier_may_judge(name, norm):
         assert np.any(result.loss[~is_wrong] > clean[~is_wrong]), "it climbs all the same"
 
 
+@pytest.mark.quick_cases(3)
 @each
 def test_one_program_serves_all_radii_labels_and_judges(name, norm):
     broken = [np.sum(run(name, norm, share=share)[1].success) for share in (0.0, 0.5, 1.0, 40.0)]
@@ -133,6 +135,7 @@ def test_one_program_serves_all_radii_labels_and_judges(name, norm):
     assert traces[name, norm] == 1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", CASES)
 def test_inside_jit_and_outside_it_finds_the_same(name):
     problem, norm = small_networks.network(NUM_IMAGES), CASES[name].quick_norm
@@ -144,6 +147,7 @@ def test_inside_jit_and_outside_it_finds_the_same(name):
     np.testing.assert_allclose(jitted.adversarial, plain.adversarial, atol=1e-5)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "norm"),
     [

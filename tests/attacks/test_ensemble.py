@@ -96,6 +96,7 @@ def test_is_no_weaker_than_its_first_attack():
     np.testing.assert_array_equal(together.adversarial[alone.success], alone.adversarial[alone.success])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "epsilon"),
     [
@@ -146,6 +147,7 @@ def test_random_numbers_belong_to_the_index():
     assert np.any(others.adversarial != half.adversarial)
 
 
+@pytest.mark.slow
 def test_another_classifier_may_judge():
     images, labels = _images(10)
     found = attacks.ensemble(
@@ -317,6 +319,7 @@ def test_bad_input_gets_one_clear_line(change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, 1), 0, 0)])
 def test_probabilities_are_noticed(state):
     images, labels = _images(10)

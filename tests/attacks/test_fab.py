@@ -30,6 +30,7 @@ def _hyperplanes(count=40, size=10):
     return points, normal, gap
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_is_the_smallest_move_onto_the_hyperplane(norm, jit):
@@ -82,6 +83,7 @@ def _attack(problem, threat, num_steps=20, **options):
     return _jitted(*problem[:3], threat, num_steps=num_steps, **options)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_targets", [None, 2])
 @pytest.mark.parametrize("norm", NORMS)
 def test_distance_of_a_linear_classifier_is_found(norm, num_targets):
@@ -95,6 +97,7 @@ def test_distance_of_a_linear_classifier_is_found(norm, num_targets):
     assert np.all(found <= truth * 1.02), found / truth
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_without_bounds_the_distance_is_found_too(norm):
     problem = small_networks.linear(12)
@@ -103,6 +106,7 @@ def test_without_bounds_the_distance_is_found_too(norm):
     assert np.all((result.distance >= truth * (1 - 1e-5)) & (result.distance <= truth * 1.02))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_radius_decides_success_and_not_the_distance(norm):
     problem = small_networks.network(40)
@@ -123,6 +127,7 @@ def test_radius_decides_success_and_not_the_distance(norm):
     np.testing.assert_allclose(result.loss, attacks.margin(logits, problem.labels), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_radius_per_image():
     problem = small_networks.network(20)
     distance = np.asarray(_attack(problem, Threat("l2", 1000.0)).distance)
@@ -146,6 +151,7 @@ def test_nothing_found_is_infinitely_far():
     np.testing.assert_array_equal(result.adversarial, problem.images)
 
 
+@pytest.mark.slow
 def test_more_restarts_and_targets_never_lose():
     problem = small_networks.network(40)
     one, three = (_attack(problem, Threat("l2", 1.0), num_targets=n, num_steps=5) for n in (1, 3))

@@ -22,6 +22,7 @@ def _search(problem, norm, num_steps=30, **options):
     return _jitted(*problem[:3], norm=norm, num_steps=num_steps, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", NORMS)
 def test_distance_of_a_linear_classifier_is_found(norm, bounds):
@@ -33,6 +34,7 @@ def test_distance_of_a_linear_classifier_is_found(norm, bounds):
     assert np.all(result.distance <= truth * 1.01), result.distance / truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_result_is_misclassified_within_bounds_and_measured(norm):
     problem = small_networks.network(40)
@@ -43,6 +45,7 @@ def test_result_is_misclassified_within_bounds_and_measured(norm):
     np.testing.assert_allclose(result.distance, perturbation_size(norm, result.adversarial - problem.images), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), pytest.param("linf", marks=pytest.mark.slow)]
 )
@@ -71,6 +74,7 @@ def test_wrong_from_the_start_is_returned_unchanged():
     np.testing.assert_array_equal(result.distance, 0)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_found_is_infinitely_far(norm):
     images = np.full((3, 6), 0.5, np.float32)
@@ -88,12 +92,14 @@ def test_the_last_point_is_scored():
     np.testing.assert_allclose(result.distance, 1.05 * np.array(truth), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_targets_never_lose():
     problem = small_networks.network(40)
     one, three = (_search(problem, "l2", 10, num_targets=count) for count in (1, 3))
     assert np.all(one.distance >= three.distance) and np.any(one.distance > three.distance)
 
 
+@pytest.mark.slow
 def test_restarts_find_what_no_gradient_at_the_image_shows():
     def logits_fn(points):  # wrong far to the right, where the slope leads, and just below, behind a flat stretch
         right, below = points[:, 0] - 0.9, 10 * jax.nn.relu(0.45 - points[:, 1]) - 0.1

@@ -17,6 +17,7 @@ def _channels_first(images):
 
 
 # 20 are filled up to 32: the same to the bit as users compile (Makefile), and up to rounding otherwise.
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [32, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("norm", "name"), [(np.inf, "linf"), (2, "l2")])
 def test_channels_first_gives_what_our_own_call_gives(norm, name, count):
@@ -50,6 +51,7 @@ def test_names_of_a_norm_mean_the_same(norm):
     np.testing.assert_array_equal(found, attacks.perturb(*arguments, eps=0.05, norm=np.inf, attack="square", n_iter=5))
 
 
+@pytest.mark.slow
 def test_batches_of_a_loader_share_what_is_compiled_and_keep_their_random_numbers():
     problem = small_networks.network(40)
     traces = []

@@ -47,6 +47,7 @@ def _attack(norm, epsilon, seed=0, num_steps=20, bounds=(0.0, 1.0), **options):
     return result, images, labels, radius, order[norm]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_finds_every_adversarial_point_of_a_linear_model(norm):
     epsilon = {"l1": 0.25, "l2": 0.1, "linf": 0.03}[norm]

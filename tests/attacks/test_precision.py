@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

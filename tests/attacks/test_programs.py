@@ -52,6 +52,7 @@ def _megabytes() -> float:
         return int(file.read().split()[1]) * 4096 / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "calls", "warm_up", "most_kept"),
     [
@@ -119,6 +120,7 @@ def test_which_argument_is_used_tells_programs_apart():
     assert programs.run(lambda fn, a: fn(a, a), second, other) == 2
 
 
+@pytest.mark.slow
 def test_functions_of_the_host_are_not_mistaken_for_each_other():
     def through_the_host(weights):
         shape = jax.ShapeDtypeStruct((len(_IMAGES), 3), np.float32)

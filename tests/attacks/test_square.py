@@ -51,6 +51,7 @@ def _side_of_published_schedule(query, num_queries, share, pixels):
     return round(np.sqrt(share * pixels))
 
 
+@pytest.mark.slow
 def test_linf_queries_change_one_square_of_the_scheduled_side():
     num_queries = 300
     offsets = _queries("linf", num_queries)
@@ -81,6 +82,7 @@ def test_squares_reach_every_row_and_column():
     assert np.all(np.any(changed, axis=0)) and np.all(np.any(changed, axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_l1_and_l2_queries_fill_the_ball(norm):
     offsets = _queries(norm, 100)
@@ -100,6 +102,7 @@ def _labels(problem, images):
     return np.argmax(np.asarray(problem.logits_fn(images)), axis=1)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("norm", "share", "least"), [("linf", 1.3, 0.9), ("l2", 1.6, 0.9), ("l1", 2.5, 0.9)])
 def test_breaks_a_linear_classifier_outside_its_radii_and_never_inside(norm, share, least):
     problem = _linear_problem()
@@ -110,6 +113,7 @@ def test_breaks_a_linear_classifier_outside_its_radii_and_never_inside(norm, sha
     assert np.mean(outside.success) >= least, np.mean(outside.success)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm", ["linf", pytest.param("l1", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
 )
@@ -126,6 +130,7 @@ def test_a_broken_image_is_not_changed_again(norm):
     assert np.all(np.any(first != images, axis=(1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 2, 5, 3), (2, 9, 4, 1)])
 @pytest.mark.parametrize(
     "norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), pytest.param("linf", marks=pytest.mark.slow)]
@@ -175,6 +180,7 @@ def test_as_strong_as_published(shared_dir, name, norm, epsilon, left):
     assert np.sum(~np.asarray(result.success)) <= left + 6
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("norm", "epsilon", "least"),
     [("linf", 32 / 255, 0.5), ("l2", 4.0, 0.3), pytest.param("l1", 60.0, 0.3, marks=pytest.mark.slow)],

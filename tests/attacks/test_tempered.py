@@ -49,6 +49,7 @@ def _tempered(problem, keys, threat, temperatures):
     )
 
 
+@pytest.mark.slow
 def test_schedule_breaks_what_any_of_its_runs_breaks():
     problem = _problem(200, 60, seed=1)
     reference, *points, images, labels = problem

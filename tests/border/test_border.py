@@ -93,6 +93,7 @@ def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
     assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
 
 
+@pytest.mark.quick_cases(25)
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.per_image], ids=lambda entry: entry.name)
 def test_no_images_have_an_empty_result(entry):
     if entry.needs_some:

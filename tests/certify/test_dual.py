@@ -47,6 +47,7 @@ def _solve(norm, problems):
         return jax.tree.map(np.asarray, solution)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_reaches_the_radius_of_the_opponent(norm, bounds):
@@ -65,6 +66,7 @@ def test_reaches_the_radius_of_the_opponent(norm, bounds):
     np.testing.assert_allclose(sizes[solved], truth[norm][solved], rtol=1e-6)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", ["l1", "linf"])
 def test_the_library_program_gives_the_same_radius_and_multipliers_that_prove_it(norm, bounds):
@@ -87,6 +89,7 @@ def test_the_library_program_gives_the_same_radius_and_multipliers_that_prove_it
     assert num_solved >= 6
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_any_multipliers_prove_no_more_than_the_radius(norm, bounds):

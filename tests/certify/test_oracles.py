@@ -22,6 +22,7 @@ def _assert_agrees(found, expected):
     np.testing.assert_allclose(found.upper, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("norm", "kind"),
     [pytest.param(*setting, marks=[pytest.mark.slow] * (setting in _SLOW)) for setting in SETTINGS],

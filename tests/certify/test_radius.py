@@ -49,6 +49,7 @@ def _tasks(draw, any_classes=False):
     return points, labels, images, image_labels, leave_out
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 @hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
@@ -98,6 +99,7 @@ def _problem(seed=0, n=60, size=16, classes=3, dtype=np.uint8):
     return reference, images, np.asarray(neighbors.predict(reference, images)), points, labels
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_everything_is_exact_and_every_witness_is_one(norm):
     reference, images, labels, *_ = _problem(n=200)
@@ -120,6 +122,7 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
     np.testing.assert_allclose(trusting.lower, whole.lower, rtol=1e-6)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypatch, norm):
     reference, images, labels, *_ = _problem(n=200)
@@ -131,6 +134,7 @@ def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypat
     np.testing.assert_allclose(together.upper, one_by_one.upper, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recheck_all", [True, False])
 def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, recheck_all):
     reference, images, labels, *_ = _problem(n=200)
@@ -142,6 +146,7 @@ def test_without_a_witness_no_more_is_claimed_than_was_proved(monkeypatch, reche
     np.testing.assert_array_equal(found.is_exact, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_float_images_give_the_radii_of_uint8_ones(dtype):
     reference, images, labels, *_ = _problem()
@@ -175,6 +180,7 @@ def test_misclassified_images_have_radius_zero():
     np.testing.assert_array_equal(decision.status, "broken")
 
 
+@pytest.mark.slow
 def test_a_train_image_is_its_own_neighbour_unless_left_out():
     reference, _, _, points, labels = _problem(n=40)
     own = certify.radius(reference, points[:6], labels[:6], norm="l2")
@@ -186,6 +192,7 @@ def test_a_train_image_is_its_own_neighbour_unless_left_out():
     assert np.all(without.lower <= own.lower)
 
 
+@pytest.mark.slow
 def test_a_query_on_a_point_of_another_class_and_copies_across_classes():
     points = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]], np.float32)
     reference = neighbors.fit(points, np.array([0, 1, 0, 0]), 2)
@@ -199,6 +206,7 @@ def test_a_query_on_a_point_of_another_class_and_copies_across_classes():
     assert np.isinf(found.lower[0]) and np.isinf(found.upper[0])
 
 
+@pytest.mark.slow
 def test_constant_images_and_one_point_per_class():
     points = np.array([0.0, 0.25, 1.0], np.float32)[:, None] * np.ones((1, 9), np.float32)
     reference = neighbors.fit(points, np.arange(3), 3)
@@ -261,6 +269,7 @@ def test_minus_zero_is_zero():
     assert found.status[0] == "exact" and found.lower[0] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ONE_NORM)
 def test_an_image_on_a_tie_of_the_integers_has_radius_zero_and_a_witness_beside_it(norm):
     # 2 is midway between 1 and 3, but 2 / 255 in float32 is nearer to 3 / 255.
@@ -278,6 +287,7 @@ def test_an_image_on_a_tie_of_the_integers_has_radius_zero_and_a_witness_beside_
     np.testing.assert_array_equal(wrong.adversarial, image / np.float32(255))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_tie_between_far_points_is_radius_zero_too(norm, bounds):
@@ -292,6 +302,7 @@ def test_a_tie_between_far_points_is_radius_zero_too(norm, bounds):
     assert decision.status[0] == "broken"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ONE_NORM)
 def test_an_image_on_a_tie_of_many_pixels_has_a_witness_as_near(norm):
     rng = np.random.default_rng(0)
@@ -318,6 +329,7 @@ def test_large_images_have_the_ties_of_the_integers():
     assert np.all(found.lower < 1e-9) and np.all(found.upper < 1e-7) and np.all(found.upper[::2] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ONE_NORM)
 @pytest.mark.parametrize("far", [3e5, 1e9])
 def test_a_far_point_changes_nothing_nearby(norm, far):
@@ -336,6 +348,7 @@ def test_a_far_point_changes_nothing_nearby(norm, far):
         np.testing.assert_allclose([found.lower[b], found.upper[b]], truth, rtol=1e-6, atol=8e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ONE_NORM)
 def test_tight_clusters_are_exact(norm):
     rng = np.random.default_rng(0)
@@ -361,6 +374,7 @@ def test_threads_are_as_many_as_the_process_may_use(monkeypatch):
     assert used and set(used) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_bounds_are_rounded_to_float32_as_pixels_are(dtype):
     points, image = np.array([[0, 10], [51, 40]], np.uint8), np.array([[20, 51]], np.uint8)
@@ -377,6 +391,7 @@ def test_bounds_are_rounded_to_float32_as_pixels_are(dtype):
         certify.radius(reference, image, label, norm="l2", bounds=(0.0, 0.19))
 
 
+@pytest.mark.slow
 def test_hundreds_of_copies_are_solved_as_one_point():
     rng = np.random.default_rng(0)
     points = rng.integers(0, 256, (540, 16)).astype(np.uint8)
@@ -401,6 +416,7 @@ def test_copies_across_classes_are_told_apart_from_two_points_only():
     np.testing.assert_array_equal(found.copies[positions], [-1, -1, positions[1], SEVERAL, positions[0], SEVERAL])
 
 
+@pytest.mark.slow
 def test_of_copies_the_lowest_index_present_is_the_opponent():
     points = np.array([[0, 0], [1, 1], [1, 1], [1, 1]], np.float32)
     reference = neighbors.fit(points, np.array([0, 2, 1, 0]), 3)
@@ -413,6 +429,7 @@ def test_of_copies_the_lowest_index_present_is_the_opponent():
     np.testing.assert_array_equal(np.isinf(found.lower), [True, False])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l1", "linf"))])
 def test_radii_are_in_the_unit_of_the_pixels(norm):
     reference, images, labels, points, point_labels = _problem(n=200, dtype=np.float32)
@@ -444,6 +461,7 @@ def test_images_may_be_lists():
     assert found.adversarial.shape == images[:2].shape
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("epsilon", [np.array([0.1, 0.2, 0.3]), -np.ones(())])
 def test_a_bad_epsilon_gets_one_clear_line(epsilon):
     reference, images, labels, *_ = _problem()

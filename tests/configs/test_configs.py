@@ -25,6 +25,7 @@ def test_every_configuration_passes_the_checks(argument):
     plan.make_model(plan.model_settings(config), _dataset(shape), 2)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("name", [name for name in models.NAMES if name in config_file.get_config("cifar10").model])
 def test_every_network_can_be_chosen_by_its_name_alone(name):
     config = config_file.get_config("cifar10")

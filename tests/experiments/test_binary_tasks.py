@@ -202,6 +202,7 @@ def test_the_report_is_there(finished):
     assert "digits" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_from_the_rows_alone(finished, tmp_path):
     workdir, page = finished
     for path in workdir.glob("*.json*"):
@@ -230,6 +231,7 @@ def test_the_numbers_are_there_as_a_table(finished):
     assert chosen.loc["digits/3v8/1nn/0", "accuracy"] == expected / 20
 
 
+@pytest.mark.slow
 def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path, monkeypatch):
     config = tiny_config(methods=("1nn",))
     exact = evaluate.exact_records
@@ -251,6 +253,7 @@ def test_finished_run_runs_nothing_again(finished, monkeypatch):
     assert counted(workdir) == before
 
 
+@pytest.mark.slow
 def test_shards_together_do_what_one_run_does(finished, tmp_path):
     apart = [tmp_path / "a", tmp_path / "b"]
     for index, workdir in enumerate(apart):
@@ -280,6 +283,7 @@ def test_more_seeds_train_more_networks_but_no_second_1nn():
     assert sum("1nn" in name for name in names) == 2
 
 
+@pytest.mark.slow
 def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
     everything = counted(finished[0])["digits/3v8/1nn/0"]
     config = tiny_config(methods=("1nn",))
@@ -331,6 +335,7 @@ def _kill_when(command, happened):
     return was_running
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_says_the_same(finished, tmp_path, run_here):
     def lines():
         return sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("rows-*.jsonl"))
@@ -366,6 +371,7 @@ def _save_own_arrays(path):
     np.savez(path, **arrays)
 
 
+@pytest.mark.slow
 def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monkeypatch):
     _save_own_arrays(tmp_path / "mine.npz")
     config = tiny_config(dataset=f"npz:{tmp_path / 'mine.npz'}", methods=("trades-l2",))
@@ -385,6 +391,7 @@ def test_own_float_arrays_run_end_to_end_wherever_their_file_lies(tmp_path, monk
     assert clean == [20, 20]
 
 
+@pytest.mark.slow
 def test_changed_pixels_refuse_to_mix(tmp_path, monkeypatch):
     config = tiny_config(methods=("1nn",))
     runner.run(binary_tasks, config, tmp_path)
@@ -450,6 +457,7 @@ def test_what_can_be_run_is_listed_where_nothing_is_named(flags, message, lists,
 _POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "signs"),
     [

@@ -138,6 +138,7 @@ def test_each_model_has_one_row_on_the_same_images(finished):
             assert sum(robust) > 0 and max(robust) < max(clean)
 
 
+@pytest.mark.slow
 def test_1nn_has_its_exact_radii_with_all_training_images_as_points(finished):
     digits = data.load("digits")
     reference = neighbors.fit(digits.train_images, digits.train_labels, 10)
@@ -155,6 +156,7 @@ def test_1nn_has_its_exact_radii_with_all_training_images_as_points(finished):
         assert item["robust"] == robust
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     config = tiny_config(
         weights, models=("*", f"{OWN}:flax_model", f"{OWN}:function", f"{OWN}:too_few_classes", f"{OWN}:broken")
@@ -198,6 +200,7 @@ def test_what_fails_is_told_and_the_others_go_on(weights, finished, tmp_path):
     assert "digits/Off" not in failures.read(tmp_path) and "models failed" not in caught.value.report.page.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_within_a_model(weights, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
     monkeypatch.setattr(leaderboard, "_RADII_AT_ONCE", 15)
@@ -238,6 +241,7 @@ def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     assert _counted(tmp_path / "both") == _counted(finished)
 
 
+@pytest.mark.slow
 def test_networks_of_one_architecture_compile_once_and_are_freed(weights, tmp_path, monkeypatch, caplog):
     jax.clear_caches()
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
@@ -258,6 +262,7 @@ def _compiled(caplog):
     return [text for record in caplog.records if "Compiling" in (text := record.getMessage())]
 
 
+@pytest.mark.slow
 def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
     config = tiny_config(weights, models=(f"{OWN}:constants",))
     runner.run(leaderboard, config, tmp_path)
@@ -265,6 +270,7 @@ def test_weights_inside_a_plain_function_are_freed_too(weights, tmp_path):
     assert not [array for array in jax.live_arrays() if array.shape == (64, 10)]
 
 
+@pytest.mark.slow
 def test_probabilities_are_refused_where_logits_are_expected(weights, tmp_path):
     with pytest.raises(failures.SomeFailed, match="1 of 2 units failed.*:probabilities"):
         runner.run(leaderboard, tiny_config(weights, models=("One", f"{OWN}:probabilities")), tmp_path)
@@ -319,6 +325,7 @@ def test_why_a_function_of_the_users_failed_is_one_line(weights, tmp_path, name,
     assert re.search(message, failure["reason"]), failure["reason"]
 
 
+@pytest.mark.slow
 def test_another_network_under_the_name_of_a_row_is_refused(weights, finished):
     other = finished.parent / "other_weights"
     shutil.copytree(weights, other)
@@ -346,6 +353,7 @@ def test_what_broke_each_image_is_kept(finished):
                 assert unbroken.sum() == item["robust"]
 
 
+@pytest.mark.slow
 def test_a_network_asked_for_by_its_name_that_lacks_weights_is_told_at_the_start(weights, tmp_path, capfd):
     config = tiny_config(weights, models=("1nn", "One", "Two"), weights_dir=str(tmp_path))
     with pytest.raises(failures.SomeFailed, match="2 of 3 units failed.*: digits/One, digits/Two"):
@@ -353,6 +361,7 @@ def test_a_network_asked_for_by_its_name_that_lacks_weights_is_told_at_the_start
     assert capfd.readouterr().err.startswith(f"no weights in {tmp_path}, so these will fail: One, Two")
 
 
+@pytest.mark.slow
 def test_a_torch_module_joins(weights, tmp_path):
     pytest.importorskip("torch")
     runner.run(leaderboard, tiny_config(weights, models=(f"torch:{OWN}:torch_module",)), tmp_path)
@@ -408,6 +417,7 @@ def test_mistakes_are_refused_before_anything_starts(weights, changes, message):
         leaderboard.make_plan(tiny_config(weights, **changes))
 
 
+@pytest.mark.slow
 def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_path, capfd):
     """Two machines whose folders differ."""
     folders = [tmp_path / "first", tmp_path / "second"]
@@ -434,6 +444,7 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
     assert set(_rows(workdir)) == {"One", "Two"}
 
 
+@pytest.mark.slow
 def test_a_progress_file_that_cannot_be_read_fails_its_model_only(weights, finished, tmp_path):
     damaged = tmp_path / "attacks" / "digits-One.npz"
     damaged.parent.mkdir()
@@ -447,6 +458,7 @@ def test_a_progress_file_that_cannot_be_read_fails_its_model_only(weights, finis
     assert _rows(tmp_path)["One"]["evaluations"] == _counted(finished)["One"]
 
 
+@pytest.mark.slow
 def test_bounds_that_contradict_each_other_do_not_hide_what_failed(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "order_violations", lambda rows: ["One: 3 > 2"])
     with pytest.raises(
@@ -492,6 +504,7 @@ def test_the_command_goes_on_after_a_kill(weights, finished, tmp_path, run_here)
     assert _counted(tmp_path) == _counted(finished)
 
 
+@pytest.mark.slow
 def test_the_home_is_expanded_and_the_place_of_own_arrays_does_not_matter(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(weights))
     config = config_file.get_config("digits,~/catalogue.json")

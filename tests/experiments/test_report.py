@@ -39,6 +39,7 @@ def full(tmp_path_factory):
     return rows, write(tmp_path_factory.mktemp("full"), rows)
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained(full):
     text = full[1].html.read_text()
     named = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'>]*)", text)
@@ -210,6 +211,7 @@ def test_settings_that_methods_share_are_written_once(tmp_path):
     assert "| standard | model.name=mlp, epochs=7 |" in text
 
 
+@pytest.mark.slow
 def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):
     rows = realistic_rows(num_classes=2)
     first = write(tmp_path, rows)
@@ -259,6 +261,7 @@ def test_problems_and_violations_are_loud(tmp_path):
     assert "exact 61 &gt; attacked 60" in text and text.index('class="alert"') < text.index("<table")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "rows",
     [

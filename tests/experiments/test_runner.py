@@ -58,6 +58,7 @@ def test_every_unit_is_run_once_however_many_processes_share_them(tmp_path, num_
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_unit_that_fails_is_told_and_the_others_go_on(tmp_path, capfd, num_workers):
     with pytest.raises(failures.SomeFailed, match=r"^1 of 4 units failed, .*: fails-b; mend") as caught:
@@ -89,6 +90,7 @@ def test_a_shard_runs_its_part_and_knows_what_is_missing(tmp_path):
     assert runner.run(counting, config("a"), tmp_path / "new", shard=(1, 2)) is None
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_workdir_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, num_workers):
     def full(*_):
@@ -108,6 +110,7 @@ def test_a_second_run_of_one_workdir_is_refused(tmp_path):
         runner.run(counting, config(), tmp_path, num_workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_however_a_run_is_ended_its_workers_end_too(tmp_path, number):
     script = (
@@ -145,6 +148,7 @@ def _children(pid):
     return found
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_what_failed_is_recorded_with_its_traceback(tmp_path, num_workers):
     with pytest.raises(failures.SomeFailed):
@@ -153,6 +157,7 @@ def test_what_failed_is_recorded_with_its_traceback(tmp_path, num_workers):
     assert failure["reason"] == "fails-a says why" and "raise ValueError(f" in failure["traceback"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_its_row_is_stored_costs_nothing(tmp_path, monkeypatch):
     append = store.Store.append
 
@@ -165,6 +170,7 @@ def test_a_worker_that_is_killed_while_its_row_is_stored_costs_nothing(tmp_path,
     assert set(_rows(tmp_path)) == {"ends-a", "c", "b"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_unit_that_fails_does_not_take_its_group_with_it(tmp_path, num_workers):
     units = ("a+fails-b+c", "shares-badly-d+e", "f")
@@ -175,6 +181,7 @@ def test_a_unit_that_fails_does_not_take_its_group_with_it(tmp_path, num_workers
     assert sum("nothing to share" in line for line in _told(caught.value.report)) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_does_not_take_the_rest_of_its_group_with_it(tmp_path):
     with pytest.raises(failures.SomeFailed, match="1 of 3 units failed.*: dies-a;"):
         runner.run(counting, config("dies-a+b", "c"), tmp_path, num_workers=2)
@@ -189,6 +196,7 @@ def test_progress_reaches_the_end_whatever_fails(tmp_path, names):
     assert advanced == pytest.approx(len(plan.groups[0]))
 
 
+@pytest.mark.slow
 def test_more_workers_than_tasks_is_told_in_one_line(tmp_path, capfd):
     runner.run(counting, config("a", "b+c"), tmp_path, num_workers=5)
     assert "--workers=5 and 2 tasks to be shared: the other processes have none\n" in capfd.readouterr().err

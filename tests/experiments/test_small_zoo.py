@@ -63,6 +63,7 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
     assert loaded.entry.clean_accuracy == pytest.approx(100 * np.mean(right), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_another_network_is_added_and_those_that_are_there_are_not_trained_again(finished, monkeypatch):
     workdir, catalogue = finished
     before = (workdir / "digits" / "Linf" / "standard.pt").stat().st_mtime_ns

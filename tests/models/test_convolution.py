@@ -13,6 +13,7 @@ from nn_adv.models.convolution import conv_general_dilated
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("size", "margin"), [(1, 0), (3, 0), (3, 1), (5, 2), (7, 3)])
@@ -38,6 +39,7 @@ def test_equals_jax_with_gradients(sides, channels, size, margin, stride, mapped
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, want)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "padding", "channels", "batch"),
@@ -72,6 +74,7 @@ def test_half_precision_equals_jax_to_its_own_rounding(size, padding, channels, 
         np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4 * float(jnp.abs(exact).max()))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("count", [1, 7, 23])
 def test_parts_of_the_batch_add_up(count):
     with jax.enable_x64(True):

@@ -75,6 +75,7 @@ def test_whole_registry_is_tested():
     assert set(models.NAMES) == set(_TINY) == {name for name, *_ in _SIZES}
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("name", "options", "shape", "count"), _SIZES)
 def test_number_of_parameters(name, options, shape, count):
     model = models.create(name, 10, **options)
@@ -82,6 +83,7 @@ def test_number_of_parameters(name, options, shape, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", _EACH)
 def test_prediction_of_an_image_ignores_its_batch(name):
     model, images, variables = _tiny(name)
@@ -103,6 +105,7 @@ def test_normalisation_is_inside(name):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", _EACH)
 def test_bfloat16_computes_near_float32_and_returns_float32(name):
     model, images, variables = _tiny(name)
@@ -115,6 +118,7 @@ def test_bfloat16_computes_near_float32_and_returns_float32(name):
     assert np.any(logits != exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in models.NAMES if "resnet" in n])
 def test_training_moves_running_statistics_a_tenth_of_the_way(name):
     model, images, variables = _tiny(name)
@@ -147,6 +151,7 @@ def test_dropout_only_in_training():
     np.testing.assert_array_equal(without.apply(variables, images, train=True), predicted)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3)])
 def test_max_pool_equals_flax_with_ties(shape):
     x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)

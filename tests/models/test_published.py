@@ -68,12 +68,14 @@ def test_all_published_networks_are_tested():
     assert set(models.PUBLISHED_NAMES) == set(_SIZES) <= set(_SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _each(models.PUBLISHED_NAMES, ("resnest152", "xcit")))
 def test_number_of_parameters(name):
     variables = jax.eval_shape(models.create(name, 10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == _SIZES[name]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", _each(_SMALL, ("bit", "ra_wide_resnet", "xcit")))
 def test_gradient_equals_finite_differences(name):
     model = _SMALL[name].clone(tolerance=1e-10) if name == "sodef" else _SMALL[name]
@@ -82,6 +84,7 @@ def test_gradient_equals_finite_differences(name):
         check_gradient(lambda images: model.apply(variables, images), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _each(_SMALL, ("bit", "ra_wide_resnet", "xcit")))
 def test_a_prediction_ignores_the_other_images(name):
     variables, images = double(_SMALL[name])
@@ -92,6 +95,7 @@ def test_a_prediction_ignores_the_other_images(name):
     assert np.abs(changed[1] - both[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_without_constants_a_network_normalises_by_its_options():
     model = BiT(3, stage_sizes=(1, 1), width=4, groups=2, image_size=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     variables, images = double(model)
@@ -131,6 +135,7 @@ def test_orthogonal_map_equals_the_definition():
     np.testing.assert_allclose(want.T @ want, np.eye(3), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_flow_does_not_depend_on_how_it_is_batched():
     variables, images = double(_SMALL["sodef"], (5, 8, 8, 3))
     predict = jax.jit(_SMALL["sodef"].apply)
@@ -164,6 +169,7 @@ def test_mixednuts_in_float32_is_near_its_map_in_float64():
     np.testing.assert_allclose(got, _map_indouble(logits), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixednuts_differentiates_the_largest_logit_only_where_two_almost_tie():
     def probabilities(gap):
         logits = jnp.stack([jnp.asarray([1.0 + gap, 1.0, 0.0])])

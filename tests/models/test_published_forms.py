@@ -19,6 +19,7 @@ _FORMS = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", _FORMS)
 def test_gradient_equals_finite_differences(name):
     with jax.enable_x64(True):

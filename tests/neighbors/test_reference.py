@@ -33,6 +33,7 @@ def test_padding_is_small(counts, rows):
     assert reference.index.size == rows
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("size", [20_000, 140_000])
 def test_distances_of_large_images_do_not_overflow(size):
     # Squared distances of more than 16,512 uint8 pixels may not fit int32; nor do squared norms of 131,072.

@@ -39,6 +39,7 @@ def _check(points: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_clas
     return reference
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("point_dtype", DTYPES)
 @pytest.mark.parametrize("query_dtype", DTYPES)
@@ -52,6 +53,7 @@ def test_equals_brute_force(norm, point_dtype, query_dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, queries, norm=norm), expected.argmin(axis=1))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
 def test_k_nearest_in_order(dtype, k):
@@ -59,6 +61,7 @@ def test_k_nearest_in_order(dtype, k):
 
 
 # The next tests share shapes, and so their compilations.
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ties_go_to_the_lowest_index(norm, dtype):
@@ -83,6 +86,7 @@ def test_failed_proofs_are_searched_again(norm):
     _check(points, _labels(400, 2), np.ones((8, 6), np.float32), 2, 4, norm, block_size=256)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_large_uint8_images_have_the_ties_of_the_integers(norm):
     # 75 x 75 x 3: squares may not fit int32. Half of the points mirror the others at their query, which one pixel alone
@@ -126,6 +130,7 @@ def test_one_far_point_does_not_take_the_center_away():
     np.testing.assert_allclose(reference.center, np.delete(points, 7, axis=0).mean(axis=0, dtype=float), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "dtype"),
     [pytest.param(norm, dtype, marks=[pytest.mark.slow] * (norm != "l2")) for norm in NORMS for dtype in DTYPES],
@@ -151,6 +156,7 @@ def test_queries_that_are_not_finite(norm, dtype):
     np.testing.assert_array_equal(table, np.where(is_bad[:, None], np.nan, expected_table))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point_dtype", DTYPES)
 @pytest.mark.parametrize("query_dtype", DTYPES)
 def test_no_queries_at_all(point_dtype, query_dtype):
@@ -165,6 +171,7 @@ def test_no_queries_at_all(point_dtype, query_dtype):
     assert neighbors.soft_logits(reference, queries, 0.1).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_units_that_cannot_belong_together():
     pixels, floats = _random(0, 20, 4, "uint8"), _random(0, 20, 4, "uint8").astype(np.float32)
     by_floats, by_pixels = (neighbors.fit(points, np.zeros(20, int), 1) for points in (floats, pixels))
@@ -210,6 +217,7 @@ def test_rounding_of_queries_is_part_of_the_proof():
     _check(points, _labels(401, 2), queries, 2, 1, "l2")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("norm", NORMS)
 def test_extreme_pixels_are_exact(norm):
     # The largest sums an accumulator meets, and sums that differ by one in 2 * 10^8.
@@ -220,12 +228,14 @@ def test_extreme_pixels_are_exact(norm):
     _check(points, _labels(20, 2), queries, 2, 5, norm)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_pixel_one_class_one_point(dtype):
     reference = _check(np.array([[7]], dtype), np.array([0]), np.array([[3], [9]], dtype), 1, 1, "l2")
     np.testing.assert_array_equal(neighbors.predict(reference, np.array([[3]], dtype)), [0])
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_class_without_points_is_infinitely_far(norm, dtype):
@@ -236,6 +246,7 @@ def test_class_without_points_is_infinitely_far(norm, dtype):
     np.testing.assert_array_equal(neighbors.predict(reference, points[:2], norm=norm), [1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "dtype", "norm"),
     [(21, "uint8", "l2"), (1000, "uint8", "linf"), (1000, "float32", "l2"), (21, "float32", "l1")],
@@ -256,6 +267,7 @@ def test_beyond_the_points_there_is_no_neighbour(k, dtype, norm):
     assert np.isposinf(of_class.distances[:, count:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "norm"), [("uint8", "l2"), ("uint8", "linf"), ("float32", "l1")])
 def test_a_point_left_out_is_not_seen(dtype, norm):
     points, leave_out = _random(0, 20, 4, dtype), np.where(np.arange(20) % 3, np.arange(20), -1)
@@ -275,6 +287,7 @@ def test_a_point_left_out_is_not_seen(dtype, norm):
         assert np.all(found.indices[3:5] == -1) and np.isnan(found.distances[3:5]).all()
 
 
+@pytest.mark.slow
 def test_query_blocks_change_nothing(monkeypatch):
     points, labels = _random(0, 100, 12, "float32"), _labels(100, 2)
     monkeypatch.setattr(search, "_QUERY_BLOCK", 8)
@@ -283,6 +296,7 @@ def test_query_blocks_change_nothing(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_under_jit_and_vmap_and_without():
     points, labels = _random(0, 80, 9, "float32").reshape(80, 3, 3), _labels(80, 2)
     queries = _random(2, 6, 9, "float32").reshape(6, 3, 3)
@@ -297,6 +311,7 @@ def test_under_jit_and_vmap_and_without():
     np.testing.assert_array_equal(each, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_uint8_and_its_float_copy_agree(norm):
     points, queries = _random(0, 400, 50, "uint8"), _random(2, 40, 50, "uint8")
@@ -316,6 +331,7 @@ def test_nothing_flows_back():
     assert (np.asarray(gradient) == 0).all()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("norm", "query_dtype"), [("l2", "uint8"), ("l2", "float32"), ("l1", "float32")])
 def test_memory_does_not_grow_with_the_points(norm, query_dtype):
     queries = _random(2, 64, 256, query_dtype)

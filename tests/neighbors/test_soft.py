@@ -39,6 +39,7 @@ def _true_gradients(points, labels, queries, temperature):
     return by_queries, (total * sq).sum() / temperature**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [10.0, 1.0, 0.05, 1e-4])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_value_and_gradients(temperature, dtype):
@@ -64,6 +65,7 @@ def test_block_size_changes_nothing(dtype):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *results)
 
 
+@pytest.mark.slow
 def test_cold_limit_is_the_nearest_neighbour():
     points, labels, reference, queries = _setup()
     logits, pullback = jax.vjp(lambda q: neighbors.soft_logits(reference, q, 1e-4), queries)

@@ -65,6 +65,7 @@ def uninterrupted():
     return _train()[0]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [1, 2])
 def test_resumed_training_is_identical(tmp_path, uninterrupted, count):
     options = {"members": _MEMBERS[:count], "seeds": (3, 4)[:count], "checkpoint_every": 2}
@@ -159,6 +160,7 @@ def test_a_full_disk_is_one_line_and_the_save_before_stays(tmp_path, monkeypatch
     np.testing.assert_array_equal(state["a"], np.arange(3))
 
 
+@pytest.mark.slow
 def test_names_with_dots_and_constants_come_back(tmp_path):
     model = models.create("wide_resnet", 3, depth=10, widen_factor=1, mean=0.5, std=0.2)
     state = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
@@ -200,6 +202,7 @@ _DAMAGES = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("damage", _DAMAGES.values(), ids=list(_DAMAGES))
 def test_a_damaged_state_is_replaced_by_the_one_before(tmp_path, uninterrupted, damage):
     _stopped(tmp_path)

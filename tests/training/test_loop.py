@@ -67,6 +67,7 @@ def test_trades_is_more_robust_than_standard_training():
     assert accuracy["adversarial"] >= accuracy["standard"] + 0.3
 
 
+@pytest.mark.slow
 def test_member_of_a_group_equals_single_training():
     members = [_member(0, 60, 20), _member(10, 33, 7)]
     recipe = _recipe(num_epochs=2, select_every=1, select_steps=2, ema_decay=0.9)
@@ -78,6 +79,7 @@ def test_member_of_a_group_equals_single_training():
         assert alone.selected_epoch[0] == together.selected_epoch[i]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [models.ResNet(2, (1,), width=2), pytest.param(models.SmallCNN(2, (2, 2, 4, 4), 8), marks=pytest.mark.slow)],
@@ -105,6 +107,7 @@ def test_epoch_shows_every_image_and_wraps_around():
     assert np.any(loop._order(member, 0, 2, 3, 4)[0] != indices)
 
 
+@pytest.mark.slow
 def test_another_task_does_not_compile_again():
     recipe = _recipe(select_every=2, num_epochs=2, beta=3.125)
     training.train(_MODEL, _IMAGES, [_member(0, 60)], recipe, seeds=[0], steps_per_epoch=4)
@@ -114,6 +117,7 @@ def test_another_task_does_not_compile_again():
     assert [f._cache_size() for f in (steps.init, steps.advance, steps.count_correct)] == compiled
 
 
+@pytest.mark.slow
 def test_best_epoch_is_kept():
     seen = []
 
@@ -146,6 +150,7 @@ def test_the_latest_of_equal_epochs_is_kept():
     assert len(set(trained.history.robust[0])) == 1 and trained.selected_epoch[0] == 2
 
 
+@pytest.mark.slow
 def test_moving_average_is_returned():
     decay = 0.5
     plain = [
@@ -172,6 +177,7 @@ def test_crop_flip_moves_each_image_by_itself():
     assert len(set(found)) > 30
 
 
+@pytest.mark.slow
 def test_an_epoch_in_one_program_equals_its_steps(monkeypatch):
     steps_apart = training.train(_MODEL, _IMAGES, [_member(0, 40)], _recipe(num_epochs=2), seeds=[0])
     monkeypatch.setattr(jax, "default_backend", lambda: "accelerator")
@@ -187,6 +193,7 @@ def test_float_images_train_as_their_uint8_ones():
     _assert_same(runs[0].variables, runs[1].variables, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_threats_and_augmentation_run():
     threats = (Threat("linf", 0.1), Threat("l2", 0.5))
     recipe = _recipe(threats=threats, augment="crop_flip", num_epochs=1, step_sizes=(0.05, None), nesterov=True)

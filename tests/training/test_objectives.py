@@ -22,6 +22,7 @@ def _trades(key=0, apply_fn=_MODEL.apply, **options):
     return training.trades(apply_fn, _VARIABLES, _BATCH, key=jax.random.key(key), **options)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("threats", "budget"), [((_LINF,), 27), ((_L2,), 27), ((_LINF, _L2), 50)])
 def test_forward_equivalents_of_a_step(threats, budget):
     """One matrix of 16 M operations per forward dwarfs everything else; a pass back to the images costs the same."""
@@ -57,6 +58,7 @@ def test_forward_equivalents_of_a_step(threats, budget):
     assert flops / forward == pytest.approx(budget - trained, rel=0.05)
 
 
+@pytest.mark.slow
 def test_clean_images_are_predicted_once_and_trained_once():
     calls = []
 
@@ -139,6 +141,7 @@ def test_radius_is_traced():
     assert len(traces) == 1 and small < large
 
 
+@pytest.mark.slow
 def test_adversarial_training_is_cross_entropy_on_pgd_images():
     loss, aux = training.adversarial(
         _MODEL.apply, _VARIABLES, _BATCH, key=jax.random.key(0), threats=(_LINF, Threat("l1", 1.0)), num_steps=4

@@ -130,6 +130,7 @@ def _assert_trees_close(got, want, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=str(path))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", _CASES)
 def test_float64_step_equals_published_loss(shared_dir, name):
     case = Case(shared_dir, name)
@@ -168,6 +169,7 @@ def test_float64_step_equals_published_loss(shared_dir, name):
         _assert_trees_close(aux.batch_stats, case.official_statistics("f64", 1 + 2 * len(case.threats)), 1e-9)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", _CASES)
 def test_float64_first_step_of_the_inner_maximisation(shared_dir, name):
     case = Case(shared_dir, name)
@@ -200,6 +202,7 @@ def test_float64_first_step_of_the_inner_maximisation(shared_dir, name):
     np.testing.assert_allclose(logits, case.data["f64/logits_clean_eval"], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _CASES)
 def test_float32_loss_on_the_published_adversarial_images(shared_dir, name):
     case = Case(shared_dir, name)

@@ -42,6 +42,7 @@ def _variables(model, seed=0):
     return jax.tree.map(lambda leaf: jnp.asarray(generator.uniform(0.5, 1, leaf.shape), leaf.dtype), _shapes(model))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("name", "options"), _NETWORKS)
 def test_round_trip_is_the_identity(name, options):
     model = _network(name, **options)
@@ -67,6 +68,7 @@ def test_leaves_are_named_and_laid_out_as_in_pytorch():
         assert shapes[f"block3.layer.0.bn1.{leaf}"] == (32,)
 
 
+@pytest.mark.slow
 def test_constants_may_be_missing_or_in_another_shape_and_override_the_options():
     model, images = _network(), jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     state = convert.to_state_dict(_variables(model))
@@ -146,6 +148,7 @@ def test_leaves_of_one_key_are_refused():
         convert.to_state_dict(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet18", "PreActResNet18", "WideResNet"])
 def test_exported_networks_run_in_pytorch(name):
     torch = pytest.importorskip("torch")

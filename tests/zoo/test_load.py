@@ -93,6 +93,7 @@ def test_what_was_exported_is_loaded_back_and_kept(own, network, state):
     np.testing.assert_array_equal(_logits(own.load().logits_fn), _expected(network))
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_read_without_torch_and_without_its_source(own, network, state, monkeypatch):
     own.write(state)
     own.load()
@@ -112,6 +113,7 @@ def test_what_is_kept_is_made_anew_when_its_source_changes(own, state):
         np.testing.assert_allclose(_logits(own.load().logits_fn), before + 1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("damage", [b"", b"<html>", b"not weights"])
 def test_what_is_kept_is_made_anew_when_it_is_damaged(own, network, state, damage):
     own.write(state)
@@ -358,6 +360,7 @@ def _as_published(name, state):
     return {f"{name}.pt": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "fixture"),
     [

@@ -12,6 +12,7 @@ from nn_adv import zoo
 from tests.zoo import fixtures
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", [*fixtures.QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in fixtures.LARGE)])
 def test_outputs_are_those_published(shared_dir, name):
     outcome = fixtures.compare(shared_dir, name)

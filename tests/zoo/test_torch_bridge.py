@@ -76,6 +76,7 @@ def _squares(logits_fn):
     return lambda points: jnp.sum(logits_fn(points) ** 2)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("wrap", [lambda fn: fn, jax.jit], ids=["plain", "jit"])
 def test_logits_and_gradients_are_those_of_the_port(wrap):
     bridge, port, images, labels = _both()
@@ -87,6 +88,7 @@ def test_logits_and_gradients_are_those_of_the_port(wrap):
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_apgd_finds_what_it_finds_through_the_port():
     bridge, port, images, labels = _both()
     traces = []
@@ -162,6 +164,7 @@ def test_gradients_are_right_in_whatever_order_they_are_taken():
         np.testing.assert_allclose(pull(2 * logits)[0], _by_hand(module, points)[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_inside_loops_and_under_vmap():
     module = _Counting()
     bridge = from_torch(module, 4)

@@ -134,6 +134,7 @@ def _wave(images):
     return 2 * np.sin(np.asarray(images).reshape(len(images), -1))
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.usefixtures("free_radius")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["pca", "pool", "low", "own"])
@@ -164,6 +165,7 @@ def test_nothing_within_the_bound_changes_the_prediction(name, norm):
     assert np.array_equal(labels[result.opponent] != image_labels, np.ones(20, bool))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("free_radius")
 def test_wrong_images_and_left_out_points():
     embed = embeddings.average_pool(SHAPE, 2)
@@ -254,6 +256,7 @@ def test_constants_that_the_images_contradict_are_refused():
         embeddings.embedded_radius(reference, points, labels, embed=embed, norm="l3")
 
 
+@pytest.mark.slow
 def test_all_principal_components_give_the_radius_on_pixels():
     """All of them together keep every distance: the bound is the free l2 radius."""
     rng = np.random.default_rng(0)

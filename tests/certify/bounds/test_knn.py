@@ -61,6 +61,7 @@ def _directions(rng, points, image, norm):
     return drawn / np.linalg.norm(drawn, ORDER[norm], axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize("k", [1, 2, 4, 14])
 def test_vote_equals_brute_force_with_ties_and_duplicates(k, levels):
@@ -79,6 +80,7 @@ def test_vote_without_the_point_itself():
     assert not np.array_equal(found, _vote(points, labels, points, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -105,6 +107,7 @@ def test_nothing_within_the_lower_bound_changes_the_vote(seed, num_classes, k, n
             assert np.all(_vote(points, labels, moved, k, np.full(len(moved), leave_out[row])) == clean[row])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "bounds"), [(norm, (0.0, 1.0)) for norm in NORMS] + [("l2", None)])
 def test_witness_is_wrong_and_of_the_stated_size(norm, bounds):
     points, labels, images = _problem(5, 3, count=30, num_images=40)
@@ -124,6 +127,7 @@ def test_witness_is_wrong_and_of_the_stated_size(norm, bounds):
         assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [3, 4])
 def test_bounds_enclose_the_radius_found_by_dense_search(k):
     points, labels, images = _problem(k, 3, count=15, size=1, num_images=30)
@@ -157,6 +161,7 @@ def test_one_vote_gives_the_bound_by_single_constraints(norm):
         assert lower[row] == pytest.approx(truth, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm"),
     [("digits_3v8", "l2")]
@@ -183,6 +188,7 @@ def test_one_vote_encloses_the_exact_radius(shared_dir, name, norm):
     assert np.mean(result.upper) < 1.3 * np.mean(boxed)
 
 
+@pytest.mark.slow
 def test_digits_of_ten_classes():
     dataset = data.load("digits")
     reference = neighbors.fit(dataset.train_images, dataset.train_labels, 10)
@@ -198,6 +204,7 @@ def test_digits_of_ten_classes():
     assert np.all(fewer <= more * (1 + 1e-9))
 
 
+@pytest.mark.slow
 def test_classes_without_points_and_single_points():
     points = np.array([[0.0], [0.1], [0.2]], np.float32)
     alone = knn.vote_bounds(neighbors.fit(points, np.zeros(3, int), 2), points, np.array([0, 0, 1]), k=3, norm="l2")
@@ -210,6 +217,7 @@ def test_classes_without_points_and_single_points():
     assert result.lower == [np.inf] and result.upper == [np.inf]
 
 
+@pytest.mark.slow
 def test_ties_of_integers_are_voted_on_as_they_are():
     # 2 is midway between 1 and 3, but 2 / 255 in float32 is nearer to 3 / 255.
     reference = neighbors.fit(np.array([[1] * 4, [3] * 4], np.uint8), np.array([0, 1]), 2)
@@ -217,6 +225,7 @@ def test_ties_of_integers_are_voted_on_as_they_are():
     assert found.correct[0] and found.lower[0] == 0
 
 
+@pytest.mark.slow
 def test_no_point_is_lost_where_none_is_left_out():
     points = np.array([[0.0], [1.0]], np.float32)
     reference = neighbors.fit(points, np.array([0, 1]), 2)
@@ -250,6 +259,7 @@ def test_refuses_what_it_cannot_use():
         bounds_of(images=images * np.float32(np.nan), bounds=None)
 
 
+@pytest.mark.slow
 def test_above_the_number_of_points_all_of_them_vote():
     points, labels, images = _problem(0, 3)
     reference = neighbors.fit(points, labels, 3)
@@ -276,6 +286,7 @@ def test_where_no_point_may_vote_there_is_no_class():
     np.testing.assert_array_equal(found.adversarial, image)
 
 
+@pytest.mark.slow
 def test_inside_jit_who_is_missing_does_not_vote():
     points, labels, images = _problem(0, 3)
     reference = neighbors.fit(points, labels, 3)

@@ -44,6 +44,7 @@ def test_norm_ratio_is_the_smallest_constant(norm, other):
     assert largest == pytest.approx(margins.norm_ratio(norm, other, 7), rel=1e-12)
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(("distance_norm", "threat_norm"), PAIRS)
 def test_margin_bound_is_half_the_margin_rounded_down(distance_norm, threat_norm, dtype):
@@ -61,6 +62,7 @@ def test_margin_bound_is_half_the_margin_rounded_down(distance_norm, threat_norm
     np.testing.assert_allclose(bound, truth, rtol=0, atol=2e-6)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(("distance_norm", "threat_norm"), PAIRS)
 def test_no_perturbation_within_the_bound_changes_the_neighbour(distance_norm, threat_norm):
     rng = np.random.default_rng(2)
@@ -93,6 +95,7 @@ def test_rounded_pixels_never_lift_the_bound_above_the_truth(norm):
     assert bound[0] == pytest.approx((other - own) / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_wrong_ties_and_missing_classes():
     points = np.array([[0.0], [0.5], [1.0]], np.float32)
     images = np.array([[0.1], [0.25], [0.4]], np.float32)  # right, tie, wrong
@@ -114,6 +117,7 @@ def test_distances_beyond_float32_do_not_read_as_safe():
     assert 0 < bound[0] < 0.5e20
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("norm", NORMS)
 def test_separation_is_the_smallest_distance_between_classes(norm, dtype):
@@ -134,6 +138,7 @@ def test_separation_of_one_class_and_of_duplicates():
     assert margins.separation(points, np.array([0, 0, 1])) == (0, 0, (1, 2))
 
 
+@pytest.mark.slow
 def test_digits_keep_the_guaranteed_radius_on_every_training_image():
     dataset = data.load("digits")
     kept = np.isin(dataset.train_labels, [1, 7])

@@ -74,6 +74,7 @@ def _at_most(lower: float, truth: float) -> bool:
     return lower <= truth * (1 + 1e-12) + 1e-15
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
 def test_optimal_multipliers_prove_the_radius_and_others_no_more(seed, norm, box):
@@ -92,6 +93,7 @@ def test_optimal_multipliers_prove_the_radius_and_others_no_more(seed, norm, box
     assert _at_most(_recheck(problem, _nothing(), norm, box).lower[0], truth)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
 def test_each_bound_is_below_the_radius_of_its_opponent(seed, norm, box):
@@ -106,6 +108,7 @@ def test_each_bound_is_below_the_radius_of_its_opponent(seed, norm, box):
         assert all(_at_most(lower, radius) for lower, radius in zip(found, radii, strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))
 def test_garbage_never_proves_too_much(seed, norm, box):
@@ -127,6 +130,7 @@ def test_garbage_never_proves_too_much(seed, norm, box):
     assert result.upper[0] >= truth * (1 - 1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(NORMS))
 def test_witness_counts_if_it_is_true(seed, norm):
@@ -299,6 +303,7 @@ def test_bad_arguments():
         _recheck(problem._replace(image=problem.image + np.float32(2)), _nothing(), "l2", (0.0, 1.0))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("norm", NORMS)
 def test_screen_agrees_with_dense_bounds(norm):
     rng = np.random.default_rng(3)
