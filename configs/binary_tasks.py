@@ -118,10 +118,10 @@ def _digits(config) -> None:
     config.tasks.holdout = 0.0
     config.curve = (0.25, 0.5, 1.5, 2.0)
     config.training.update(
-        num_epochs=40, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.1, weight_decay=5e-4
+        num_epochs=30, batch_size=64, schedule="cosine", drop_epochs=(), learning_rate=0.1, weight_decay=5e-4
     )
-    config.training.update(num_steps=7, select_every=0, group_size=45, checkpoint_every=40)
-    config.evaluation.update(images_per_split=80, batch_size=40, attacks=("apgd-ce", "fab-t"), num_steps=20)
+    config.training.update(num_steps=7, select_every=0, group_size=45, checkpoint_every=30)
+    config.evaluation.update(images_per_split=60, batch_size=40, attacks=("apgd-ce", "fab-t"), num_steps=20)
 
 
 def _own_data(config) -> None:

@@ -69,9 +69,10 @@ class Study:
 
     @property
     def sizes(self) -> str:
-        """Say how many steps and queries the attacks took."""
+        """Say which attacks there were, and how many steps and queries they took."""
         settings = next(row["attack"] for row in self.rows if row["attack"])
-        return f"{settings['num_steps']} steps a run and {settings['num_queries']} queries"
+        queries = f" and {settings['num_queries']} queries" if "square" in settings["attacks"] else ""
+        return f"attacks {', '.join(settings['attacks'])}, {settings['num_steps']} steps a run{queries}"
 
     @property
     def attacks(self) -> str:

@@ -36,7 +36,7 @@ def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat:
     """Run the ascent in l1 once.
 
     The paper starts in balls of three times and twice the radius; here all steps are spent in the ball itself, which is
-    stronger with the exact projection (docs/attacks.md has the comparison).
+    stronger with the exact projection (docs/benchmarks/attack_parity.md has the comparison).
 
     Args:
       evaluate: points ``[B, ...]`` and number of the step to loss ``[B]``, gradient ``[B, ...]`` and `Visited`.

@@ -27,7 +27,7 @@ TINY = {
     "methods": ("1nn", "trades-both"),
     "curve": (0.5,),
     "fine_curve": (0.25,),
-    "tasks": {"names": ("3v8", "1v7"), "train_per_class": 20},
+    "tasks": {"holdout": 0.1, "names": ("3v8", "1v7"), "train_per_class": 20},
     "evaluation": {
         "attacks": ("apgd-margin", "square"),
         "num_steps": 3,
