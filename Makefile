@@ -7,7 +7,8 @@ WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
 # The newest pins a Python can use: 3.11 has its own, everything later shares those of 3.12.
 PINS = requirements/$(shell $(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
+# Python compiles what is imported; pip would compile every file.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(PINS)
 
 # A process for each core; each takes whole files, so that tests of one file share what they compile. A crash ends the run.
 WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
