@@ -50,6 +50,7 @@ def test_nothing_breaks_inside_its_exact_radius(oracle, norm, temperature):
     assert not np.any(result.success)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("norm", "share", "least"), [("linf", 1.1, 0.9), ("l2", 1.1, 0.9), ("l1", 1.3, 0.9)])
 def test_most_images_break_a_little_outside(oracle, norm, share, least):
     result, epsilon = _run(oracle, norm, share)

@@ -90,6 +90,7 @@ def test_results_say_what_their_points_are(name, norm):
     np.testing.assert_allclose(result.loss, CASES[name].loss_fn(logits, problem.labels), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.quick_cases(3)
 @each
 def test_the_loss_is_never_below_that_of_the_images(name, norm):
     problem, result = run(name, norm)

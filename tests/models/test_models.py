@@ -95,6 +95,7 @@ def test_prediction_of_an_image_ignores_its_batch(name):
     assert np.all(np.abs(others[1:] - logits[1:]).max(axis=1) > 1e-4)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", _EACH)
 def test_normalisation_is_inside(name):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
