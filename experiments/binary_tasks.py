@@ -246,7 +246,7 @@ class Plan(plan.Plan):
         return pictures.candidates(chosen)[: None if (unit.task.name, unit.seed) in self.pictured else 0]
 
     def _keep_pictures(self, unit: Unit, chosen, is_solved, adversarial, workdir: Path) -> list[str]:
-        """Write the pictures of a unit of the first tasks, see `pictures.make`; return the name of their file."""
+        """Write the pictures of a unit that is pictured, see `pictures.make`; return the name of their file."""
         examples = self._examples(unit, chosen)
         if not len(examples):
             return []

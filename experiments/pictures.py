@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from experiments.evaluate import Images  # a report reads pictures without all that an evaluation imports
 
 FOLDER = "pictures"  # in a workdir
+_AT_ONCE = 1024  # points that are compared as floats
 _CLASSES, _CANDIDATES = 2, 4  # the first classes of a task, and so many images of each; one of each is shown
 
 
@@ -108,9 +109,10 @@ def make(
 
 def _nearest(points: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the point nearest to an image in l2, and its distance."""
-    points = np.asarray(as_float(points))
-    place = int(np.argmin(np.sum((points - image) ** 2, axis=tuple(range(1, points.ndim)))))
-    return points[place], float(float64_sizes("l2", points[place : place + 1] - image)[0])
+    parts = (points[start : start + _AT_ONCE] for start in range(0, len(points), _AT_ONCE))
+    distances = np.concatenate([float64_sizes("l2", np.asarray(as_float(part), np.float64) - image) for part in parts])
+    place = int(np.argmin(distances))
+    return np.asarray(as_float(points[place])), float(distances[place])
 
 
 def save(path: Path, pictures: Pictures) -> None:

@@ -37,8 +37,9 @@ def _environment(core: int, compiled: str) -> Iterator[None]:
     ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREADS, "1"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    if "JAX_COMPILATION_CACHE_DIR" not in before:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     try:
         if ours:
@@ -150,7 +151,7 @@ class Pool:
 
     def __init__(self, module: str, config: Any, workdir: Path, count: int):
         self._arguments = (module, config, workdir)
-        self._compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+        self._compiled = tempfile.TemporaryDirectory(prefix="nn_adv-compiled-")
         self._workers = {place: self._start(place) for place in range(count)}
 
     def __enter__(self) -> Pool:

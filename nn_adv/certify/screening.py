@@ -136,7 +136,7 @@ def by_one_constraint(
       norm: of the perturbation. In l2 pixel bounds are not used: one constraint alone gains little from them.
     """
     num_lists, width = opponents.shape
-    filling = (0, -num_lists % _LISTS), (0, -width % _TILE)  # so that one shape is compiled
+    filling = (0, -num_lists % _LISTS), (0, -width % _TILE)  # so that few shapes are compiled
     image = np.pad(images, filling[0]).astype(np.int32)
     lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
     anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)

@@ -83,6 +83,11 @@ def advance(search: Search, subproblems: list[Subproblem]) -> None:
     _judge(search, list(itertools.chain(*pieces)), *map(np.concatenate, zip(*solved, strict=True)))
 
 
+def _may_win(search: Search, subproblem: Subproblem) -> bool:
+    """Whether what is proven of the opponent leaves room below the best witness of its image."""
+    return bool(subproblem.lower < search.best[subproblem.image] * (1 - search.tolerance / 2))
+
+
 def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
@@ -142,6 +147,8 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
         one.multipliers = multipliers[i, : len(one.constraints)].copy()
         one.lower = max(one.lower, float(lower[i]))
         one.center = perturbation[i]
+        if not _may_win(search, one):
+            continue
         is_unsolved = one.rounds > _LINEAR_AFTER and not is_converged[i] and search.norm != "l2"
         if is_unsolved or (search.norm == "l1" and one.num_stuck > _STUCK_AFTER):
             candidate[i], is_converged[i] = _solve_linear(search, one)
@@ -232,7 +239,7 @@ def _solve_linear(search: Search, subproblem: Subproblem) -> tuple[np.ndarray, b
 def _judge(search: Search, subproblems: list[Subproblem], candidate: np.ndarray, is_converged: np.ndarray) -> None:
     """Close what cannot beat the best witness; look for own points near the other candidates and go on from there."""
     for one in subproblems:
-        one.is_open = one.lower < search.best[one.image] * (1 - search.tolerance / 2)
+        one.is_open = _may_win(search, one)
     labels = np.array([search.labels[one.image] for one in subproblems])
     is_open = np.array([one.is_open for one in subproblems])
     for label in np.unique(labels[is_open]):

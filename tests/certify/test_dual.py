@@ -37,14 +37,25 @@ def _problems(seeds, bounds):
     return problems, {norm: np.array([truth[norm] for truth in truths]) for norm in truths[0]}
 
 
-def _solve(norm, problems):
+def _solve(norm, problems, **options):
     multipliers = np.zeros_like(problems.heights)
     with jax.enable_x64(True):
         if norm != "l2":
             multipliers = dual.start(norm, problems)
         size, rounds = np.ones(len(multipliers)), np.zeros(len(multipliers), np.int32)
-        solution = dual.solve(norm, problems, multipliers, size, center=np.zeros_like(problems.low), rounds=rounds)
+        solution = dual.solve(
+            norm, problems, multipliers, size, center=np.zeros_like(problems.low), rounds=rounds, **options
+        )
         return jax.tree.map(np.asarray, solution)
+
+
+@pytest.mark.parametrize("norm", ["l1", "linf"])
+def test_a_problem_is_left_at_a_bound_that_its_multipliers_prove(norm):
+    problems, truth = _problems(range(4), (0.0, 1.0))
+    found = _solve(norm, problems, enough=truth[norm] / 2)
+    assert np.all((found.lower >= truth[norm] / 2) & (found.lower <= truth[norm] * (1 + 1e-9)))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(lower_bound(norm, problems, found.multipliers), found.lower, rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -64,8 +64,7 @@ def _outcomes(problem, progress_file, **options):
         indices=np.arange(NUM_IMAGES),
         batch_size=EVALUATION.batch_size,
         progress_file=progress_file,
-        examples=EXAMPLES,
-        **options,
+        **{"examples": EXAMPLES} | options,
     )
     assert [outcome.threat for outcome in outcomes] == THREATS
     return outcomes
@@ -163,6 +162,15 @@ def test_another_network_does_not_go_on_from_there(problem, whole, tmp_path, mon
     _run_until((other, images, 1 - labels), file, 7)
     shown = []
     np.testing.assert_array_equal(_run(problem, file, show=shown.append), whole[0])
+    assert shown == whole[1]
+
+
+def test_other_examples_do_not_go_on_from_there(problem, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
+    file = tmp_path / "progress.npz"
+    _run_until(problem, file, 7)
+    shown = []
+    np.testing.assert_array_equal(_run(problem, file, show=shown.append, examples=()), whole[0])
     assert shown == whole[1]
 
 

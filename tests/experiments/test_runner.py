@@ -210,3 +210,13 @@ def test_a_report_is_made_from_the_folder_alone(tmp_path):
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
     assert report.write(tmp_path / "copy").summary == found.summary
     assert {path: (tmp_path / "copy" / path.relative_to(tmp_path)).read_bytes() for path in before} == before
+
+
+def test_workers_share_what_they_compile_unless_the_user_keeps_it_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with workers._environment(workers.cores()[0], str(tmp_path)):
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    with workers._environment(workers.cores()[0], str(tmp_path)):
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/mine"
