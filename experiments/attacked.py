@@ -143,7 +143,9 @@ def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_s
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 
 
-def _save(path: Path, network: int, done: list[np.ndarray], points: list[np.ndarray], state: attacks.EnsembleState):
+def _save(
+    path: Path, network: int, done: list[np.ndarray], points: list[np.ndarray], state: attacks.EnsembleState
+) -> None:
     """Write the arrays of the threats that are done, and of the one at work what is needed to go on; few images."""
     numbers = np.array([network, state.attack, state.num_done])
     write_arrays(path, numbers=numbers, done=np.array(done), points=np.array(points), broken_by=state.broken_by)

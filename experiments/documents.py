@@ -19,7 +19,7 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, page, pairs, records
+from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
 from experiments.report.records import Results
 
 # Each document with the way from it to the folder of its figures.
@@ -48,7 +48,7 @@ class Study:
         self.rows = [row for row in rows if row["task"] in self.tasks]
         (results,) = records.index(self.rows)
         self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
-        self.lines = records.main_table(results, self.tasks)
+        self.lines = means.main_table(results, self.tasks)
         self.collapsed = binary_tasks.collapsed_networks(self.rows)
 
     def says(self, split: str, norm: str) -> str:

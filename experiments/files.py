@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -91,3 +92,14 @@ def one_line_errors(path: Path) -> Iterator[None]:
                 "the results so far are intact and it will continue from them"
             ) from error
         raise ResultsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """Write plain data, NumPy and JAX values among it, as JSON."""
+
+    def plain(item: Any) -> Any:
+        if hasattr(item, "tolist"):  # NumPy and JAX scalars and arrays.
+            return item.tolist()
+        raise TypeError(f"{type(item).__name__} is not plain data: {item!r}")
+
+    return json.dumps(value, default=plain, allow_nan=False, **options)

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import tqdm
 
-from experiments import console, failures, files, report, store, workers
+from experiments import configuration, console, failures, files, report, store, workers
 from experiments.plan import Plan, Unit
 from experiments.report import Report
 from nn_adv.paths import as_path
@@ -74,8 +74,8 @@ def run(
 
 def _write_asked(plan: Plan, part, workdir: Path, done: set[str], command: str) -> None:
     """Keep what the report has to know beside the rows: all units, but those that this machine leaves out."""
-    settings = {**plan.settings(part, done), **({"command": command} if command else {})}
-    store.write_asked(workdir, _names(plan.groups) - (plan.skipped & _names(part)), settings)
+    settings = plan.settings(part, done) | {"command": command}
+    configuration.write_asked(workdir, _names(plan.groups) - (plan.skipped & _names(part)), settings)
 
 
 def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_workers) -> list[str]:

@@ -8,22 +8,19 @@ returned from stays. A row may name `files` of the workdir that belong to it; th
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.files import ResultsError, one_line_errors, sync_folder, write_whole
+from experiments import configuration
+from experiments.files import ResultsError, dumps, one_line_errors, sync_folder, write_whole
 from nn_adv.paths import as_path
 
-CONFIG_FILE = "config.json"
-ASKED_FILE = "asked.json"
 ROWS_PATTERN = "rows-*.jsonl"
 _MERGED_FILE = "rows-merged.jsonl"
 _CHECKSUM_FIELD = b', "checksum": "'
@@ -118,7 +115,7 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
       (rows, problems): problems has one line for each damaged line and each row of another configuration, with the
       file and the line number; neither is among the rows.
     """
-    stored = read_config(Path(workdir))
+    stored = configuration.read_config(Path(workdir))
     rows: dict[str, dict[str, Any]] = {}
     problems = []
     for path in sorted(Path(workdir).glob(ROWS_PATTERN)):
@@ -144,9 +141,9 @@ def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike
     others = [as_path(other, "merge") for other in other_workdirs]
     if not others:
         raise ResultsError("merge needs at least one other workdir")
-    config = require_config(others[0])["config"]
+    config = configuration.require_config(others[0])["config"]
     for other in others[1:]:
-        _check_same(other, require_config(other), config)
+        configuration.check_same(other, configuration.require_config(other), config)
     added = 0
     with _open_file(Path(workdir), config, _MERGED_FILE) as store:
         problems, done = list(store.problems), store.done()
@@ -172,23 +169,6 @@ def _copy_files(row: Mapping[str, Any], source: Path, target: Path) -> list[str]
             continue
         write_whole(target / name, content)
     return problems
-
-
-def write_asked(workdir: Path, units: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Keep what a run asks for: the names of its units, and what its report is to say besides."""
-    content = dumps({"units": sorted(units), "settings": settings}, indent=1)
-    write_whole(workdir / ASKED_FILE, content + "\n")
-
-
-def read_asked(workdir: Path) -> dict[str, Any] | None:
-    """Return {"units": ..., "settings": ...} of the last run into a workdir; None where it is not known."""
-    path = workdir / ASKED_FILE
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ResultsError(f"{path} is damaged ({error}): remove it") from error
 
 
 class _Line(NamedTuple):
@@ -223,8 +203,8 @@ def _checksum(body: bytes) -> bytes:
 def _open_file(workdir: Path, config: Mapping[str, Any], name: str) -> Store:
     with one_line_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        stored = read_config(workdir) or _create_config(workdir, config)
-    _check_same(workdir, stored, config)
+        stored = configuration.read_config(workdir) or _create_config(workdir, config)
+    configuration.check_same(workdir, stored, config)
     return Store(workdir / name, stored["hash"])
 
 
@@ -265,92 +245,17 @@ def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         for path in workdir.glob(ROWS_PATTERN)
         for line in _lines(path.read_bytes())
         if line.row is not None
-    } - {config_hash(config)}
-    if others and not (workdir / CONFIG_FILE).exists():  # It does if another run has started in the meantime.
+    } - {configuration.config_hash(config)}
+    if (
+        others and not (workdir / configuration.CONFIG_FILE).exists()
+    ):  # It does if another run has started in the meantime.
         raise ResultsError(
-            f"workdir {workdir} has rows of configuration {min(others)} and no {CONFIG_FILE}: choose another --workdir"
+            f"workdir {workdir} has rows of configuration {min(others)} and no {configuration.CONFIG_FILE}: "
+            "choose another --workdir"
         )
-    return _create_config_file(workdir, config)
+    return configuration.create_config(workdir, config)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash a plain configuration (12 hex digits); the order of its keys does not matter, tuples equal lists."""
-    return hashlib.sha256(dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """Write plain data, NumPy and JAX values among it, as JSON."""
-
-    def plain(item: Any) -> Any:
-        if hasattr(item, "tolist"):  # NumPy and JAX scalars and arrays.
-            return item.tolist()
-        raise TypeError(f"{type(item).__name__} is not plain data: {item!r}")
-
-    return json.dumps(value, default=plain, allow_nan=False, **options)
-
-
-def read_config(workdir: Path) -> dict[str, Any] | None:
-    """Return {"hash": ..., "config": ...} of a workdir; None if it has none."""
-    path = workdir / CONFIG_FILE
-    try:
-        stored = json.loads(path.read_bytes())
-        if config_hash(stored["config"]) != stored["hash"]:
-            raise ValueError("its hash is wrong")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is damaged ({error}): restore it, or choose another --workdir") from error
-    return stored
-
-
-def require_config(workdir: Path) -> dict[str, Any]:
-    """Return what `read_config` does, or raise `ResultsError` where there is nothing."""
-    stored = read_config(workdir)
-    if stored is None:
-        raise ResultsError(f"{workdir} holds no results: there is no {CONFIG_FILE} in it")
-    return stored
-
-
-def _create_config_file(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
-    content = dumps({"hash": config_hash(config), "config": config}, indent=2, sort_keys=True)
-    with tempfile.NamedTemporaryFile(dir=workdir, prefix=".config-", delete=True) as file:
-        file.write(content.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
-    sync_folder(workdir)
-    return json.loads((workdir / CONFIG_FILE).read_bytes())
-
-
-def _check_same(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise `ResultsError`, listing the differences, if a workdir belongs to another configuration."""
-    new_hash = config_hash(config)
-    if new_hash == stored["hash"]:
-        return
-    old, new = _flatten(stored["config"]), _flatten(json.loads(dumps(config)))
-    changes = [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
-    raise ResultsError(
-        f"workdir {workdir} belongs to configuration {stored['hash']}, this is {new_hash} ({'; '.join(changes)}): "
-        "choose another --workdir, or run the old configuration"
-    )
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments import failures, pictures, store
+from experiments import configuration, failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
 from experiments.report import audit, binary_tasks, leaderboard, page, small_zoo
@@ -46,9 +46,9 @@ def read(workdir: str | os.PathLike) -> tuple[str, Run]:
       ValueError: nothing has been run there, or what was cannot be read.
     """
     folder = as_path(workdir, "workdir")
-    config = store.require_config(folder)["config"]
+    config = configuration.require_config(folder)["config"]
     rows, problems = store.read_rows(folder)
-    asked = store.read_asked(folder)
+    asked = configuration.read_asked(folder)
     done = {row["unit"] for row in rows}
     recorded = {unit: one for unit, one in failures.read(folder).items() if unit not in done}
     units = set(recorded) if asked is None else set(asked["units"]) - done

@@ -20,21 +20,10 @@ from experiments.report.labels import (
     norm_label,
     percent,
 )
+from experiments.report.means import Line, Mean, main_table
 from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.provenance import alerts, provenance_blocks
-from experiments.report.records import (
-    Condition,
-    Line,
-    Mean,
-    Results,
-    Row,
-    Run,
-    index,
-    main_table,
-    method_key,
-    parse_pair,
-    tidy,
-)
+from experiments.report.records import Condition, Results, Row, Run, index, method_key, parse_pair, tidy
 from nn_adv import evaluation
 
 TABLE = "pairs.csv"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
+from experiments.report.means import PROVEN, Mean, interval, share
 from experiments.report.page import Block, Heading, Table, Text
-from experiments.report.records import CLEAN, PROVEN, WORST, Condition, Mean, Results, interval, share
+from experiments.report.records import CLEAN, WORST, Condition, Results
 
 NEIGHBOR = "1nn"
 _BEATEN = (

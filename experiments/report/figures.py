@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments.report.labels import condition_label, in_grey_levels, method_label, norm_label, radius
-from experiments.report.records import Condition, Mean
+from experiments.report.means import Mean
+from experiments.report.records import Condition
 
 # Okabe and Ito's palette, safe for colour-blind readers; markers tell lines apart without colour.
 FOCUS_COLOR = "#D55E00"

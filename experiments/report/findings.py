@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.report.labels import condition_phrase, error_points, method_label, percent, signed_points
-from experiments.report.records import (
-    CLEAN,
-    Condition,
+from experiments.report.means import (
     Difference,
-    Results,
     interval_over_tasks,
     mean_over_tasks,
     paired_difference,
     task_accuracies,
 )
+from experiments.report.records import CLEAN, Condition, Results
 
 FOCUS = "1nn"
 

@@ -13,7 +13,6 @@ from experiments.report.labels import method_label, norm_label, radius
 from experiments.report.page import Block, Heading, Image, Table, Text, file_name
 from experiments.report.records import Condition, Row, method_key, norm_key, task_key
 
-_MOST_TASKS = 2
 _READING = (
     "Images that the method classifies correctly. Changed, of 1NN: the witness at the exact radius, the least change "
     "to another label. Changed, of networks: what the first attack of the ensemble to succeed found within the main "
@@ -23,14 +22,15 @@ _READING = (
 
 
 def picture_blocks(rows: Sequence[Row], pictures: Mapping[str, Pictures]) -> list[Block]:
-    """Show the pictures of the first tasks that have some, of each method once."""
+    """Show the pictures of the first and of the last task that has some, of each method once."""
     tasks: dict[str, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: (task_key(row["task"]), method_key(row["method"]), row["seed"])):
         of = pictures.get(row["unit"])
         if of and len(of.clean) and of.clean.shape[-1] in (1, 3):  # grey or colours
             tasks.setdefault(row["task"], {}).setdefault(row["method"], row)
     found: list[Block] = []
-    for task, methods in list(tasks.items())[:_MOST_TASKS]:
+    shown = list(tasks.items())
+    for task, methods in shown[:1] + shown[1:][-1:]:
         found += [Heading(task, 3), _table({method: (row, pictures[row["unit"]]) for method, row in methods.items()})]
     return [Heading("Images and what changes their label"), *found, Text(_READING, "note")] if found else []
 

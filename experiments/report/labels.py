@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.report.records import Condition, Mean
+from experiments.report.means import Mean
+from experiments.report.records import Condition
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}

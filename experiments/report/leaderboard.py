@@ -28,20 +28,10 @@ from experiments.report.labels import (
     method_label,
     norm_label,
 )
+from experiments.report.means import Mean, share, standard_error
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
-from experiments.report.records import (
-    CLEAN,
-    Condition,
-    Mean,
-    Results,
-    Row,
-    Run,
-    index,
-    share,
-    standard_error,
-    tidy,
-)
+from experiments.report.records import CLEAN, Condition, Results, Row, Run, index, tidy
 
 TABLE = "leaderboard.csv"
 _COLUMNS = (

@@ -17,22 +17,18 @@ from experiments.report.labels import (
     percent,
     signed_points,
 )
-from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
-from experiments.report.records import (
-    CLEAN,
+from experiments.report.means import (
     PROVEN,
     SHOWN,
-    WORST,
     Accuracy,
-    Condition,
     Mean,
-    Results,
     interval_over_tasks,
     mean_and_error,
     mean_over_tasks,
-    parse_pair,
     task_accuracies,
 )
+from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
+from experiments.report.records import CLEAN, WORST, Condition, Results, parse_pair
 
 _METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")  # each with a colour of its own
 

@@ -194,9 +194,8 @@ def solve(
         multipliers = multipliers * size
         proved = lower_bound(norm, problems, multipliers)
         return Solution(multipliers, inner.perturbation * size, proved, error <= _TOLERANCE)
-    solved = (_solve_l1 if norm == "l1" else _solve_linf)(
-        scaled, multipliers, center / size, rounds, enough / size[:, 0]
-    )  # fmt: skip
+    solve_scaled = _solve_l1 if norm == "l1" else _solve_linf
+    solved = solve_scaled(scaled, multipliers, center / size, rounds, enough / size[:, 0])
     return solved._replace(perturbation=solved.perturbation * size, lower=solved.lower * size[:, 0])
 
 

@@ -116,7 +116,7 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
         multipliers[i, : len(one.constraints)] = one.multipliers
         center[i] = one.center
     scale = [search.scale[one.image] for one in subproblems]
-    stored, images = search.points.stored, np.asarray(search.queries)
+    stored = search.points.stored
 
     def filled(values, dtype=np.float64):
         return np.pad(np.array(values, dtype), (0, size - count), mode="edge")
@@ -124,7 +124,7 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
     with jax.enable_x64(True):
         solved = _solve_all(
             # The points themselves: what is compiled depends on neither the number of images nor that of points.
-            images[filled([one.image for one in subproblems], np.int32)],
+            search.pixels[filled([one.image for one in subproblems], np.int32)],
             stored[filled([one.opponent for one in subproblems], np.int32)],
             stored[constraints],
             constraints >= 0,
@@ -170,23 +170,11 @@ def _solve_together(
 ):
     """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border.
 
-    Args:
-      image: pixels ``[S, d]``, uint8 or float32.
-      opponent: likewise ``[S, d]``.
-      own: the points of the constraints ``[S, M, d]``.
-      is_constraint: ``[S, M]``, False for filling.
-      multipliers: ``[S, M]``; the fields of the subproblems follow, ``[S]`` each but the centre ``[S, d]``.
-      size: see `dual.solve`, as for ``center`` and ``rounds``.
-      center: see there.
-      rounds: see there.
-      enough: see there.
-      shift: see `Subproblem`, as for ``lift``.
-      lift: see there.
-      scale: see `Search`.
-      norm: of the perturbation.
-      bounds: of a pixel, or None.
+    The image is ``[S, d]`` in float64; opponent ``[S, d]`` and own points ``[S, M, d]`` are as stored. The rest is one
+    number for each, but ``is_constraint [S, M]`` (False for filling), ``multipliers [S, M]`` and ``center [S, d]``; see
+    `dual.solve`, `Subproblem` and `Search.scale`.
     """
-    x, z, own = float64_pixels(image), float64_pixels(opponent), float64_pixels(own)
+    x, z, own = image, float64_pixels(opponent), float64_pixels(own)
     gaps = jnp.where(is_constraint[:, :, None], z[:, None] - own, 0)
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
     heights = jnp.sum(gaps * ((z[:, None] + own) / 2 - x[:, None]), axis=2)

@@ -16,7 +16,7 @@ import pytest
 
 import experiments
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, evaluate, files, pictures, plan, radii, runner, store
+from experiments import binary_tasks, configuration, evaluate, files, pictures, plan, radii, runner, store
 from nn_adv import data
 from tests.certify import truths
 
@@ -355,7 +355,7 @@ def test_a_killed_run_continues_and_says_the_same(finished, tmp_path, run_here):
     assert done.status == 0, done.stderr
     assert "Report: " in done.stdout
     assert counted(tmp_path) == counted(finished[0])
-    started = store.read_asked(tmp_path)["settings"]["command"]
+    started = configuration.read_asked(tmp_path)["settings"]["command"]
     assert shlex.split(started)[1:] == _command(tmp_path)[1:]
 
 

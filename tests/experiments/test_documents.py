@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from experiments import documents, store
+from experiments import configuration, documents, store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,7 @@ def test_rows_of_another_configuration_are_not_printed(study):
 
 def test_methods_without_a_common_task_are_not_printed(study, tmp_path):
     found = {row["unit"]: row for row in store.read_rows(study)[0]}
-    with store.open_store(tmp_path / "parts", store.require_config(study)["config"]) as rows:
+    with store.open_store(tmp_path / "parts", configuration.require_config(study)["config"]) as rows:
         for unit in ("digits/0v1/1nn/0", "digits/0v2/standard/0"):
             rows.append({name: value for name, value in found[unit].items() if name != "checksum"})
     with pytest.raises(ValueError, match="has no task that all methods of its table were run on"):
@@ -67,7 +67,7 @@ def test_methods_without_a_common_task_are_not_printed(study, tmp_path):
 
 
 def test_rows_of_other_data_are_not_printed(study):
-    config = store.require_config(study)["config"]
+    config = configuration.require_config(study)["config"]
     found, _ = store.read_rows(study)
     row = {name: value for name, value in found[0].items() if name != "checksum"}
     with store.open_store(study, config, shard=(1, 2)) as rows:

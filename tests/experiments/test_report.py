@@ -11,7 +11,7 @@ import pytest
 
 from experiments import report
 from experiments.checks import order_violations
-from experiments.report import binary_tasks, findings, page, pairs, records
+from experiments.report import binary_tasks, findings, means, page, pairs, records
 from experiments.report.records import Condition, Run
 from tests.experiments.report_rows import METHODS, evaluation, realistic_rows, row
 
@@ -55,15 +55,15 @@ def test_the_page_is_self_contained(full):
 def test_the_page_shows_the_means_of_each_split_side_by_side(full):
     rows, paths = full
     (results,) = records.index(rows)
-    line = records.main_table(results, results.tasks)[0]
+    line = means.main_table(results, results.tasks)[0]
     text = paths.html.read_text()
     assert re.search(r"train images</th>.*test images</th>.*mean over both</th>", text)
     first = re.search(r"<tr><td>1NN</td>.*?</tr>", text)[0]
     shown = [float(value) for value in re.findall(r"(\d+\.\d)(?:</b>)? <small>", first)]
-    means = [
+    expected = [
         line.cells[split][condition] for split in ("train", "test", "both") for condition in results.main_conditions
     ]
-    assert shown == [round(100 * mean.value, 1) for mean in means]
+    assert shown == [round(100 * mean.value, 1) for mean in expected]
 
 
 def test_every_section_is_in_the_contents_and_says_how_it_is_made(full):
@@ -311,7 +311,7 @@ def test_the_terminal_table_fits_and_shows_every_cell():
     text = binary_tasks.summary(Run(rows))
     assert max(map(len, text.splitlines())) <= 100
     (results,) = records.index(rows)
-    for line in records.main_table(results, results.tasks):
+    for line in means.main_table(results, results.tasks):
         shown = next(found for found in text.splitlines() if found.startswith(binary_tasks.line_label(line) + " "))
         values = [float(value.lstrip("≤=")) for value in shown.split()[1:]]
         assert values == [round(100 * mean.value, 1) for cells in line.cells.values() for mean in cells.values()]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import files, store
+from experiments import configuration, files, store
 
 CONFIG = {"dataset": "digits", "methods": ["1nn", "standard"], "training": {"epochs": 3}}
 ROWS_FILE = "rows-00000-of-00001.jsonl"
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _row(unit: str, **fields) -> dict:
-    return {"unit": unit, "config_hash": store.config_hash(CONFIG), "seconds": 0.1, **fields}
+    return {"unit": unit, "config_hash": configuration.config_hash(CONFIG), "seconds": 0.1, **fields}
 
 
 def _fill(workdir: Path, units, *, shard=(0, 1)) -> None:
@@ -118,7 +118,7 @@ def test_zeros_left_by_a_lost_machine_are_cut(tmp_path):
 
 _WRITER = """
 import sys
-from experiments import files, store
+from experiments import configuration, files, store
 workdir, config = sys.argv[1], {config!r}
 with store.open_store(workdir, config) as opened:
     for number in range(100000):
@@ -158,7 +158,7 @@ def test_another_configuration_is_refused_in_one_line_with_what_differs(tmp_path
     with pytest.raises(files.ResultsError) as error:
         store.open_store(tmp_path, other)
     message = str(error.value)
-    assert store.config_hash(CONFIG) in message and store.config_hash(other) in message
+    assert configuration.config_hash(CONFIG) in message and configuration.config_hash(other) in message
     assert 'methods: ["1nn", "standard"] -> ["1nn"]' in message and "training.beta: absent -> 6.0" in message
     assert "epochs" not in message and "--workdir" in message and "\n" not in message
     assert _units(tmp_path) == ["a"]
@@ -183,8 +183,8 @@ def test_of_two_configurations_that_start_at_once_one_wins(tmp_path):
 
 
 def test_the_hash_ignores_the_order_of_keys_and_tuples(tmp_path):
-    assert store.config_hash({"a": 1, "b": (1, 2)}) == store.config_hash({"b": [1, 2], "a": 1})
-    assert store.config_hash({"a": 1}) != store.config_hash({"a": 2})
+    assert configuration.config_hash({"a": 1, "b": (1, 2)}) == configuration.config_hash({"b": [1, 2], "a": 1})
+    assert configuration.config_hash({"a": 1}) != configuration.config_hash({"a": 2})
 
 
 def test_a_row_of_another_configuration_is_neither_appended_nor_read(tmp_path):

@@ -1,0 +1,101 @@
+"""What a workdir belongs to (config.json, written once), and what its last run asked for (asked.json)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.files import ResultsError, dumps, sync_folder, write_whole
+
+CONFIG_FILE = "config.json"
+ASKED_FILE = "asked.json"
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """Return {"hash": ..., "config": ...} of a workdir; None if it has none."""
+    path = workdir / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_bytes())
+        if config_hash(stored["config"]) != stored["hash"]:
+            raise ValueError("its hash is wrong")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is damaged ({error}): restore it, or choose another --workdir") from error
+    return stored
+
+
+def require_config(workdir: Path) -> dict[str, Any]:
+    """Return what `read_config` does, or raise `ResultsError` where there is nothing."""
+    stored = read_config(workdir)
+    if stored is None:
+        raise ResultsError(f"{workdir} holds no results: there is no {CONFIG_FILE} in it")
+    return stored
+
+
+def create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
+    content = dumps({"hash": config_hash(config), "config": config}, indent=2, sort_keys=True)
+    with tempfile.NamedTemporaryFile(dir=workdir, prefix=".config-", delete=True) as file:
+        file.write(content.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
+    sync_folder(workdir)
+    return json.loads((workdir / CONFIG_FILE).read_bytes())
+
+
+def check_same(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise `ResultsError`, listing the differences, if a workdir belongs to another configuration."""
+    new_hash = config_hash(config)
+    if new_hash == stored["hash"]:
+        return
+    old, new = _flatten(stored["config"]), _flatten(json.loads(dumps(config)))
+    changes = [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
+    raise ResultsError(
+        f"workdir {workdir} belongs to configuration {stored['hash']}, this is {new_hash} ({'; '.join(changes)}): "
+        "choose another --workdir, or run the old configuration"
+    )
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash a plain configuration (12 hex digits); the order of its keys does not matter, tuples equal lists."""
+    return hashlib.sha256(dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_asked(workdir: Path) -> dict[str, Any] | None:
+    """Return {"units": ..., "settings": ...} of the last run into a workdir; None where it is not known."""
+    path = workdir / ASKED_FILE
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ResultsError(f"{path} is damaged ({error}): remove it") from error
+
+
+def write_asked(workdir: Path, units: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Keep what a run asks for: the names of its units, and what its report is to say besides."""
+    content = dumps({"units": sorted(units), "settings": settings}, indent=1)
+    write_whole(workdir / ASKED_FILE, content + "\n")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
