@@ -1,9 +1,9 @@
-"""README.md and docs/results.md with their figures, written from the rows that are kept in results/.
+"""README.md and pages of docs/ with their figures, written from the rows that are kept in results/.
 
     python -m experiments.documents
 
-Their text is in results/templates/; the numbers of tables and findings come from folders of rows, or from files of
-docs/benchmarks/.
+Their text is in results/templates/, a file each; the numbers of tables and findings come from folders of rows, or from
+files of docs/benchmarks/.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from experiments.files import write_whole
 from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
 from experiments.report.records import Results
 
-# Each document with the way from it to the folder of its figures.
-_DOCUMENTS = {"README.md": "docs/results", "docs/results.md": "results"}
 _FIGURES = "docs/results"
 
 
@@ -36,8 +34,7 @@ class Study:
 
     def __init__(self, folder: Path, methods: Sequence[str] = ()):
         _, run = report.read(folder)
-        if wrong := [*run.problems, *run.contradictions]:
-            raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
+        _check(folder, run)
         rows = [row for row in run.rows if not methods or row["method"] in methods]
         labels_of_data = {f"{row['dataset']} ({row['dataset_note']})" for row in rows}
         if len(labels_of_data) != 1:
@@ -100,17 +97,51 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             studies[name, methods] = Study(root / "results" / name, methods)
         return studies[name, methods]
 
-    for name, way in _DOCUMENTS.items():
+    environment = _environment(root)
+    for file in environment.list_templates(extensions=["md"]):
+        # Where the document lies, and the way from it to its figures.
+        name, way = (file, _FIGURES) if file == "README.md" else (f"docs/{file}", Path(_FIGURES).name)
 
         def figure(of: Study, *parts: str, way: str = way) -> str:
             image = of.figures[page.file_name(of.results.dataset, *parts)]
             figures[f"{_FIGURES}/{image.name}"] = image.png
             return f"![{image.alt}]({way}/{image.name})"
 
-        template = _environment(root).get_template(Path(name).name)
-        text = template.render(study=study, figure=figure, benchmark=functools.partial(_benchmark, root))
+        def section(of: str, heading: str, way: str = way) -> str:
+            blocks = _section(root / "results" / of, heading)
+            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
+            return page.to_markdown(blocks, folder=way).strip()
+
+        text = environment.get_template(file).render(
+            study=study, figure=figure, section=section, benchmark=functools.partial(_benchmark, root)
+        )
         yield name, text.encode()
     yield from sorted(figures.items())
+
+
+def _section(folder: Path, heading: str) -> list[page.Block]:
+    """Return what the report of a study has below a heading; the names of its figures begin with that of the study.
+
+    Raises:
+      ValueError: the rows are damaged or contradict each other, or there is no such heading.
+    """
+    experiment, run = report.read(folder)
+    _check(folder, run)
+    found: list[page.Block] = []
+    level = 0
+    for block in report.blocks(experiment, run):
+        if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
+            level = block.level if block.text == heading else 0
+        elif level:
+            found.append(page.renamed(block, f"{folder.name}-"))
+    if not found:
+        raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
+    return found
+
+
+def _check(folder: Path, run: records.Run) -> None:
+    if wrong := [*run.problems, *run.contradictions]:
+        raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
 
 
 def _benchmark(root: Path, name: str) -> Any:
