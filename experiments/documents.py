@@ -19,7 +19,7 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
+from experiments.report import binary_tasks, findings, labels, means, page, pairs, records, sweeps
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -112,8 +112,13 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
             return page.to_markdown(blocks, folder=way).strip()
 
+        def sweep(of: str, setting: str, base: float, way: str = way) -> str:
+            blocks = _sweep(root / "results" / of, setting, base)
+            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
+            return page.to_markdown(blocks, folder=way).strip()
+
         text = environment.get_template(file).render(
-            study=study, figure=figure, section=section, benchmark=functools.partial(_benchmark, root)
+            study=study, figure=figure, section=section, sweep=sweep, benchmark=functools.partial(_benchmark, root)
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -137,6 +142,18 @@ def _section(folder: Path, heading: str) -> list[page.Block]:
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
+
+
+def _sweep(folder: Path, setting: str, base: float) -> list[page.Block]:
+    """Return what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
+    runs = {}
+    for workdir in sorted(folder.iterdir()):
+        name, _, value = workdir.name.partition("-")[2].partition("=")
+        if name in ("base", setting):
+            _, run = report.read(workdir)
+            _check(workdir, run)
+            runs[float(value or base)] = run
+    return [page.renamed(block, f"{folder.name}-") for block in sweeps.blocks(runs, setting)]
 
 
 def _check(folder: Path, run: records.Run) -> None:
