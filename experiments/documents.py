@@ -19,7 +19,7 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
+from experiments.report import binary_tasks, findings, labels, means, neighbor_variants, page, pairs, rates, records
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -109,11 +109,24 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
 
         def section(of: str, heading: str, way: str = way) -> str:
             blocks = _section(root / "results" / of, heading)
-            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
+            for image in page.images(blocks):
+                figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
             return page.to_markdown(blocks, folder=way).strip()
 
+        def needed(of: str, networks: Study) -> str:
+            return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
+
+        def lead(of: str, networks: Study) -> str:
+            (results,) = records.index(_rows(root / "results" / of))
+            return _table([neighbor_variants.lead_table(results, networks.results)])
+
         text = environment.get_template(file).render(
-            study=study, figure=figure, section=section, benchmark=functools.partial(_benchmark, root)
+            study=study,
+            figure=figure,
+            section=section,
+            needed=needed,
+            lead=lead,
+            benchmark=functools.partial(_benchmark, root),
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -137,6 +150,12 @@ def _section(folder: Path, heading: str) -> list[page.Block]:
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
+
+
+def _rows(folder: Path) -> Sequence[records.Row]:
+    _, run = report.read(folder)
+    _check(folder, run)
+    return run.rows
 
 
 def _check(folder: Path, run: records.Run) -> None:
