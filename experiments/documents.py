@@ -19,7 +19,18 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, means, page, pairs, records, sweeps
+from experiments.report import (
+    binary_tasks,
+    findings,
+    labels,
+    means,
+    neighbor_variants,
+    page,
+    pairs,
+    rates,
+    records,
+    sweeps,
+)
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -97,6 +108,11 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             studies[name, methods] = Study(root / "results" / name, methods)
         return studies[name, methods]
 
+    def show(blocks: Sequence[page.Block], way: str) -> str:
+        for image in page.images(blocks):
+            figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
+        return page.to_markdown(blocks, folder=way).strip()
+
     environment = _environment(root)
     for file in environment.list_templates(extensions=["md"]):
         # Where the document lies, and the way from it to its figures.
@@ -108,17 +124,26 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             return f"![{image.alt}]({way}/{image.name})"
 
         def section(of: str, heading: str, way: str = way) -> str:
-            blocks = _section(root / "results" / of, heading)
-            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
-            return page.to_markdown(blocks, folder=way).strip()
+            return show(_section(root / "results" / of, heading), way)
 
         def sweep(of: str, setting: str, base: float, way: str = way) -> str:
-            blocks = _sweep(root / "results" / of, setting, base)
-            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
-            return page.to_markdown(blocks, folder=way).strip()
+            return show(_sweep(root / "results" / of, setting, base), way)
+
+        def needed(of: str, networks: Study) -> str:
+            return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
+
+        def lead(of: str, networks: Study) -> str:
+            (results,) = records.index(_rows(root / "results" / of))
+            return _table([neighbor_variants.lead_table(results, networks.results)])
 
         text = environment.get_template(file).render(
-            study=study, figure=figure, section=section, sweep=sweep, benchmark=functools.partial(_benchmark, root)
+            study=study,
+            figure=figure,
+            section=section,
+            sweep=sweep,
+            needed=needed,
+            lead=lead,
+            benchmark=functools.partial(_benchmark, root),
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -142,6 +167,12 @@ def _section(folder: Path, heading: str) -> list[page.Block]:
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
+
+
+def _rows(folder: Path) -> Sequence[records.Row]:
+    _, run = report.read(folder)
+    _check(folder, run)
+    return run.rows
 
 
 def _sweep(folder: Path, setting: str, base: float) -> list[page.Block]:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "attacks": {"border", "threat"},
     "border": set(),
     "certify": {"attacks", "border", "neighbors", "pixels", "threat"},
-    "data": {"paths"},
+    "data": {"border", "paths"},
     "estimator": {"certify", "neighbors", "threat"},
     "evaluation": {"border", "pixels"},
     "models": set(),

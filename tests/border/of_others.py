@@ -34,6 +34,7 @@ EXEMPT = {
     "border.check_size": "a number: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
+    "data.manifolds": _PLAIN,
     "data.tasks": "takes a Dataset: tests/data/test_tasks.py",
     "estimator.NearestNeighbor": "held by scikit-learn's own checks: tests/test_estimator.py",
     "evaluation.map_batches": "rows of any arrays",
