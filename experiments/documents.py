@@ -21,6 +21,7 @@ from experiments import console, report
 from experiments.files import write_whole
 from experiments.report import (
     binary_tasks,
+    cost,
     findings,
     labels,
     means,
@@ -129,6 +130,9 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
         def sweep(of: str, setting: str, base: float, way: str = way) -> str:
             return show(_sweep(root / "results" / of, setting, base), way)
 
+        def costs(of: Study, measured: str, way: str = way) -> str:
+            return show(cost.blocks(of.results, of.rows, _benchmark(root, measured)), way)
+
         def needed(of: str, networks: Study) -> str:
             return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
 
@@ -141,6 +145,7 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             figure=figure,
             section=section,
             sweep=sweep,
+            costs=costs,
             needed=needed,
             lead=lead,
             benchmark=functools.partial(_benchmark, root),
