@@ -20,7 +20,7 @@ import numpy as np
 
 from nn_adv.border import as_count
 from nn_adv.certify import search
-from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points
+from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points, of_unit_length
 from nn_adv.certify.verify import Certificate, Screened, recheck
 from nn_adv.neighbors import Reference
 from nn_adv.threat import Threat, check_norm, check_threat
@@ -153,6 +153,7 @@ def decide(
 def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
     check_scale(reference, question.images)
+    reference = of_unit_length(reference)
     points = host_points(reference)
     images = question.images.reshape(len(question.labels), points.stored.shape[1])
     left_out = np.where(question.leave_out >= 0, points.positions[question.leave_out], -1)
@@ -167,8 +168,8 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
     found = search.Found(*map(np.concatenate, zip(*parts, strict=True)))
     certificate = _certificate(found.anchors, solved)
     checked = recheck(
-        points.stored, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
-        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out,
+        points.measured, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
+        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out, linear_map=points.linear_map,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
     is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower

@@ -12,6 +12,7 @@ import numpy as np
 
 from nn_adv.border import as_images, as_integers
 from nn_adv.neighbors.reference import Reference
+from nn_adv.threat import check_norm
 
 # Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
 _UNIT_RANGE = (-1.0, 2.0)
@@ -31,6 +32,27 @@ def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
     if problem:  # floats may lie anywhere
         warnings.warn(problem, stacklevel=3)
     return jnp.asarray(queries).reshape(len(queries), size)
+
+
+def check_metric(reference: Reference, norm: str) -> None:
+    """Refuse an unknown norm, and one that the points of a linear map are not measured in.
+
+    Raises:
+      ValueError: such a norm.
+    """
+    check_norm(norm)
+    if reference.mapped is not None and norm != "l2":
+        raise ValueError(f"norm must be 'l2' for a reference with a linear_map, got {norm!r}")
+
+
+def check_unmapped(reference: Reference) -> None:
+    """Refuse points with a linear map, where distances between pixels are meant.
+
+    Raises:
+      ValueError: a reference with a map.
+    """
+    if reference.mapped is not None:
+        raise ValueError("reference must be fitted without a linear_map, got one with it")
 
 
 def check_leave_out(reference: Reference, leave_out: chex.Array | None, count: int) -> chex.Array:
