@@ -83,7 +83,8 @@ def check_scale(reference: Reference, images: np.ndarray) -> None:
     check_squares("points of the reference", largest, size)
     if reference.mapped is not None:
         largest_mapped = float(np.max(np.abs(reference.mapped.pixel_range)))
-        check_squares("points of the reference, mapped,", largest_mapped, reference.mapped.blocks.shape[-1])
+        name, size_mapped = "points of the reference, mapped by linear_map,", reference.mapped.blocks.shape[-1]
+        check_squares(name, largest_mapped, size_mapped, factor_of="linear_map")
     if images.dtype != np.uint8 and len(images):
         check_squares("images", max(float(images.max()), -float(images.min()), largest), size)
 

@@ -166,13 +166,11 @@ def _by_one_constraint(reference: Reference, queries, image, opponents, anchors,
         sq_other = float64_distances("l2", query, other)
         if linear_map is not None:  # from here on moves of pixels: g_ij = M' (w_j - w_i)
             own, other = (own - query) @ linear_map, (other - query) @ linear_map
-            query = jnp.zeros_like(image_pixels)
-        if norm == "l2":  # expanded: only a relative error of the length matters here
+        if norm == "l2" and linear_map is None:  # expanded: only a relative error of the length matters here
             products = (other - query) @ (own - query).T
             lengths = jnp.sqrt(jnp.maximum(sq_other[:, None] + sq_own - 2 * products, 0))
         else:
-            reduce = jnp.sum if norm == "linf" else jnp.max
-            lengths = lax.map(lambda point: reduce(jnp.abs(other - point), axis=1), own).T
+            lengths = lax.map(lambda point: _dual_norm(norm, other - point), own).T
         heights = (sq_other[:, None] - sq_own) / 2
         is_usable = (anchors >= 0) & (lengths > 0)
         lower = jnp.where(is_usable, heights / jnp.where(lengths > 0, lengths, 1), -jnp.inf)
@@ -188,6 +186,12 @@ def _by_one_constraint(reference: Reference, queries, image, opponents, anchors,
         return sq_other, jnp.where(opponents >= 0, lower, jnp.inf)
 
     return lax.map(one, (image, opponents, anchors))
+
+
+def _dual_norm(norm: str, vectors: chex.Array) -> jax.Array:
+    if norm == "l2":
+        return jnp.sqrt(jnp.sum(jnp.square(vectors), axis=1))
+    return (jnp.sum if norm == "linf" else jnp.max)(jnp.abs(vectors), axis=1)
 
 
 def in_tiles(search: Search, opponents: dict[int, np.ndarray], *, norm: str) -> dict[int, np.ndarray]:

@@ -214,10 +214,9 @@ def _widen(search: Search, images: np.ndarray) -> None:
     ceiling = screening.score_ceiling(search, limit)
     left = {b: np.flatnonzero((scores[b] <= ceiling[b]) & search.others[b]) for b in images.tolist()}
     left = {b: some[~np.isin(some, list(search.candidates[b]))] for b, some in left.items()}
-    if search.norm == "linf":
-        if search.points.linear_map is None:  # it bounds differences of pixels
-            many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
-            left |= screening.linf_reach(search, many)
+    if search.norm == "linf" and search.points.linear_map is None:
+        many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
+        left |= screening.linf_reach(search, many)
         # The l2 length is a matrix product, the l1 length is not: it is left for few.
         weak = screening.in_tiles(search, left, norm="l2")
         left = {b: some[weak[b] / np.sqrt(size) < search.best[b]] for b, some in left.items()}

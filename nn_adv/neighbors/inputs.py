@@ -100,18 +100,19 @@ def within_unit_range(low: float, high: float) -> bool:
     return _UNIT_RANGE[0] <= low and high <= _UNIT_RANGE[1]
 
 
-def check_squares(name: str, largest: float, size: int) -> None:
+def check_squares(name: str, largest: float, size: int, factor_of: str = "points and images") -> None:
     """Raise ValueError where float32 cannot hold squared distances between images of ``size`` pixels.
 
     Args:
       name: of the images.
       largest: no pixel of them is larger in size, and one is as large.
       size: number of pixels of one.
+      factor_of: what to multiply for other sizes.
     """
     most = _MOST / math.sqrt(size)
     if largest == 0 or _LEAST <= largest <= most:
         return
     raise ValueError(
         f"{name} must have a largest pixel between {_LEAST:.3g} and {most:.3g} in size, whose squares float32 holds, "
-        f"got {largest:.6g}; multiply points and images by a power of two"
+        f"got {largest:.6g}; multiply {factor_of} by a power of two"
     )

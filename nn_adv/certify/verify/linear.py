@@ -14,6 +14,8 @@ import numpy as np
 
 from nn_adv.certify.verify.rounding import dual_norms, gamma, sq_lengths
 
+_LEAST_LENGTH = 1e-300  # so that no infinite radius is multiplied by 0
+
 
 class LinearMap(NamedTuple):
     """M ``[k, d]`` float64, and bounds on how long it makes a move of size 1.
@@ -21,7 +23,7 @@ class LinearMap(NamedTuple):
     Attributes:
       matrix: M.
       frobenius: its Frobenius norm, rounded up: no move of l2 size 1 becomes longer.
-      stretch: how long a move of size 1 in the norm of the perturbation can become in l2, rounded up.
+      stretch: how long a move of size 1 in the norm of the perturbation can become in l2, rounded up; above 0.
     """
 
     matrix: np.ndarray
@@ -36,15 +38,16 @@ def make_map(matrix: np.ndarray, norm: str) -> LinearMap:
     error = 1 + gamma(count * size + 8)
     frobenius = math.sqrt(float(np.sum(matrix**2))) * error
     if norm == "l1":
-        return LinearMap(matrix, frobenius, math.sqrt(float(np.sum(matrix**2, axis=0).max())) * error)
+        longest = math.sqrt(float(np.sum(matrix**2, axis=0).max())) * error
+        return LinearMap(matrix, frobenius, longest + _LEAST_LENGTH)
     gram = matrix @ matrix.T if count <= size else matrix.T @ matrix
     # Products err by gamma(max(k, d)) of the Frobenius norm squared, eigenvalues by a modest multiple of the roundoff.
     largest = float(np.linalg.eigvalsh(gram)[-1]) + 64 * gamma(count + size) * frobenius**2
     spectral = min(math.sqrt(max(largest, 0.0)) * error, frobenius)
     if norm == "l2":
-        return LinearMap(matrix, frobenius, spectral)
+        return LinearMap(matrix, frobenius, spectral + _LEAST_LENGTH)
     of_rows = math.sqrt(float(np.sum(np.abs(matrix).sum(axis=1) ** 2)))
-    return LinearMap(matrix, frobenius, min(spectral * math.sqrt(size), of_rows) * error)
+    return LinearMap(matrix, frobenius, min(spectral * math.sqrt(size), of_rows) * error + _LEAST_LENGTH)
 
 
 def mapped_values(linear_map: LinearMap | None, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
