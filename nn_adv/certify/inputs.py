@@ -173,17 +173,17 @@ class Points(NamedTuple):
         return np.where(positions >= 0, self.indices[np.maximum(positions, 0)], -1).astype(np.int32)
 
 
-def of_unit_length(reference: Reference) -> Reference:
-    """Return the same classifier with a linear map of spectral norm 1 to 2, where there is one.
+def of_unit_length(reference: Reference) -> tuple[Reference, float]:
+    """Return the same classifier with a linear map of spectral norm 1 to 2, where there is one, and the factor.
 
     The map and its points are multiplied by a power of two, so that tolerances are those of pixels.
     """
     mapped = reference.mapped
     if mapped is None or reference.linear_map is None:
-        return reference
+        return reference, 1.0
     norm = _spectral_norm(np.asarray(reference.linear_map, np.float64))
     if norm == 0:
-        return reference
+        return reference, 1.0
     unit = np.float32(2.0 ** -math.floor(math.log2(norm)))
     scaled = dataclasses.replace(
         mapped,
@@ -193,7 +193,7 @@ def of_unit_length(reference: Reference) -> Reference:
         centered_sq_norms=mapped.centered_sq_norms * unit**2,
         pixel_range=mapped.pixel_range * unit,
     )
-    return dataclasses.replace(reference, linear_map=reference.linear_map * unit, mapped=scaled)
+    return dataclasses.replace(reference, linear_map=reference.linear_map * unit, mapped=scaled), float(unit)
 
 
 def _spectral_norm(matrix: np.ndarray) -> float:

@@ -83,21 +83,18 @@ class Embedding:
         return np.concatenate(parts)[:count]
 
     def linear_map(self, image_shape: tuple[int, ...]) -> np.ndarray:
-        """Return M ``[e, d]`` of a map ``M x + b``, which `neighbors.fit` takes for exact radii in its metric.
-
-        Args:
-          image_shape: of one image, with d pixels.
+        """Return M ``[e, d]`` of a map ``M x + b`` of d pixels, for `neighbors.fit` and exact radii in its metric.
 
         Raises:
           ValueError: noise that is not mapped so.
         """
         size = math.prod(image_shape)
-        noise = np.random.default_rng(0).uniform(size=(8, size)).astype(np.float32)
+        noise = np.random.default_rng(0).uniform(size=(8, size))
         probes = np.concatenate([np.zeros((1, size)), noise, np.eye(size)]).astype(np.float32)
         vectors = self(probes.reshape(-1, *image_shape))
-        constant, of_noise, columns = vectors[0], vectors[1:9], vectors[9:] - vectors[0]
-        off = np.abs(noise @ columns + constant - of_noise).max()
-        if off > 1e-4 * (1 + np.abs(of_noise).max()):
+        moved, columns = vectors[1:9] - vectors[0], vectors[9:] - vectors[0]
+        off = np.abs(probes[1:9] @ columns - moved).max()
+        if off > 1e-4 * (1 + np.abs(moved).max()):
             raise ValueError(f"fn of {self.name} must be linear up to a constant, got {off:.3g} beside the linear map")
         return columns.T
 
