@@ -194,7 +194,7 @@ def pairs(arguments: argparse.Namespace) -> dict:
                 **_summary(found, _CURVES[arguments.dataset][arguments.norm]),
             }
             if path:
-                _write(path, {"pairs": known})
+                write_whole(path, {"pairs": known})
         print(task.name, json.dumps(known[task.name]), flush=True)
     known = {task.name: known[task.name] for task in tasks}
     means = {
@@ -230,7 +230,7 @@ def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
     }
 
 
-def _write(path: pathlib.Path, report: dict) -> None:
+def write_whole(path: pathlib.Path, report: dict) -> None:
     """Replace the file as a whole: what it held is not lost if this is interrupted."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")
@@ -253,7 +253,7 @@ def main() -> None:
     report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
     if arguments.output:
-        _write(arguments.output, report)
+        write_whole(arguments.output, report)
 
 
 if __name__ == "__main__":
