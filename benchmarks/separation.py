@@ -19,7 +19,7 @@ from timing import environment
 
 from nn_adv import data, neighbors
 
-NORMS = ("linf", "l2", "l1")
+NORMS = ("l2", "linf", "l1")
 _QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BINS = 60
 _SETS = {"train to train": ("train", "train"), "test to train": ("test", "train"), "test to test": ("test", "test")}
