@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import jinja2
 from experiments import console, report
 from experiments.files import write_whole
 from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
+from experiments.report import figures as report_figures
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -132,8 +133,14 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
             return page.to_markdown(blocks, folder=way).strip()
 
+        def histogram(of: str, norm: str, way: str = way) -> str:
+            image = _histogram(of, _benchmark(root, of), norm)
+            figures[f"{_FIGURES}/{image.name}"] = image.png
+            return f"![{image.alt}]({way}/{image.name})"
+
+        benchmark = functools.partial(_benchmark, root)
         text = environment.get_template(file).render(
-            study=study, figure=figure, section=section, benchmark=functools.partial(_benchmark, root)
+            study=study, figure=figure, section=section, histogram=histogram, benchmark=benchmark
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -157,6 +164,21 @@ def _section(folder: Path, heading: str) -> list[page.Block]:
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
+
+
+def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
+    """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
+    sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
+    edges = found["norms"][norm]["edges"]
+    middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]
+    lines = []
+    for (what, one), (color, _) in zip(sets.items(), report_figures.PALETTE, strict=False):
+        shares = [100 * count / one["images"] for count in one["histogram"]]
+        lines.append(report_figures.Curve(list(zip(middles, shares, strict=True)), what, color))
+    title = f"{found['data']}, {labels.norm_label(norm)}"
+    xlabel = "distance to the nearest image of another class"
+    png = report_figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
+    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", png)
 
 
 def _check(folder: Path, run: records.Run) -> None:
