@@ -272,12 +272,12 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full and pairs")
     parser.add_argument("--norm", default="l2", help="for full and pairs")
     parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
-    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, saved 500, else all)")
+    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, saved 300, else all)")
     parser.add_argument("--peer_images", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
-    arguments.images = arguments.images or {"floor": 512, "peer": 256, "saved": 500}.get(arguments.question)
+    arguments.images = arguments.images or {"floor": 512, "peer": 256, "saved": 300}.get(arguments.question)
     report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs, "saved": saved}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
     if arguments.output:
