@@ -113,6 +113,9 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
                 figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
             return page.to_markdown(blocks, folder=way).strip()
 
+        def command(of: str) -> str:
+            return report.read(root / "results" / of)[1].settings["command"]
+
         def needed(of: str, networks: Study) -> str:
             return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
 
