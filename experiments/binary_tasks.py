@@ -193,7 +193,7 @@ class Plan(plan.Plan):
     def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
         """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
         start, task = time.perf_counter(), unit.task
-        reference = _neighbors(self.dataset, task)
+        reference = fit_neighbors(self.dataset, task)
         fitted = time.perf_counter()
         norms = list(self.evaluation.epsilons)
         found = radii.search(reference, chosen.images, chosen.labels, norms)
@@ -269,7 +269,8 @@ def _seconds(train: float, evaluating: float) -> dict[str, float]:
     return {"train": round(train, 3), "evaluate": round(evaluating, 3)}
 
 
-def _neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
+def fit_neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
+    """Fit 1NN on all training images of a task, the held-out ones too."""
     return neighbors.fit(*_points(dataset, task), task.num_classes)
 
 

@@ -19,7 +19,19 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, means, neighbor_variants, page, pairs, rates, records
+from experiments.report import (
+    binary_tasks,
+    cost,
+    findings,
+    labels,
+    means,
+    neighbor_variants,
+    page,
+    pairs,
+    rates,
+    records,
+    sweeps,
+)
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -97,6 +109,11 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             studies[name, methods] = Study(root / "results" / name, methods)
         return studies[name, methods]
 
+    def show(blocks: Sequence[page.Block], way: str) -> str:
+        for image in page.images(blocks):
+            figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
+        return page.to_markdown(blocks, folder=way).strip()
+
     environment = _environment(root)
     for file in environment.list_templates(extensions=["md"]):
         # Where the document lies, and the way from it to its figures.
@@ -108,10 +125,13 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             return f"![{image.alt}]({way}/{image.name})"
 
         def section(of: str, heading: str, way: str = way) -> str:
-            blocks = _section(root / "results" / of, heading)
-            for image in page.images(blocks):
-                figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
-            return page.to_markdown(blocks, folder=way).strip()
+            return show(_section(root / "results" / of, heading), way)
+
+        def sweep(of: str, setting: str, base: float, way: str = way) -> str:
+            return show(_sweep(root / "results" / of, setting, base), way)
+
+        def costs(of: Study, measured: str, way: str = way) -> str:
+            return show(cost.blocks(of.results, of.rows, _benchmark(root, measured)), way)
 
         def command(of: str) -> str:
             return report.read(root / "results" / of)[1].settings["command"]
@@ -127,6 +147,8 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             study=study,
             figure=figure,
             section=section,
+            sweep=sweep,
+            costs=costs,
             needed=needed,
             lead=lead,
             benchmark=functools.partial(_benchmark, root),
@@ -159,6 +181,18 @@ def _rows(folder: Path) -> Sequence[records.Row]:
     _, run = report.read(folder)
     _check(folder, run)
     return run.rows
+
+
+def _sweep(folder: Path, setting: str, base: float) -> list[page.Block]:
+    """Return what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
+    runs = {}
+    for workdir in sorted(folder.iterdir()):
+        name, _, value = workdir.name.partition("-")[2].partition("=")
+        if name in ("base", setting):
+            _, run = report.read(workdir)
+            _check(workdir, run)
+            runs[float(value or base)] = run
+    return [page.renamed(block, f"{folder.name}-") for block in sweeps.blocks(runs, setting)]
 
 
 def _check(folder: Path, run: records.Run) -> None:

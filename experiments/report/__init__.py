@@ -17,7 +17,7 @@ import pandas as pd
 from experiments import configuration, failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
-from experiments.report import audit, binary_tasks, leaderboard, neighbor_variants, page, small_zoo
+from experiments.report import audit, binary_tasks, corruptions, leaderboard, neighbor_variants, page, small_zoo
 from experiments.report.provenance import REDRAW
 from experiments.report.records import Run
 from nn_adv.paths import as_path
@@ -26,6 +26,7 @@ from nn_adv.paths import as_path
 _REPORTS: dict[str, ModuleType] = {
     "audit": audit,
     "binary_tasks": binary_tasks,
+    "corruptions": corruptions,
     "leaderboard": leaderboard,
     "neighbor_variants": neighbor_variants,
     "small_zoo": small_zoo,

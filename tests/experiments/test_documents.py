@@ -24,7 +24,7 @@ def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
 
 def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command(written):
     kept = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
-    assert kept - written.keys() == {"docs/results/voronoi.png"}
+    assert kept - written.keys() == {"docs/results/plane.png", "docs/results/voronoi.png"}
 
 
 def test_nothing_that_the_documents_need_is_ignored():
