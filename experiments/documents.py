@@ -149,6 +149,7 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             section=section,
             sweep=sweep,
             costs=costs,
+            command=command,
             needed=needed,
             lead=lead,
             benchmark=functools.partial(_benchmark, root),

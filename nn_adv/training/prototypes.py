@@ -79,7 +79,7 @@ def learn_prototypes(
     key: chex.PRNGKey,
     per_class: int,
     threats: Sequence[Threat],
-    num_steps: int = 500,
+    num_steps: int = 300,
     batch_size: int = 256,
     learning_rate: float = 0.01,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +140,9 @@ def _loss(weights, images, labels, classes, sizes) -> jax.Array:
         bounds = jnp.where(is_own[:, :, None], bounds, -jnp.inf)
         j = jnp.argmin(jnp.where(is_own, jnp.inf, jnp.max(bounds, axis=1)), axis=1)
         i = jnp.argmax(jnp.take_along_axis(bounds, j[:, None, None], axis=2)[:, :, 0], axis=1)
-        apart = weights[j] - weights[i]
-        bound = jnp.sum(apart * (weights[j] + weights[i] - 2 * images), axis=1) / (2 * _size(apart, dual_norm(norm)))
+        # Products with one-hot rows: the gradient of an index is a scatter, which is slow on CPUs.
+        other, own = (jax.nn.one_hot(chosen, len(weights)) @ weights for chosen in (j, i))
+        bound = jnp.sum((other - own) * (other + own - 2 * images), axis=1) / (2 * _size(other - own, dual_norm(norm)))
         losses.append(jnp.mean(jax.nn.relu(1 - bound / epsilon)))
     return jnp.mean(jnp.stack(losses))
 
