@@ -57,7 +57,9 @@ class Study:
         self.rows = [row for row in rows if row["task"] in self.tasks]
         (results,) = records.index(self.rows)
         self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
-        self.lines = means.main_table(results, self.tasks)
+        lines = means.main_table(results, self.tasks)
+        self.lines = [line for line in lines if line.method != records.CEILING]
+        self._ceilings = [line for line in lines if line.method == records.CEILING]
         self.collapsed = binary_tasks.collapsed_networks(self.rows)
 
     def says(self, split: str, norm: str) -> str:
@@ -70,6 +72,24 @@ class Study:
         """Say what the mean over train and test images hides."""
         told = (findings.hidden(self.results, one, self.tasks) for one in self.results.main_conditions[1:])
         return [sentence for sentence in told if sentence]
+
+    @property
+    def ceiling(self) -> str:
+        """Say what no classifier can exceed on these images at the main epsilons (`nn_adv.evaluation.ceiling`)."""
+        (line,) = self._ceilings
+        found = {
+            f"{split} images, {labels.condition_label(condition)}": line.cells[split][condition]
+            for split in self.results.single_splits
+            for condition in self.results.main_conditions
+            if condition.norm in self.results.main_epsilons
+        }
+        if all(mean and mean.value == 1 for mean in found.values()):
+            return (
+                "No two of these images of different classes of a pair are closer than two radii: 100 % is possible on "
+                "every pair, at both radii."
+            )
+        told = (f"{where}: {labels.percent(mean, error=False)} %" for where, mean in found.items())
+        return f"What no classifier can exceed on these images: {'; '.join(told)}."
 
     @property
     def wins(self) -> str:

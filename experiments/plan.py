@@ -37,7 +37,9 @@ NETWORKS = {
     "trades-l2": ("trades", ("l2",)),
     "trades-both": ("trades", ("linf", "l2")),
 }
-METHODS = ("1nn", *NETWORKS)
+# What any classifier is up against, see `nn_adv.evaluation.ceiling`; it stands among the methods.
+CEILING = "ceiling"
+METHODS = ("1nn", CEILING, *NETWORKS)
 
 # The least that the counts of an evaluation may be.
 _LEAST_COUNTS = {"num_steps": 1, "num_restarts": 1, "num_queries": 1, "batch_size": 1, "images_per_split": 0}

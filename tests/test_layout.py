@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "certify": {"attacks", "border", "neighbors", "pixels", "threat"},
     "data": {"border", "paths"},
     "estimator": {"certify", "neighbors", "threat"},
-    "evaluation": {"border", "pixels"},
+    "evaluation": {"border", "pixels", "threat"},
     "models": set(),
     "neighbors": {"border", "pixels", "threat"},
     "pixels": set(),

@@ -32,7 +32,13 @@ PALETTE = (
 )
 BROKEN = (0, (5, 1.5))
 # How a line says what it is: the truth is solid, a bound is broken.
-LINE_STYLES: dict[str, Any] = {"exact": "-", "attacked": BROKEN, "certified": (0, (1, 1.5)), "clean": "-"}
+LINE_STYLES: dict[str, Any] = {
+    "exact": "-",
+    "attacked": BROKEN,
+    "certified": (0, (1, 1.5)),
+    "ceiling": (0, (3, 1, 1, 1)),
+    "clean": "-",
+}
 MOST_NAMES = 9  # more names than that cannot be told apart
 _PIXELS_ACROSS = 96
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
