@@ -84,7 +84,7 @@ def _robust(config) -> None:
     """What could make 1NN more robust, on pairs of classes; held-out images choose among the alternatives."""
     config.variants = (
         *("1nn", "1nn+mirror", "1nn+prune:2|3|4", "1nn+centres:16|64|256", "1nn+learned:16|64"),
-        *("1nn+mirror+learned:16|64",),
+        *("1nn+mirror+learned:16|64", "1nn+pca:16|32|64", "1nn+low-pass:4|8"),
     )
     config.epsilons.l1 = 0.0
     config.tasks.update(kind="pairs", holdout=0.1)

@@ -154,6 +154,9 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
         def costs(of: Study, measured: str, way: str = way) -> str:
             return show(cost.blocks(of.results, of.rows, _benchmark(root, measured)), way)
 
+        def command(of: str) -> str:
+            return report.read(root / "results" / of)[1].settings["command"]
+
         def needed(of: str, networks: Study) -> str:
             return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
 
@@ -173,6 +176,7 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             section=section,
             sweep=sweep,
             costs=costs,
+            command=command,
             needed=needed,
             lead=lead,
             histogram=histogram,

@@ -132,7 +132,7 @@ class Plan(plan.Plan):
         return float(np.mean(robust))
 
     def _radii(self, made: variants.Made, num_classes: int, chosen: evaluate.Images) -> radii.Radii:
-        reference = neighbors.fit(made.points, made.labels, num_classes)
+        reference = neighbors.fit(made.points, made.labels, num_classes, linear_map=made.linear_map)
         norms = list(self.evaluation.epsilons)
         where = {"split": chosen.split, "image": chosen.image}
         if made.metric == "l2":

@@ -7,6 +7,8 @@
     prune:R      the fewest images left out so that the two classes are 2 R apart in l2 (`neighbors.prune`)
     centres:N    N centres of clusters of each class instead of images (`training.cluster_prototypes`)
     learned:N    N prototypes of each class, learned for the main radii (`training.learn_prototypes`)
+    pca:N        distances are those of the first N principal components of the points made so far
+    low-pass:N   distances are those of the lowest N x N frequencies of each channel
     metric:P     distances are measured in that norm; its radii are bounded by its margins alone
 
 subset and swap come first. Alternatives, "1nn+prune:2|3", are those of which held-out training images choose one.
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nn_adv import data, neighbors, training
+from nn_adv import certify, data, neighbors, training
 from nn_adv.threat import Threat, check_norm
 
 # What each step takes.
@@ -34,6 +36,8 @@ _STEPS: dict[str, tuple[type, ...]] = {
     "prune": (float,),
     "centres": (int,),
     "learned": (int,),
+    "pca": (int,),
+    "low-pass": (int,),
     "metric": (str,),
 }
 _OF_TASKS = ("subset", "swap")
@@ -41,11 +45,18 @@ _RANDOM = (*_OF_TASKS, "centres", "learned")
 
 
 class Made(NamedTuple):
-    """Points ``[n, ...]`` and labels ``[n]`` that 1NN is made of, and the norm that it measures in."""
+    """What 1NN is made of.
+
+    Attributes:
+      points, labels: ``[n, ...]`` and ``[n]``.
+      metric: norm that it measures distances in.
+      linear_map: ``[k, d]`` of pixels before they are measured, or None.
+    """
 
     points: np.ndarray
     labels: np.ndarray
-    metric: str
+    metric: str = "l2"
+    linear_map: np.ndarray | None = None
 
 
 def alternatives(name: str) -> list[str]:
@@ -92,7 +103,7 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, *, seed: int, epsilo
       seed: of what is drawn.
       epsilons: main one of each norm, to learn prototypes for.
     """
-    metric = "l2"
+    measured: dict[str, Any] = {}
     for what, values in _parse(name):
         if what == "mirror":
             images, labels = np.concatenate([images, images[:, :, ::-1]]), np.tile(labels, 2)
@@ -107,9 +118,12 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, *, seed: int, epsilo
             threats = [Threat(norm, epsilon) for norm, epsilon in epsilons.items()]
             options: dict[str, Any] = {"key": jax.random.key(seed), "per_class": values[0], "threats": threats}
             images, labels = training.learn_prototypes(images, labels, **options)
+        elif what in ("pca", "low-pass"):
+            embedding = certify.pca(images, *values) if what == "pca" else certify.low_pass(images.shape[1:], *values)
+            measured["linear_map"] = embedding.linear_map(images.shape[1:])
         elif what == "metric":
-            (metric,) = values
-    return Made(images, labels, metric)
+            (measured["metric"],) = values
+    return Made(images, labels, **measured)
 
 
 def _parse(name: str) -> list[tuple[str, tuple]]:

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from scipy.cluster import vq
 
 from nn_adv.border import as_count, as_images, as_key, as_labels
 from nn_adv.pixels import as_float
 from nn_adv.threat import Threat, check_threat, dual_norm
 
-_TINY = 1e-12  # added to squared distances of prototypes, whose root has no gradient at 0
+_TINY = 1e-12  # below the squared distance of any two prototypes that differ; a root has no gradient at 0
 _CLUSTER_STEPS = 10
 
 
@@ -78,7 +79,7 @@ def learn_prototypes(
     key: chex.PRNGKey,
     per_class: int,
     threats: Sequence[Threat],
-    num_steps: int = 500,
+    num_steps: int = 300,
     batch_size: int = 256,
     learning_rate: float = 0.01,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -111,40 +112,52 @@ def learn_prototypes(
     images, of = map(jnp.asarray, _checked(points, labels))
     images = images.reshape(len(images), -1)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    classes = jnp.asarray(classes)
     weights = jnp.asarray(prototypes.reshape(len(prototypes), -1))
     state = optimizer.init(weights)
     sizes = {threat.norm: float(np.asarray(threat.epsilon)) for threat in threats}
-    step = jax.jit(functools.partial(_step, optimizer, tuple(sizes.items())))
+    step = jax.jit(functools.partial(_step, optimizer, tuple(sizes.items()), batch_size))
     for number in range(num_steps):
-        rows = jax.random.randint(jax.random.fold_in(batch_key, number), (batch_size,), 0, len(images))
-        weights, state = step(weights, state, images[rows], of[rows], jnp.asarray(classes))
-    return np.asarray(weights).reshape(shape), classes
+        weights, state = step(weights, state, images, of, classes, jax.random.fold_in(batch_key, number))
+    return np.asarray(weights).reshape(shape), np.asarray(classes)
 
 
-def _step(optimizer, sizes, weights, state, images, labels, classes):
-    gradients = jax.grad(_loss)(weights, images, labels, classes, sizes)
+def _step(optimizer, sizes, batch_size, weights, state, images, labels, classes, key):
+    rows = jax.random.randint(key, (batch_size,), 0, len(images))
+    gradients = jax.grad(_loss)(weights, images[rows], labels[rows], classes, sizes)
     updates, state = optimizer.update(gradients, state)
     return jnp.clip(optax.apply_updates(weights, updates), 0, 1), state
 
 
 def _loss(weights, images, labels, classes, sizes) -> jax.Array:
-    squares = jnp.sum(weights**2, axis=1) - 2 * images @ weights.T  # less what all have in common
-    difference = squares[:, None, :] - squares[:, :, None]  # of j and i [B, i, j]
     is_own = labels[:, None] == classes
+    squares = jnp.sum(weights**2, axis=1) - 2 * images @ weights.T  # less what all have in common
+    difference = squares[:, None, :] - squares[:, :, None]  # D_j - D_i, [B, i, j]
     losses = []
     for norm, epsilon in sizes:
-        bound = difference / (2 * _differences(weights, dual_norm(norm)))
-        bound = jnp.max(jnp.where(is_own[:, :, None], bound, -jnp.inf), axis=1)
-        bound = jnp.min(jnp.where(is_own, jnp.inf, bound), axis=1)
+        # One i and one j decide for each image: the gradient is that of their bound.
+        bounds = lax.stop_gradient(difference / (2 * _pair_sizes(weights, dual_norm(norm))))
+        bounds = jnp.where(is_own[:, :, None], bounds, -jnp.inf)
+        j = jnp.argmin(jnp.where(is_own, jnp.inf, jnp.max(bounds, axis=1)), axis=1)
+        i = jnp.argmax(jnp.take_along_axis(bounds, j[:, None, None], axis=2)[:, :, 0], axis=1)
+        # Products with one-hot rows: the gradient of an index is a scatter, which is slow on CPUs.
+        other, own = (jax.nn.one_hot(chosen, len(weights)) @ weights for chosen in (j, i))
+        bound = jnp.sum((other - own) * (other + own - 2 * images), axis=1) / (2 * _size(other - own, dual_norm(norm)))
         losses.append(jnp.mean(jax.nn.relu(1 - bound / epsilon)))
     return jnp.mean(jnp.stack(losses))
 
 
-def _differences(weights: jax.Array, norm: str) -> jax.Array:
-    """Return the size of the difference of every two rows ``[m, m]``, a little above 0 on the diagonal."""
+def _pair_sizes(weights: jax.Array, norm: str) -> jax.Array:
+    """Return the size of the difference of every two rows ``[m, m]``."""
+    if norm != "l2":
+        return _size(weights[:, None] - weights, norm)
+    squares = jnp.sum(weights**2, axis=1)
+    return jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * weights @ weights.T, _TINY))
+
+
+def _size(differences: jax.Array, norm: str) -> jax.Array:
+    """Return the sizes of rows, at least a little above 0."""
     if norm == "l2":
-        norms = jnp.sum(weights**2, axis=1)
-        squares = norms[:, None] + norms - 2 * weights @ weights.T
-        return jnp.sqrt(jnp.maximum(squares, _TINY))
-    sizes = jnp.abs(weights[:, None] - weights)
-    return jnp.maximum(sizes.sum(axis=-1) if norm == "l1" else sizes.max(axis=-1), _TINY)
+        return jnp.sqrt(jnp.sum(differences**2, axis=-1) + _TINY)
+    sizes = jnp.abs(differences)
+    return jnp.maximum(jnp.sum(sizes, axis=-1) if norm == "l1" else jnp.max(sizes, axis=-1), _TINY)

@@ -59,6 +59,16 @@ def test_steps_are_done_one_after_the_other(images):
     assert variants.make("1nn+metric:linf", images, labels, seed=0, epsilons=EPSILONS).metric == "linf"
 
 
+def test_distances_are_measured_after_a_linear_map(images):
+    labels = np.arange(6) % 2
+    pixels = images.reshape(6, 12) / 255
+    low = variants.make("1nn+low-pass:1", images, labels, seed=0, epsilons=EPSILONS).linear_map
+    np.testing.assert_allclose(low @ pixels.T, [pixels.sum(axis=1) / np.sqrt(12)], atol=1e-5)  # the mean of the image
+    pca = variants.make("1nn+pca:2", images, labels, seed=0, epsilons=EPSILONS).linear_map
+    top = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)[2][:2]
+    np.testing.assert_allclose(np.abs(np.sum(pca * top, axis=1)), 1, atol=1e-4)
+
+
 def test_alternatives_are_every_choice():
     found = variants.alternatives("1nn+mirror+prune:2|3+centres:4|8")
     assert found[:2] == ["1nn+mirror+prune:2+centres:4", "1nn+mirror+prune:2+centres:8"] and len(found) == 4
