@@ -106,16 +106,16 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 
 def make_subjects(config: ml_collections.ConfigDict, norm: str) -> list[Subject]:
-    """List the attacks, each once: the first variant at every temperature, the others at one or at every; then those
-    that are named, at the best temperature.
+    """List the attacks, each once: variants of PGD, then those that are named, at the best temperature.
+
+    The first variant comes at every temperature, the others at one or at every.
     """
     chosen = config.temperatures if config.every_variant_at_every_temperature else (config.temperature,)
     variants = [(temperature, *variant) for variant in config.variants[:1] for temperature in config.temperatures]
     variants += [(temperature, *variant) for variant in config.variants for temperature in chosen]
     found = []
-    for temperature, *variant in dict.fromkeys(variants):
-        num_steps, num_restarts, loss = variant
-        attack = audited.pgd_variant(*variant, config.step_share)
+    for temperature, num_steps, num_restarts, loss in dict.fromkeys(variants):
+        attack = audited.pgd_variant(num_steps, num_restarts, loss, config.step_share)
         name = f"T{temperature:g}-{num_steps}x{num_restarts}-{loss}"
         found.append(Subject(norm, name, (temperature,), attack, is_named=False))
     named = [(name, audited.NAMED[name]) for name in config.attacks]
@@ -265,16 +265,11 @@ class Plan(plan.Plan):
         subject, known, spent = unit.subject, shared.radii, audited.Spent()
         search = subject.attack.make(subject.norm, unit.seed, spent)
         nearest, num_attacked = np.full(len(known.correct), np.inf), 0
-        if subject.attack.finds == "distance":
-            jobs = [(None, np.flatnonzero(known.correct))]
-        else:
-            # What can break at a radius, and some that cannot.
-            jobs = [
-                (epsilon, np.concatenate([np.flatnonzero(known.correct & ~least), self._inside(known, least)]))
-                for epsilon, least in zip(
-                    self.epsilons[subject.norm], self._robust(known, subject.norm)[0], strict=True
-                )
-            ]
+        jobs: list[tuple[float | None, np.ndarray]] = [(None, np.flatnonzero(known.correct))]
+        if subject.attack.finds == "radius":  # what can break there, and some that cannot
+            epsilons, (least, _) = self.epsilons[subject.norm], self._robust(known, subject.norm)
+            attacked = [np.concatenate([np.flatnonzero(known.correct & ~of), self._inside(known, of)]) for of in least]
+            jobs = list(zip(epsilons, attacked, strict=True))
         for epsilon, rows in jobs:
             for temperature in subject.attack.runs(subject.temperatures):
                 found, num_filled = self._distances(unit, shared, search, rows, temperature, epsilon)
@@ -296,7 +291,7 @@ class Plan(plan.Plan):
         if not rows.size:
             return found, 0
         points = evaluation.map_batches(
-            lambda *arrays: search(audited.Problem(shared.reference, *arrays, temperature, epsilon)),
+            lambda x, y, start, key: search(audited.Problem(shared.reference, x, y, start, key, temperature, epsilon)),
             *(images, labels, shared.starts[rows], np.asarray(keys)),
             batch_size=batch_size,
         )
