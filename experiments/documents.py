@@ -19,7 +19,19 @@ import jinja2
 
 from experiments import console, report
 from experiments.files import write_whole
-from experiments.report import binary_tasks, findings, labels, means, page, pairs, records
+from experiments.report import (
+    binary_tasks,
+    cost,
+    findings,
+    labels,
+    means,
+    neighbor_variants,
+    page,
+    pairs,
+    rates,
+    records,
+    sweeps,
+)
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -45,7 +57,9 @@ class Study:
         self.rows = [row for row in rows if row["task"] in self.tasks]
         (results,) = records.index(self.rows)
         self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
-        self.lines = means.main_table(results, self.tasks)
+        lines = means.main_table(results, self.tasks)
+        self.lines = [line for line in lines if line.method != records.CEILING]
+        self._ceilings = [line for line in lines if line.method == records.CEILING]
         self.collapsed = binary_tasks.collapsed_networks(self.rows)
 
     def says(self, split: str, norm: str) -> str:
@@ -58,6 +72,24 @@ class Study:
         """Say what the mean over train and test images hides."""
         told = (findings.hidden(self.results, one, self.tasks) for one in self.results.main_conditions[1:])
         return [sentence for sentence in told if sentence]
+
+    @property
+    def ceiling(self) -> str:
+        """Say what no classifier can exceed on these images at the main epsilons (`nn_adv.evaluation.ceiling`)."""
+        (line,) = self._ceilings
+        found = {
+            f"{split} images, {labels.condition_label(condition)}": line.cells[split][condition]
+            for split in self.results.single_splits
+            for condition in self.results.main_conditions
+            if condition.norm in self.results.main_epsilons
+        }
+        if all(mean and mean.value == 1 for mean in found.values()):
+            return (
+                "No two of these images of different classes of a pair are closer than two radii: 100 % is possible on "
+                "every pair, at both radii."
+            )
+        told = (f"{where}: {labels.percent(mean, error=False)} %" for where, mean in found.items())
+        return f"What no classifier can exceed on these images: {'; '.join(told)}."
 
     @property
     def wins(self) -> str:
@@ -97,6 +129,11 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             studies[name, methods] = Study(root / "results" / name, methods)
         return studies[name, methods]
 
+    def show(blocks: Sequence[page.Block], way: str) -> str:
+        for image in page.images(blocks):
+            figures.update((f"{_FIGURES}/{name}", content) for name, content in image.files.items())
+        return page.to_markdown(blocks, folder=way).strip()
+
     environment = _environment(root)
     for file in environment.list_templates(extensions=["md"]):
         # Where the document lies, and the way from it to its figures.
@@ -108,12 +145,30 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             return f"![{image.alt}]({way}/{image.name})"
 
         def section(of: str, heading: str, way: str = way) -> str:
-            blocks = _section(root / "results" / of, heading)
-            figures.update((f"{_FIGURES}/{image.name}", image.png) for image in page.images(blocks))
-            return page.to_markdown(blocks, folder=way).strip()
+            return show(_section(root / "results" / of, heading), way)
+
+        def sweep(of: str, setting: str, base: float, way: str = way) -> str:
+            return show(_sweep(root / "results" / of, setting, base), way)
+
+        def costs(of: Study, measured: str, way: str = way) -> str:
+            return show(cost.blocks(of.results, of.rows, _benchmark(root, measured)), way)
+
+        def needed(of: str, networks: Study) -> str:
+            return _table([rates.needed_table(_rows(root / "results" / of), networks.results)])
+
+        def lead(of: str, networks: Study) -> str:
+            (results,) = records.index(_rows(root / "results" / of))
+            return _table([neighbor_variants.lead_table(results, networks.results)])
 
         text = environment.get_template(file).render(
-            study=study, figure=figure, section=section, benchmark=functools.partial(_benchmark, root)
+            study=study,
+            figure=figure,
+            section=section,
+            sweep=sweep,
+            costs=costs,
+            needed=needed,
+            lead=lead,
+            benchmark=functools.partial(_benchmark, root),
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -137,6 +192,24 @@ def _section(folder: Path, heading: str) -> list[page.Block]:
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
+
+
+def _rows(folder: Path) -> Sequence[records.Row]:
+    _, run = report.read(folder)
+    _check(folder, run)
+    return run.rows
+
+
+def _sweep(folder: Path, setting: str, base: float) -> list[page.Block]:
+    """Return what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
+    runs = {}
+    for workdir in sorted(folder.iterdir()):
+        name, _, value = workdir.name.partition("-")[2].partition("=")
+        if name in ("base", setting):
+            _, run = report.read(workdir)
+            _check(workdir, run)
+            runs[float(value or base)] = run
+    return [page.renamed(block, f"{folder.name}-") for block in sweeps.blocks(runs, setting)]
 
 
 def _check(folder: Path, run: records.Run) -> None:

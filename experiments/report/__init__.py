@@ -17,7 +17,7 @@ import pandas as pd
 from experiments import configuration, failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
-from experiments.report import audit, binary_tasks, leaderboard, page, small_zoo
+from experiments.report import audit, binary_tasks, corruptions, leaderboard, neighbor_variants, page, small_zoo
 from experiments.report.provenance import REDRAW
 from experiments.report.records import Run
 from nn_adv.paths import as_path
@@ -26,7 +26,9 @@ from nn_adv.paths import as_path
 _REPORTS: dict[str, ModuleType] = {
     "audit": audit,
     "binary_tasks": binary_tasks,
+    "corruptions": corruptions,
     "leaderboard": leaderboard,
+    "neighbor_variants": neighbor_variants,
     "small_zoo": small_zoo,
 }
 
@@ -98,7 +100,8 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     made, folder = module.blocks(run), workdir / "report"
     shown = page.signed(made, REDRAW)
     for image in page.images(shown):
-        write_whole(folder / "figures" / image.name, image.png)
+        for name, content in image.files.items():
+            write_whole(folder / "figures" / name, content)
     write_whole(folder / "report.md", page.to_markdown(shown, folder="figures"))
     table = module.table(run)
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])

@@ -36,12 +36,21 @@ class Bullets(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables."""
+    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables.
+
+    svg is the same figure, as a file beside the PNG; empty: there is none.
+    """
 
     name: str
     alt: str
     png: bytes
     caption: str = ""
+    svg: bytes = b""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Return what is written of it, by the names of the files."""
+        return {self.name: self.png} | ({self.name.removesuffix(".png") + ".svg": self.svg} if self.svg else {})
 
 
 class Table(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from nn_adv.border import as_count, as_images, as_labels
+from nn_adv.neighbors.linear import as_linear_map, map_points
 
 # Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
 GROUP_SIZE = 8
@@ -48,6 +49,8 @@ class Reference:
       pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
+      linear_map: M ``[k, d]`` float32, if distances are those of ``M x`` to ``M z``; None: of x to z.
+      mapped: the points ``M z`` in the same places; None without a map.
     """
 
     blocks: chex.Array
@@ -60,6 +63,13 @@ class Reference:
     pixel_range: chex.Array
     num_classes: int = struct.field(pytree_node=False)
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    linear_map: chex.Array | None = None
+    mapped: Reference | None = None
+
+    @property
+    def searched(self) -> Reference:
+        """The points that distances are measured to."""
+        return self if self.mapped is None else self.mapped
 
     @property
     def num_points(self) -> int | None:
@@ -74,7 +84,14 @@ def sums_fit_int32(norm: str, size: int) -> bool:
     return size * (255**2 if norm == "l2" else 255) < PADDING_SQ_NORM
 
 
-def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size: int | None = None) -> Reference:
+def fit(
+    points: chex.Array,
+    labels: chex.Array,
+    num_classes: int,
+    *,
+    block_size: int | None = None,
+    linear_map: chex.Array | None = None,
+) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
     uint8 points mean pixels ``v / 255`` rounded to float32 (as NumPy's ``points.astype(float32) / 255``), so every
@@ -87,10 +104,14 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
       num_classes: number of classes C.
       block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
+      linear_map: M ``[k, d]``, any matrix with a column for each pixel: the classifier then measures
+        ``||M x - M z||_2`` (principal components, a low-pass filter, a learned Mahalanobis distance). M and the points
+        ``M z`` are rounded to float32, and so meant; ``M x`` is not rounded, but for its computation in float64.
 
     Raises:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
-        is neither uint8 nor float, num_classes or block_size below 1.
+        is neither uint8 nor float, num_classes or block_size below 1, or a linear_map of another shape, not of floats,
+        not finite, or that maps a point beyond float32.
     """
     points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
     if not len(points):
@@ -99,6 +120,8 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
     labels = as_labels(labels, num_classes, count=len(points))
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
+    if linear_map is not None:
+        linear_map = as_linear_map(linear_map, points.shape[1])
     counts = np.bincount(labels, minlength=num_classes)
     if block_size is None:
         size = _choose_block_size(counts)
@@ -139,7 +162,16 @@ def fit(points: chex.Array, labels: chex.Array, num_classes: int, *, block_size:
         pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / unit),
         num_classes=num_classes,
         image_shape=image_shape,
+        linear_map=None if linear_map is None else jnp.asarray(linear_map),
+        mapped=None if linear_map is None else _fit_mapped(points, labels, num_classes, size, linear_map),
     )
+
+
+def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: np.ndarray) -> Reference:
+    mapped = map_points(linear_map, points)
+    if not np.isfinite(mapped).all():
+        raise ValueError(f"linear_map must map points to numbers that float32 holds, got {mapped.max()}")
+    return fit(mapped, labels, num_classes, block_size=block_size)
 
 
 def _choose_block_size(counts: np.ndarray) -> int:
