@@ -112,14 +112,13 @@ def learn_prototypes(
     images, of = map(jnp.asarray, _checked(points, labels))
     images = images.reshape(len(images), -1)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    classes = jnp.asarray(classes)
     weights = jnp.asarray(prototypes.reshape(len(prototypes), -1))
     state = optimizer.init(weights)
     sizes = {threat.norm: float(np.asarray(threat.epsilon)) for threat in threats}
     step = jax.jit(functools.partial(_step, optimizer, tuple(sizes.items()), batch_size))
     for number in range(num_steps):
-        weights, state = step(weights, state, images, of, classes, jax.random.fold_in(batch_key, number))
-    return np.asarray(weights).reshape(shape), np.asarray(classes)
+        weights, state = step(weights, state, images, of, jnp.asarray(classes), jax.random.fold_in(batch_key, number))
+    return np.asarray(weights).reshape(shape), classes
 
 
 def _step(optimizer, sizes, batch_size, weights, state, images, labels, classes, key):
