@@ -111,20 +111,25 @@ def learn_prototypes(
     shape = prototypes.shape
     images, of = map(jnp.asarray, _checked(points, labels))
     images = images.reshape(len(images), -1)
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     weights = jnp.asarray(prototypes.reshape(len(prototypes), -1))
-    state = optimizer.init(weights)
-    sizes = {threat.norm: float(np.asarray(threat.epsilon)) for threat in threats}
-    step = jax.jit(functools.partial(_step, optimizer, tuple(sizes.items()), batch_size))
+    rate = (float(learning_rate), num_steps)
+    state = _optimizer(rate).init(weights)
+    sizes = tuple((threat.norm, float(np.asarray(threat.epsilon))) for threat in threats)
     for number in range(num_steps):
-        weights, state = step(weights, state, images, of, jnp.asarray(classes), jax.random.fold_in(batch_key, number))
+        step_key = jax.random.fold_in(batch_key, number)
+        weights, state = _step(weights, state, images, of, jnp.asarray(classes), step_key, sizes, rate, batch_size)
     return np.asarray(weights).reshape(shape), classes
 
 
-def _step(optimizer, sizes, batch_size, weights, state, images, labels, classes, key):
+def _optimizer(rate: tuple[float, int]) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(*rate))
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7, 8))
+def _step(weights, state, images, labels, classes, key, sizes, rate, batch_size):
     rows = jax.random.randint(key, (batch_size,), 0, len(images))
     gradients = jax.grad(_loss)(weights, images[rows], labels[rows], classes, sizes)
-    updates, state = optimizer.update(gradients, state)
+    updates, state = _optimizer(rate).update(gradients, state)
     return jnp.clip(optax.apply_updates(weights, updates), 0, 1), state
 
 
