@@ -49,7 +49,7 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
         (40, 1, "cross-entropy"),
     )
     config.every_variant_at_every_temperature = arg == "digits"  # elsewhere one thing is changed at a time
-    config.attacks = ()  # attacks by their names, see experiments/audited.py; each at the temperature that is
+    config.attacks = ()  # attacks by their names, see experiments/named_attacks.py; each at the temperature that is
     config.best_of_temperatures = _temperatures(arg)  # best for each image
     config.step_share = 2.5  # step size x steps / radius
     config.num_inside = 20  # also attack so many images at radii that are just inside their own: none may break

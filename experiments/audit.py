@@ -8,7 +8,6 @@ perturbation would disprove it and ends the run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +18,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import audited, evaluate, plan, radii
+from experiments import audited, evaluate, named_attacks, plan, radii
 from experiments.plan import Unit
 from nn_adv import attacks, data, evaluation, neighbors
 from nn_adv.pixels import as_float
-from nn_adv.threat import NORMS, Threat, float64_sizes
+from nn_adv.threat import NORMS, Threat
 
 # Sizes of perturbations are computed in float64: a relative rounding far below this.
 _ROUNDING = 1e-9
@@ -96,7 +95,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         groups=groups,
         dataset=dataset,
         skipped=frozenset(
-            unit.name for group in groups for unit in group if not audited.is_installed(unit.subject.attack.package)
+            unit.name
+            for group in groups
+            for unit in group
+            if not named_attacks.is_installed(unit.subject.attack.package)
         ),
         epsilons={norm: tuple(map(float, epsilons)) for norm, epsilons in config.epsilons.items()},
         num_images=config.num_images,
@@ -118,7 +120,7 @@ def make_subjects(config: ml_collections.ConfigDict, norm: str) -> list[Subject]
         attack = audited.pgd_variant(num_steps, num_restarts, loss, config.step_share)
         name = f"T{temperature:g}-{num_steps}x{num_restarts}-{loss}"
         found.append(Subject(norm, name, (temperature,), attack, is_named=False))
-    named = [(name, audited.NAMED[name]) for name in config.attacks]
+    named = [(name, named_attacks.NAMED[name]) for name in config.attacks]
     best_of = tuple(config.best_of_temperatures)
     return found + [
         Subject(norm, name, best_of, attack, is_named=True) for name, attack in named if norm in attack.norms
@@ -142,8 +144,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
     plan.check_distinct(config, ("attacks",))
-    if unknown := [name for name in config.attacks if name not in audited.NAMED]:
-        raise ValueError(f"attacks must be some of {', '.join(audited.NAMED)}, got {', '.join(unknown)}")
+    if unknown := [name for name in config.attacks if name not in named_attacks.NAMED]:
+        raise ValueError(f"attacks must be some of {', '.join(named_attacks.NAMED)}, got {', '.join(unknown)}")
     if not config.variants and not config.attacks:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
     for variant in config.variants:
@@ -190,7 +192,7 @@ class Plan(plan.Plan):
         if not units:
             return ""
         names = ", ".join(dict.fromkeys(unit.subject.name for unit in units))
-        packages = " ".join(sorted({audited.PACKAGES[unit.subject.attack.package] for unit in units}))
+        packages = " ".join(sorted({named_attacks.PACKAGES[unit.subject.attack.package] for unit in units}))
         return f"left out, for want of their library: {names}; pip install {packages}, and run the same command again"
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Prepared:
@@ -287,28 +289,26 @@ class Plan(plan.Plan):
         keys = jax.random.key_data(attacks.example_keys(jax.random.key(unit.seed), known.image[rows]))
         # ART takes images one by one, whatever the batch.
         batch_size = max(len(rows), 1) if unit.subject.attack.package == "art" else self.batch_size
-        found = np.full(len(rows), np.inf)
         if not rows.size:
-            return found, 0
+            return np.zeros(0), 0
         points = evaluation.map_batches(
             lambda x, y, start, key: search(audited.Problem(shared.reference, x, y, start, key, temperature, epsilon)),
             *(images, labels, shared.starts[rows], np.asarray(keys)),
             batch_size=batch_size,
         )
-        for stretch in (1.0,) if epsilon is not None else _STRETCHES:
-            moved = points if stretch == 1 else np.clip(images + np.float32(stretch) * (points - images), 0, 1)
-            broken = ~evaluation.correct(
-                functools.partial(neighbors.predict, shared.reference), moved, labels, batch_size=self.batch_size
-            )
-            sizes = float64_sizes(unit.subject.norm, moved.astype(np.float64) - images)
-            _hold_against_radii(unit, known.lower[0, rows], known.image[rows], sizes, broken)
-            found = np.where(broken, np.minimum(found, sizes), found)
+        stretches = (1.0,) if epsilon is not None else _STRETCHES
+        found = audited.distances(
+            *(shared.reference, unit.subject.norm, images, labels, points),
+            stretches=stretches,
+            batch_size=self.batch_size,
+        )
+        _hold_against_radii(unit, known.lower[0, rows], known.image[rows], found)
         return found, -(-len(rows) // batch_size) * batch_size
 
 
-def _hold_against_radii(unit: Unit, lower, numbers, sizes, broken) -> None:
+def _hold_against_radii(unit: Unit, lower: np.ndarray, numbers: np.ndarray, sizes: np.ndarray) -> None:
     """Raise ValueError for the first image that broke inside its proven radius."""
-    wrong = np.flatnonzero(broken & (sizes < lower * (1 - _ROUNDING)))
+    wrong = np.flatnonzero(sizes < lower * (1 - _ROUNDING))
     if wrong.size:
         first, dataset = wrong[0], unit.name.partition("/")[0]
         raise ValueError(
@@ -330,4 +330,4 @@ def _ratios(nearest: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
 
 def _version(package: str) -> str:
     """Return an installed library with its version; nothing for ours."""
-    return f"{package} {importlib.metadata.version(audited.PACKAGES[package])}" if package else ""
+    return f"{package} {importlib.metadata.version(named_attacks.PACKAGES[package])}" if package else ""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, audited, failures, files, main, plan, radii, report, runner, store
+from experiments import audit, failures, files, main, named_attacks, plan, radii, report, runner, store
 from experiments.report import audit as audit_report
 from experiments.report.records import Run
 from nn_adv import data
@@ -270,7 +270,7 @@ def test_what_our_attacks_ask_for_is_counted(tmp_path):
 
 
 def test_attacks_without_their_library_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(audited, "is_installed", lambda package: package != "art")
+    monkeypatch.setattr(named_attacks, "is_installed", lambda package: package != "art")
     monkeypatch.setattr(audit.Plan, "_nearest", lambda *_: (np.full(20, np.inf), {"queries": 1.0, "gradients": 0.0}))
     config = tiny_config(**NAMED, attacks=("square", "art-zoo", "art-square"))
     page = runner.run(audit, config, tmp_path).page
