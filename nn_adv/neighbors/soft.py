@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nn_adv.neighbors import distances
+from nn_adv import precision
+from nn_adv.neighbors import sharded
 from nn_adv.neighbors.inputs import flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
@@ -44,7 +45,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     squared norms, is divided by T; squares of distances below 1.1e-19 are 0.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit` or `shard`.
       queries: ``[Q, ...]`` with as many pixels as a point; float in the units of the points, or uint8.
       temperature: T > 0, a scalar in squared pixel units; traced.
 
@@ -52,12 +53,28 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
 
     Raises:
-      ValueError: queries as in `nearest`.
+      ValueError: queries as in `nearest`, or points on disk.
     """
+    if not isinstance(reference, Reference):
+        raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
     queries = flatten_queries(reference, queries)
     if queries.dtype == jnp.uint8:
         queries = as_float(queries)
-    return _soft_logits(reference, queries - reference.center, jnp.asarray(temperature, jnp.float32))
+    temperature = jnp.asarray(temperature, jnp.float32)
+    if reference.mesh is None:
+        return _soft_logits(reference, queries - reference.center, temperature)
+    return _over_mesh(reference, queries - reference.center, temperature)
+
+
+@jax.jit
+def _over_mesh(reference: Reference, queries: chex.Array, temperature: chex.Array) -> jax.Array:
+    together = functools.partial(jax.nn.logsumexp, axis=0)
+    return sharded.search(_logits_of_part, together, reference, queries, temperature)
+
+
+def _logits_of_part(reference: Reference, first: chex.Array, queries: chex.Array, temperature: chex.Array):
+    """Return the logits of some blocks, of which the first is number ``first`` of all."""
+    return _soft_logits(reference.replace(class_start=reference.class_start - first), queries, temperature)
 
 
 @jax.custom_vjp
@@ -106,7 +123,7 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
         if points.dtype == jnp.uint8:
             points = points.astype(jnp.float32) * (1 / 255)
         points = points - reference.center
-        products = distances.matmul_t(queries, points)
+        products = precision.matmul_t(queries, points)
         sq = jnp.maximum(query_sq_norms[:, None] + (reference.centered_sq_norms[number][None] - 2 * products), 0)
         label = block_class[number]
         old = jax.tree.map(lambda x: x[label], moments)
@@ -125,7 +142,7 @@ def _add_block(old: _Moments, sq: chex.Array, points: chex.Array, temperature: c
     finite_sq = jnp.where(jnp.isinf(sq), 0, sq)  # padding has weight 0 at distance inf
     point = None
     if old.point is not None:
-        point = old.point * keep[:, None] + lax.dot(weights, points, precision=lax.Precision.HIGHEST)
+        point = old.point * keep[:, None] + precision.matmul(weights, points)
     return _Moments(
         peak=peak,
         weight=old.weight * keep + weights.sum(axis=-1),
