@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+__all__ = ["Products", "fastest"]  # the rest is for the library
+
 # Products of two values in -128..127 are at most 2^14, so sums of 1024 of them fit the 24 bits of a float32.
 _EXACT_TERMS = 1024
 _DTYPES = {"int8": jnp.int8, "bfloat16": jnp.bfloat16, "float32": jnp.float32}

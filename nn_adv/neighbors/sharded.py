@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nn_adv.neighbors.reference import NO_POINT, Reference, padding_of
+from nn_adv.precision import FLOATS, INTEGERS, Products
 
 POINTS, QUERIES = "points", "queries"
 _SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks; all else is whole on every device
@@ -37,10 +38,32 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
     Raises:
       ValueError: a mesh of other axes.
     """
+    return place(agreed(reference), check_mesh(mesh))
+
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """Return a mesh whose axes the compiler splits by, refusing others than those of `shard`.
+
+    Raises:
+      ValueError: a mesh of other axes.
+    """
     if not isinstance(mesh, Mesh) or set(mesh.axis_names) != {POINTS, QUERIES}:
         got = mesh.axis_names if isinstance(mesh, Mesh) else type(mesh).__name__
         raise ValueError(f"mesh must be a Mesh of the axes ('{POINTS}', '{QUERIES}'), got {got}")
-    mesh = Mesh(mesh.devices, mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def agreed(reference: Reference) -> Reference:
+    """Return a reference with the products that the first process chose: all must run the same program."""
+    if jax.process_count() == 1:
+        return reference
+    ours = np.array([INTEGERS.index(reference.products.integers), FLOATS.index(reference.products.floats)])
+    first = multihost_utils.broadcast_one_to_all(ours)
+    return reference.replace(products=Products(INTEGERS[int(first[0])], FLOATS[int(first[1])]))
+
+
+def place(reference: Reference, mesh: Mesh) -> Reference:
+    """Split a reference over a mesh from `check_mesh`."""
     filling = -reference.blocks.shape[0] % mesh.shape[POINTS]
     values = {
         "blocks": 128 if reference.dtype == np.uint8 else 0,
@@ -49,7 +72,7 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
         "centered_sq_norms": np.inf,
     }
 
-    def place(name: str, array: chex.Array) -> jax.Array:
+    def placed(name: str, array: chex.Array) -> jax.Array:
         array = np.asarray(array)
         if name in _SPLIT:
             array = np.pad(array, ((0, filling), *((0, 0),) * (array.ndim - 1)), constant_values=values[name])
@@ -57,7 +80,7 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     fields = ("labels", "class_start", "center", "pixel_range", *_SPLIT)
-    return reference.replace(mesh=mesh, **{name: place(name, getattr(reference, name)) for name in fields})
+    return reference.replace(mesh=mesh, **{name: placed(name, getattr(reference, name)) for name in fields})
 
 
 def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):

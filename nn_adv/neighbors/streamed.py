@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from nn_adv.border import as_array, as_count, as_images, as_labels
 from nn_adv.neighbors.reference import NO_POINT, Reference, fit, mean_pixels, padding_of, squared_norms
-from nn_adv.neighbors.sharded import shard
+from nn_adv.neighbors.sharded import agreed, check_mesh, place
 
 _BLOCK = 1024
 
@@ -83,7 +83,7 @@ class Streamed:
             sq_norms=blocks(self.sq_norms[part], padding_of(self.sq_norms.dtype)),
             centered_sq_norms=blocks(self.centered_sq_norms[part], np.inf),
         )
-        return jax.tree.map(jnp.asarray, slab) if self.mesh is None else shard(slab, self.mesh)
+        return jax.tree.map(jnp.asarray, slab) if self.mesh is None else place(slab, self.mesh)
 
 
 def stream(
@@ -113,7 +113,7 @@ def stream(
     if isinstance(points, (str, os.PathLike)):
         points = np.load(points, mmap_mode="r")
     points = as_array(points, "points")
-    if points.dtype not in (np.uint8, np.float32):
+    if jnp.issubdtype(points.dtype, jnp.floating) and points.dtype != np.float32:
         raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {points.dtype}")
     points = np.asarray(as_images(points, name="points"))
     if not len(points):
@@ -121,6 +121,8 @@ def stream(
     labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(points))
     rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
     head = fit(points[:1], labels[:1], num_classes)
+    if mesh is not None:
+        mesh, head = check_mesh(mesh), agreed(head)
     flat = points.reshape(len(points), -1)
     center = mean_pixels(flat[:rows])
     parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]

@@ -130,7 +130,7 @@ def train(
     steps_per_epoch = as_count(steps_per_epoch, "steps_per_epoch", low=needed, what="to show every image")
     grouped = len(members) > 1
     spread = Spread.over(mesh, len(members), recipe.batch_size)
-    images = spread.whole(jnp.asarray(images))
+    images = jnp.asarray(spread.whole(images))
     init_keys, train_keys, select_keys = _keys(seeds, grouped)
     state = steps.init(model, recipe, init_keys, images.shape[1:], grouped=grouped)
     history = History(*(np.full((len(members), recipe.num_epochs), np.nan) for _ in History._fields))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
@@ -46,4 +48,14 @@ class Spread(NamedTuple):
         return self._placed(tree, PartitionSpec(DATA) if self.by_member else PartitionSpec(None, DATA))
 
     def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, spec))
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(lambda array: _place(array, NamedSharding(self.mesh, spec)), tree)
+
+
+def _place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Place what each process has as a whole; the mesh may span processes."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array))
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
