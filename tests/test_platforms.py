@@ -73,7 +73,7 @@ def _problems() -> tuple:
     )
 
 
-_MODEL = models.create("small_cnn", 3, conv_features=(4,), dense_features=4)
+_MODEL = models.create("strided_cnn", 3, widths=(4,), strides=(2,))
 _THREATS = (Threat("linf", 0.1), Threat("l2", 0.5))
 _RECIPE = training.Recipe(threats=_THREATS, num_steps=2, num_epochs=1, batch_size=4, select_every=1, select_steps=2)
 
