@@ -166,11 +166,7 @@ def by_one_constraint(
     image = np.pad(images, filling[0]).astype(np.int32)
     lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
     anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)
-    options, measured, linear_map = (
-        {"norm": norm, "bounds": search.bounds},
-        search.points.measured,
-        search.points.linear_map,
-    )
+    options, measured = {"norm": norm, "bounds": search.bounds}, search.points.measured
     found = []
     with jax.enable_x64(True):
         for start in range(0, max(len(image), 1), _LISTS):
