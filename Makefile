@@ -35,7 +35,7 @@ test: $(VENV)/.test-installed
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -q -m slow $(WORKERS) --durations=15
 
-# README.md and docs/results.md with their figures, from the rows that are kept in results/.
+# README.md and the pages of docs/ that have figures, from the rows that are kept in results/.
 report: $(VENV)/.demo-installed
 	$(BIN)/python -m experiments.documents
 

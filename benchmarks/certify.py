@@ -1,6 +1,6 @@
 """How long do exact radii of 1NN take, beside the distance product they need and beside a textbook QP?
 
-Four questions, each a sub-command; in the first two, radii are of the predicted class: every image is searched.
+Five questions, each a sub-command; in the first two, radii are of the predicted class: every image is searched.
 
   floor   seconds per image of `certify.radius`, with and without the recheck of screened-out opponents, over the time
           of the products that the screening of all opponents against 4 own points would need: 5 n d multiplications
@@ -8,10 +8,12 @@ Four questions, each a sub-command; in the first two, radii are of the predicted
   peer    against dual coordinate ascent on one image and opponent at a time (n=2,000, d=784, ten classes).
   full    every test image of a dataset in one run, ten classes: time and the curve of exact robust accuracy.
   pairs   every test image of each of the 45 pairs of classes; goes on from what its output file holds.
+  saved   the first pair again, among 8-bit images: how many images change sides at an epsilon.
 
   python benchmarks/certify.py floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
   python benchmarks/certify.py peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
   python benchmarks/certify.py full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
+  python benchmarks/certify.py saved --data_dir=DATA_DIR --output=docs/benchmarks/certify_saved.json
   python benchmarks/certify.py pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
 """
 
@@ -38,12 +40,12 @@ _CURVES = {
         "l1": [0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4],
     },
     "mnist": {
-        "l2": [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 2.8, 3.0],
+        "l2": [0.25, 0.3, 0.5, 1.0, 1.5, 1.58, 2.0, 2.5, 2.8, 3.0],
         "linf": [0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35],
         "l1": [1, 2, 4, 6, 8, 12, 16, 24],
     },
     "cifar10": {
-        "l2": [0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.74, 2.5],
+        "l2": [0.05, 0.1, 36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 0.75, 1.0, 1.74, 2.5],
         "linf": [k / 255 for k in (0.5, 1, 2, 4, 6, 8, 12, 16)],
         "l1": [0.5, 1, 2, 4, 8, 12, 16, 24],
     },
@@ -198,7 +200,7 @@ def pairs(arguments: argparse.Namespace) -> dict:
                 **_summary(found, _CURVES[arguments.dataset][arguments.norm]),
             }
             if path:
-                _write(path, {"pairs": known})
+                write_whole(path, {"pairs": known})
         print(task.name, json.dumps(known[task.name]), flush=True)
     known = {task.name: known[task.name] for task in tasks}
     means = {
@@ -210,6 +212,32 @@ def pairs(arguments: argparse.Namespace) -> dict:
     }
     print("mean over pairs", json.dumps(means))
     return {"data": dataset.title, "norm": arguments.norm, "mean_over_pairs": means, "pairs": known}
+
+
+def saved(arguments: argparse.Namespace) -> dict:
+    """Count the robust images of the first pair of classes: among all perturbed images, and among 8-bit ones."""
+    dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
+    task = data.tasks(dataset, "pairs")[0]
+    reference = neighbors.fit(dataset.train_images[task.train_index], task.train_labels, 2)
+    images = dataset.test_images[task.test_index][: arguments.images]
+    labels = task.test_labels[: arguments.images]
+    rows = []
+    for norm, epsilon in (("linf", 8 / 255), ("l2", 0.5)):
+        found = certify.radius(reference, images, labels, norm=norm)
+        levels = certify.eight_bit_radius(reference, images, labels, found, norm=norm)
+        # "Within" is at most epsilon for what is saved, since its distances can be epsilon itself.
+        robust = found.lower >= epsilon
+        least, most = levels.lower > epsilon * (1 + 1e-9), levels.upper > epsilon * (1 + 1e-9)
+        gain = levels.lower[found.correct] - found.lower[found.correct]
+        gap = levels.upper[found.correct] - levels.lower[found.correct]
+        rows.append({"norm": norm, "epsilon": epsilon, "images": len(images), "correct": int(found.correct.sum()),
+                     "robust": int(robust.sum()), "robust_saved": [int(least.sum()), int(most.sum())],
+                     "change_sides": [int((least & ~robust).sum()), int((most & ~robust).sum())],
+                     "become_broken": int((robust & ~most).sum()), "bounds_meet": int((gap == 0).sum()),
+                     "median_raise": float(np.median(gain)), "median_gap": float(np.median(gap)),
+                     "largest_gap": float(np.max(gap))})  # fmt: skip
+        print(rows[-1], flush=True)
+    return {"data": dataset.title, "task": task.name, "classes": task.class_names, "rows": rows}
 
 
 def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
@@ -234,7 +262,7 @@ def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
     }
 
 
-def _write(path: pathlib.Path, report: dict) -> None:
+def write_whole(path: pathlib.Path, report: dict) -> None:
     """Replace the file as a whole: what it held is not lost if this is interrupted."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")
@@ -243,21 +271,21 @@ def _write(path: pathlib.Path, report: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=["floor", "peer", "full", "pairs"])
+    parser.add_argument("question", choices=["floor", "peer", "full", "pairs", "saved"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full and pairs")
     parser.add_argument("--norm", default="l2", help="for full and pairs")
     parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
-    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, else all)")
+    parser.add_argument("--images", type=int, help="images (floor 512, peer 256, saved 300, else all)")
     parser.add_argument("--peer_images", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
-    arguments.images = arguments.images or {"floor": 512, "peer": 256}.get(arguments.question)
-    report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs}[arguments.question](arguments)
+    arguments.images = arguments.images or {"floor": 512, "peer": 256, "saved": 300}.get(arguments.question)
+    report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs, "saved": saved}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
     if arguments.output:
-        _write(arguments.output, report)
+        write_whole(arguments.output, report)
 
 
 if __name__ == "__main__":

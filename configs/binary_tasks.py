@@ -10,7 +10,7 @@ Single values are changed on the command line: --config.training.num_epochs=5.
 import ml_collections
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
-METHODS = ("1nn", "standard", "trades-linf", "trades-l2", "trades-both")
+METHODS = ("1nn", "ceiling", "standard", "trades-linf", "trades-l2", "trades-both")
 
 
 def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
@@ -113,7 +113,14 @@ def _training() -> ml_collections.ConfigDict:
 
 def _digits(config) -> None:
     """Small enough for a demo: minutes on two cores."""
-    config.methods = ("trades-both", "1nn", "trades-linf", "trades-l2", "standard")  # so that two workers end together
+    config.methods = (
+        "trades-both",
+        "1nn",
+        "ceiling",
+        "trades-linf",
+        "trades-l2",
+        "standard",
+    )  # so that two workers end together
     config.model.mlp.hidden_sizes = (64, 64)
     config.tasks.holdout = 0.0
     config.curve = (0.25, 0.5, 1.5, 2.0)

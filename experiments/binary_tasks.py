@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from experiments import classifiers, evaluate, pictures, plan, radii
-from experiments.plan import NETWORKS, NOT_IN_A_RECIPE, Unit
+from experiments.plan import CEILING, NETWORKS, NOT_IN_A_RECIPE, Unit
 from nn_adv import attacks, data, neighbors, training
 
 _RADIUS_BYTES = 64  # an image, its radii in all norms
@@ -84,7 +84,7 @@ def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) 
     """List all units in groups of one method and one seed; the tasks of a group are trained together.
 
     Task after task, every method, so that what is there of an unfinished run can be compared. 1NN and its radii hold no
-    random numbers, so 1NN has the seed 0 only.
+    random numbers, nor does the ceiling: they have the seed 0 only.
     """
 
     def unit(task: data.Task, method: str, seed: int) -> Unit:
@@ -94,7 +94,7 @@ def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) 
     for start in range(0, len(tasks), config.training.group_size):
         together = tasks[start : start + config.training.group_size]
         for method in config.methods:
-            if method == "1nn":
+            if method not in NETWORKS:
                 groups += [[unit(task, method, 0)] for task in together]
             else:
                 groups += [[unit(task, method, seed) for task in together] for seed in config.seeds]
@@ -133,16 +133,17 @@ class Plan(plan.Plan):
         """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
         units = [unit for group in groups for unit in group]
         of_neighbors = [unit.task for unit in units if unit.subject == "1nn"]
+        num_networks = sum(unit.subject in NETWORKS for unit in units)
         num_images = sum(len(task.train_index) + len(task.test_index) for task in of_neighbors)
         shapes = plan.variable_shapes(self.model, self.dataset) if self.model else []
         network = 8 * sum(4 * leaf.size for leaf in shapes)
         rows = super().needed_bytes(groups)
-        return rows + num_images * _RADIUS_BYTES + (len(units) - len(of_neighbors)) * network
+        return rows + num_images * _RADIUS_BYTES + num_networks * network
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Any:
         """Train a network for each task of the group, or load them where that was done before."""
         first = group[0]
-        if first.subject == "1nn":
+        if first.subject not in NETWORKS:
             return None
         recipe, tasks = self.recipes[first.subject], [unit.task for unit in group]
         shown = first.task.name + f" and {len(tasks) - 1} more" * (len(tasks) > 1)
@@ -172,12 +173,14 @@ class Plan(plan.Plan):
         return {unit.name: member for unit, member in zip(group, members, strict=True)}
 
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
-        """Evaluate 1NN or a network of the group."""
+        """Evaluate 1NN or a network of the group, or say what no classifier exceeds."""
         task = unit.task
         chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
         if unit.subject == "1nn":
             show(f"radii of 1nn on {task.name}")
             fields = self._neighbor_fields(unit, chosen, workdir)
+        elif unit.subject == CEILING:
+            fields = self._ceiling_fields(chosen)
         else:
             fields = self._network_fields(unit, chosen, shared[unit.name], workdir, show)
         return self.about(unit) | {
@@ -193,7 +196,7 @@ class Plan(plan.Plan):
     def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
         """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
         start, task = time.perf_counter(), unit.task
-        reference = _neighbors(self.dataset, task)
+        reference = fit_neighbors(self.dataset, task)
         fitted = time.perf_counter()
         norms = list(self.evaluation.epsilons)
         found = radii.search(reference, chosen.images, chosen.labels, norms)
@@ -212,14 +215,27 @@ class Plan(plan.Plan):
             "seconds": _seconds(fitted - start, time.perf_counter() - fitted),
         }
 
+    def _ceiling_fields(self, chosen: evaluate.Images) -> dict[str, Any]:
+        start = time.perf_counter()
+        records = evaluate.ceiling_records(self.evaluation, chosen)
+        return {
+            "evaluations": [record.stored() for record in records],
+            "attack": None,
+            "radii": None,
+            "training": None,
+            "files": [],
+            "seconds": _seconds(0.0, time.perf_counter() - start),
+        }
+
     def _network_fields(self, unit: Unit, chosen: evaluate.Images, member, workdir: Path, show) -> dict[str, Any]:
         start = time.perf_counter()
         variables, epoch, seconds = member
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
+        classifier = classifiers.network(self.model, variables)
         outcomes = evaluate.attack(
             self.evaluation,
             self.suite,
-            classifiers.network(self.model, variables),
+            classifier,
             chosen,
             seed=unit.seed,
             progress_file=_progress_file(workdir, unit),
@@ -227,6 +243,7 @@ class Plan(plan.Plan):
             show=lambda text: show(f"{what}: {text}"),
         )
         records = evaluate.attacked_records(self.evaluation, chosen.split, outcomes, names)
+        flags = evaluate.flags(self.evaluation, classifier, chosen, records)
         made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
         at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]
@@ -238,6 +255,7 @@ class Plan(plan.Plan):
             "radii": None,
             "training": made | {"selected_epoch": int(epoch) + 1},
             "files": self._keep_pictures(unit, chosen, is_correct, adversarial, workdir),
+            **({"warnings": list(flags)} if flags else {}),
             "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
         }
 
@@ -269,7 +287,8 @@ def _seconds(train: float, evaluating: float) -> dict[str, float]:
     return {"train": round(train, 3), "evaluate": round(evaluating, 3)}
 
 
-def _neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
+def fit_neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
+    """Fit 1NN on all training images of a task, the held-out ones too."""
     return neighbors.fit(*_points(dataset, task), task.num_classes)
 
 

@@ -1,12 +1,13 @@
 """From images to records: what attacks leave unbroken of a network, and what the radii of 1NN say.
 
 Every method is evaluated on the same images. A record is one measured number: how many images were robust, of which
-split, against which threat, and what the number is (clean, attacked, certified or exact).
+split, against which threat, and what the number is (clean, attacked, certified, exact, or what no classifier exceeds).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from experiments import attacked, radii
 from experiments.classifiers import Classifier
 from experiments.plan import Evaluation
 from nn_adv import attacks, data
+from nn_adv import evaluation as accuracy
 from nn_adv.pixels import as_float
 
 SPLITS = ("train", "test")
@@ -31,7 +33,7 @@ class Record:
       split: "train" or "test".
       norm: None: clean; "worst": every norm at its main epsilon.
       epsilon: 0 where clean; None: the main one of every norm.
-      kind: clean, attacked, certified or exact.
+      kind: clean, attacked, certified, exact or ceiling.
       count: how many images there were.
       robust: how many of them were robust.
       remaining: correct clean, then after each attack; None where nothing was attacked here.
@@ -136,6 +138,17 @@ def attacked_records(
     return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main))
 
 
+def flags(evaluation: Evaluation, classifier: Classifier, chosen: Images, records: Sequence[Record]) -> tuple[str, ...]:
+    """Say what makes these attacked records say little: of the first batch of images, and of what Square broke."""
+    first = slice(evaluation.batch_size)
+    images = np.asarray(as_float(chosen.images[first]))
+    found = [*attacks.flags(classifier.logits_fn, images, chosen.labels[first])]
+    for record in records:
+        if text := attacks.square_flag(record.remaining or {}):
+            found.append(f"{record.split} images, {record.norm} {record.epsilon:.4g}: {text}")
+    return tuple(found)
+
+
 def exact_records(evaluation: Evaluation, known: radii.Radii) -> list[Record]:
     """Count the images that are robust at the networks' epsilons and at a finer grid of them."""
     found = _counts(known.split, None, 0.0, "clean", known.correct)
@@ -147,6 +160,19 @@ def exact_records(evaluation: Evaluation, known: radii.Radii) -> list[Record]:
         main = epsilons.index(evaluation.epsilons[norm])
         at_main.append((least[main], most[main]))
     return found + _exact_counts(known.split, "worst", None, *np.logical_and.reduce(at_main))
+
+
+def ceiling_records(evaluation: Evaluation, chosen: Images) -> list[Record]:
+    """Count the images around which some classifier can be robust, at most, at the epsilons of `exact_records`."""
+    found = []
+    for split in (name for name in SPLITS if np.any(chosen.split == name)):
+        images, labels = (values[chosen.split == split] for values in (chosen.images, chosen.labels))
+        for norm, epsilons in [(None, (0.0,)), *evaluation.fine_curves.items()]:
+            shares = accuracy.ceiling(images, labels, epsilons, norm=norm or "linf")  # equal images are so in any norm
+            for epsilon, share in zip(epsilons, shares, strict=True):
+                robust = math.floor(len(labels) * share + 1e-6)
+                found.append(Record(split, norm, epsilon, "ceiling" if norm else "clean", len(labels), robust))
+    return found
 
 
 def _exact_counts(split, norm, epsilon, least, most) -> list[Record]:

@@ -3,9 +3,11 @@
     python -m experiments.main --config=configs/binary_tasks.py:digits --workdir=runs/digits
 
 configs/binary_tasks.py:DATA     1NN beside TRADES on all pairs of classes; DATA,cpu: networks that a CPU can train
+configs/corruptions.py:DATA      the same networks on shifted, rotated, brighter, noisy, compressed images
 configs/audit.py:DATA            how far attacks on 1NN are from its exact radii
 configs/leaderboard.py:cifar10   RobustBench's networks, or your own, beside 1NN
 configs/small_zoo.py:cifar10     small networks for a leaderboard
+configs/neighbor_variants.py:QUESTION,DATA   exact robust accuracy of variants of 1NN
 DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it
 takes, and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
 """
@@ -23,13 +25,26 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import audit, binary_tasks, console, failures, leaderboard, runner, small_zoo, store
+from experiments import (
+    audit,
+    binary_tasks,
+    console,
+    corruptions,
+    failures,
+    leaderboard,
+    neighbor_variants,
+    runner,
+    small_zoo,
+    store,
+)
 from nn_adv.paths import as_path
 
 _EXPERIMENTS = {
     "audit": audit,
     "binary_tasks": binary_tasks,
+    "corruptions": corruptions,
     "leaderboard": leaderboard,
+    "neighbor_variants": neighbor_variants,
     "small_zoo": small_zoo,
 }
 # Seconds that a process of a cluster waits at its end for the others: shards may end days apart.

@@ -37,7 +37,9 @@ NETWORKS = {
     "trades-l2": ("trades", ("l2",)),
     "trades-both": ("trades", ("linf", "l2")),
 }
-METHODS = ("1nn", *NETWORKS)
+# What any classifier is up against, see `nn_adv.evaluation.ceiling`; it stands among the methods.
+CEILING = "ceiling"
+METHODS = ("1nn", CEILING, *NETWORKS)
 
 # The least that the counts of an evaluation may be.
 _LEAST_COUNTS = {"num_steps": 1, "num_restarts": 1, "num_queries": 1, "batch_size": 1, "images_per_split": 0}
@@ -157,28 +159,33 @@ class Evaluation:
 
     @classmethod
     def read(cls, config: ml_collections.ConfigDict) -> Evaluation:
-        """Raise ValueError for epsilons, splits or counts that no evaluation could use."""
+        """Raise ValueError for epsilons, splits or counts that no evaluation could use.
+
+        An experiment without networks has no settings of attacks, and no curve of theirs.
+        """
         settings = config.evaluation
         if not settings.splits or set(settings.splits) - {"train", "test"}:
             raise ValueError(f"evaluation.splits must be one or both of train, test, got {settings.splits}")
-        check_distinct(config, ("evaluation.splits", "evaluation.attacks"))
+        check_distinct(config, [f"evaluation.{name}" for name in ("splits", "attacks") if name in settings])
         for name in ("curve", "fine_curve"):
-            if not all(isinstance(multiple, int | float) and 0 <= multiple < math.inf for multiple in config[name]):
-                raise ValueError(f"{name} must hold finite multiples >= 0 of the main epsilon, got {config[name]}")
+            multiples = config.get(name, ())
+            if not all(isinstance(multiple, int | float) and 0 <= multiple < math.inf for multiple in multiples):
+                raise ValueError(f"{name} must hold finite multiples >= 0 of the main epsilon, got {multiples}")
         for name, least in _LEAST_COUNTS.items():
-            if settings[name] < least:
+            if settings.get(name, least) < least:
                 raise ValueError(f"evaluation.{name} must be at least {least}, got {settings[name]}")
         epsilons = _main_epsilons(config)
-        curve, fine = {1.0, *config.curve}, {1.0, *config.curve, *config.fine_curve}
+        curve = {1.0, *config.get("curve", ())}
+        fine = {*curve, *config.fine_curve}
         return cls(
             epsilons,
             {norm: tuple(sorted({multiple * main for multiple in curve})) for norm, main in epsilons.items()},
             {norm: tuple(sorted({multiple * main for multiple in fine})) for norm, main in epsilons.items()},
             tuple(settings.splits),
             settings.images_per_split,
-            tuple(settings.attacks),
-            {name: settings[name] for name in ("num_steps", "num_restarts", "num_queries")},
-            settings.batch_size,
+            tuple(settings.get("attacks", ())),
+            {name: settings[name] for name in ("num_steps", "num_restarts", "num_queries") if name in settings},
+            settings.get("batch_size", 1),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier over many images: clean, and robust by known radii.
+"""Accuracy of a classifier over many images: clean, robust by known radii, and the highest that any can have.
 
 Only batches of the size asked for reach the device (the last is filled up, the filling ignored), so each function
 compiles once however many images there are. Host code: arrays in, NumPy arrays out.
@@ -10,10 +10,17 @@ from collections.abc import Callable, Sequence
 
 import chex
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.spatial import distance
 
-from nn_adv.border import as_count, as_images, as_labels
+from nn_adv.border import as_count, as_images, as_labels, check_size
 from nn_adv.pixels import as_float
+from nn_adv.threat import check_norm
+
+_METRICS = {"l1": "cityblock", "l2": "euclidean", "linf": "chebyshev"}
+_MEASURED_AT_A_TIME = 2**22  # distances: 32 MiB
+_TIE = 1e-6  # relative: so close to 2 epsilon no conflict is claimed, since pixels are rounded
 
 
 def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: int) -> np.ndarray:
@@ -97,6 +104,63 @@ def robust_curve(radii: np.ndarray, correct: np.ndarray, epsilons: Sequence[floa
         if not np.all(values >= 0):
             raise ValueError(f"{name} must be at least 0, got {values[~(values >= 0)][0]}")
     return correct & (radii >= at[:, None])
+
+
+def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *, norm: str) -> np.ndarray:
+    """Return the highest robust accuracy that any classifier can have on these images, at each epsilon.
+
+    Two images of different classes closer than 2 epsilon conflict: the point halfway between them, which is inside
+    every pixel box that both are in, is a perturbation of each by less than epsilon, and has one label only. A
+    classifier is robust around a set of images without conflicts, at most. The fewest images to give up cover all
+    conflicts; for two classes they are as many as a maximum matching has pairs (Bhagoji, Cullina and Mittal 2019,
+    arXiv 1909.12272; Koenig), so the ceiling is attained by some classifier. For more classes half a matching of the
+    images with their copies (the cover by fractions of images) bounds that number from below: no classifier, random
+    ones included, exceeds the ceiling, but it may lie above the best there is.
+
+    At epsilon 0 only equal images conflict. Distances are in float64; one within 1e-6 of 2 epsilon, relative, is no
+    conflict, so rounding can only raise the ceiling. Memory grows with the number of conflicts.
+
+    Args:
+      images: ``[N, ...]``, uint8 or float; one or more.
+      labels: ``[N]``, 0 or more.
+      epsilons: ``[E]``, at least 0, in pixel units.
+      norm: "l1", "l2" or "linf", of the perturbations.
+
+    Returns:
+      ``[E]`` float64 in [0, 1].
+
+    Raises:
+      ValueError: unknown norm, no images, images and labels that do not fit, or an epsilon that is negative or NaN.
+    """
+    check_norm(norm)
+    check_size(np.asarray(epsilons), "epsilons")
+    images = as_images(images)
+    labels, count = np.asarray(as_labels(labels, count=images.shape[0])), images.shape[0]
+    if not count:
+        raise ValueError(f"images must hold at least one image, got shape {images.shape}")
+    limits = 2 * np.asarray(epsilons, np.float64) * (1 - _TIE)
+    pixels = np.asarray(as_float(images)).reshape(count, -1)
+    first, second, apart = _conflicts(pixels, labels, limits.max(initial=0), _METRICS[norm])
+    given_up = []
+    for limit in limits:
+        some = (apart < limit) | (apart == 0)
+        pairs = np.concatenate([first[some], second[some]]), np.concatenate([second[some], first[some]])
+        graph = sparse.csr_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(count, count))
+        given_up.append(np.count_nonzero(maximum_bipartite_matching(graph) >= 0) / 2)
+    return 1 - np.array(given_up) / count
+
+
+def _conflicts(pixels: np.ndarray, labels: np.ndarray, limit: float, metric: str) -> tuple[np.ndarray, ...]:
+    """Return the positions of two images of different classes, and their distance, for all below ``limit`` or at 0."""
+    found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))]
+    for label in np.unique(labels)[:-1]:
+        own, others = np.flatnonzero(labels == label), np.flatnonzero(labels > label)
+        step = max(1, _MEASURED_AT_A_TIME // len(others))
+        for rows in (own[start : start + step] for start in range(0, len(own), step)):
+            table = distance.cdist(pixels[rows], pixels[others], metric)
+            one, two = np.nonzero((table < limit) | (table == 0))
+            found.append((rows[one].astype(np.int32), others[two].astype(np.int32), table[one, two]))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def test_a_run_of_a_page_is_one_that_the_command_takes(page, line):
     [(page, code) for page, text in TEXTS.items() for code in re.findall(r"`(--config[^`]*)`", FENCE.sub("", text))],
 )
 def test_a_flag_within_a_sentence_is_one_of_a_configuration(page, code):
-    files = [] if "--config=" in code else ["binary_tasks", "leaderboard", "audit", "small_zoo"]
+    files = [] if "--config=" in code else ["binary_tasks", "leaderboard", "audit", "small_zoo", "neighbor_variants"]
     arguments = ["--workdir=runs/x", *shlex.split(code)]
     assert any(_accepts([f"--config=configs/{file}.py", *arguments]) for file in files) or _accepts(arguments)
 

@@ -1,8 +1,11 @@
 """Batched evaluation against the plain computation on all rows at once."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize, sparse
 
 from nn_adv import evaluation
 
@@ -71,6 +74,69 @@ def test_robust_curve_looks_each_radius_up():
 def test_what_is_no_radius_is_refused(radii, correct, epsilons, message):
     with pytest.raises(ValueError, match=message):
         evaluation.robust_curve(np.array(radii), np.array(correct), epsilons)
+
+
+def _truth_of_ceiling(images, labels, epsilon, order):
+    """Try every set of images, the largest first: can all its images be robust?"""
+    flat = images.reshape(len(images), -1).astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
+    pairs = list(itertools.combinations(range(len(flat)), 2))
+    apart = {(i, j): np.linalg.norm(flat[i] - flat[j], order) for i, j in pairs}
+    conflicts = [(i, j) for i, j in pairs if labels[i] != labels[j] and (apart[i, j] < 2 * epsilon or not apart[i, j])]
+    subsets = (
+        set(chosen) for size in range(len(flat), -1, -1) for chosen in itertools.combinations(range(len(flat)), size)
+    )
+    best = next(chosen for chosen in subsets if not any(i in chosen and j in chosen for i, j in conflicts))
+    return len(best) / len(flat), conflicts
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l1", 1), ("l2", 2), ("linf", np.inf)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_ceiling_of_two_classes_is_the_best_of_all_subsets(norm, order, dtype):
+    rng = np.random.default_rng(1)
+    images, labels = rng.integers(0, 256, (9, 2, 1, 1), dtype=np.uint8), rng.integers(0, 2, 9)
+    images = images if dtype == np.uint8 else images.astype(np.float32) / 256
+    epsilons = [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.6]
+    expected = [_truth_of_ceiling(images, labels, epsilon, order)[0] for epsilon in epsilons]
+    found = evaluation.ceiling(images, labels, epsilons, norm=norm)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert len(set(found)) > 2 and np.all(np.diff(found) <= 0)
+
+
+def test_ceiling_of_three_classes_is_that_of_fractions():
+    rng = np.random.default_rng(2)
+    images, labels = rng.uniform(size=(8, 2)).astype(np.float32), np.arange(8) % 3
+    for epsilon in (0.05, 0.15, 0.25, 0.5):
+        best, conflicts = _truth_of_ceiling(images, labels, epsilon, 2)
+        cover = 0.0
+        if conflicts:
+            rows, columns = np.repeat(np.arange(len(conflicts)), 2), np.ravel(conflicts)
+            matrix = sparse.csr_matrix((np.full(len(rows), -1.0), (rows, columns)), shape=(len(conflicts), 8))
+            cover = optimize.linprog(np.ones(8), matrix, -np.ones(len(conflicts)), bounds=(0, 1)).fun
+        (found,) = evaluation.ceiling(images, labels, [epsilon], norm="l2")
+        assert found == pytest.approx(1 - cover / 8) and found >= best - 1e-12
+    triangle = evaluation.ceiling(np.array([[0.0], [0.1], [0.2]]), [0, 1, 2], [0.15], norm="linf")
+    assert triangle == 0.5  # each image half the time; one of three without chance
+
+
+def test_ceiling_counts_what_touches_as_apart_and_copies_as_conflicts_at_any_radius():
+    images = np.array([[0], [16], [100], [100], [101]], np.uint8)
+    labels = [0, 1, 0, 1, 1]
+    found = evaluation.ceiling(images, labels, [0, 0.4 / 255, 8 / 255, 8.1 / 255], norm="linf")
+    np.testing.assert_allclose(found, [0.8, 0.8, 0.8, 0.6])
+    assert evaluation.ceiling(images[:2], [1, 1], [1.0], norm="l2") == 1
+
+
+def test_blocks_of_distances_do_not_change_the_ceiling(monkeypatch):
+    whole = evaluation.ceiling(IMAGES, LABELS, [0.5, 0.7, 0.8], norm="l2")
+    monkeypatch.setattr(evaluation, "_MEASURED_AT_A_TIME", 30)
+    np.testing.assert_array_equal(evaluation.ceiling(IMAGES, LABELS, [0.5, 0.7, 0.8], norm="l2"), whole)
+    assert 0 < whole.min() < 1
+
+
+@pytest.mark.parametrize("epsilons", [[-0.1], [np.nan], ["0.1"]])
+def test_a_ceiling_at_what_is_no_radius_is_refused(epsilons):
+    with pytest.raises(ValueError, match="epsilons must be a number >= 0"):
+        evaluation.ceiling(IMAGES, LABELS, epsilons, norm="l2")
 
 
 @pytest.mark.parametrize(

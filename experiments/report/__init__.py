@@ -17,7 +17,7 @@ import pandas as pd
 from experiments import configuration, failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
-from experiments.report import audit, binary_tasks, leaderboard, page, small_zoo
+from experiments.report import audit, binary_tasks, corruptions, leaderboard, neighbor_variants, page, small_zoo
 from experiments.report.provenance import REDRAW
 from experiments.report.records import Run
 from nn_adv.paths import as_path
@@ -26,7 +26,9 @@ from nn_adv.paths import as_path
 _REPORTS: dict[str, ModuleType] = {
     "audit": audit,
     "binary_tasks": binary_tasks,
+    "corruptions": corruptions,
     "leaderboard": leaderboard,
+    "neighbor_variants": neighbor_variants,
     "small_zoo": small_zoo,
 }
 
@@ -74,6 +76,11 @@ def table(workdir: str | os.PathLike) -> pd.DataFrame:
     return _REPORTS[experiment].table(run)
 
 
+def blocks(experiment: str, run: Run) -> list[page.Block]:
+    """Return what the report of a run says."""
+    return _REPORTS[experiment].blocks(run)
+
+
 def write(workdir: str | os.PathLike) -> Report:
     """Write `report/` in a workdir: report.html (self-contained), report.md with figures/*.png, and a table as CSV.
 
@@ -91,14 +98,15 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     _check_rows(run, workdir)
     module = _REPORTS[experiment]
     made, folder = module.blocks(run), workdir / "report"
-    blocks = page.signed(made, REDRAW)
-    for image in page.images(blocks):
-        write_whole(folder / "figures" / image.name, image.png)
-    write_whole(folder / "report.md", page.to_markdown(blocks, folder="figures"))
+    shown = page.signed(made, REDRAW)
+    for image in page.images(shown):
+        for name, content in image.files.items():
+            write_whole(folder / "figures" / name, content)
+    write_whole(folder / "report.md", page.to_markdown(shown, folder="figures"))
     table = module.table(run)
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))
-    write_whole(folder / "report.html", page.to_html(blocks, title=made[0].text))
+    write_whole(folder / "report.html", page.to_html(shown, title=made[0].text))
     return Report(folder / "report.html", folder / module.TABLE, module.summary(run))
 
 

@@ -23,7 +23,7 @@ from experiments.report.labels import (
 from experiments.report.means import Line, Mean, main_table
 from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.provenance import alerts, provenance_blocks
-from experiments.report.records import Condition, Results, Row, Run, index, method_key, parse_pair, tidy
+from experiments.report.records import CEILING, Condition, Results, Row, Run, index, method_key, parse_pair, tidy
 from nn_adv import evaluation
 
 TABLE = "pairs.csv"
@@ -35,6 +35,10 @@ _READING = (
     "Bold: the highest of a column, bounds compared as they stand. "
     "Pairs share classes, so tasks are not independent and the standard errors may be too small. "
     f"{TABLE} has each task's 95 % interval over images."
+)
+_CEILING = (
+    " ≤ of the ceiling: what no classifier exceeds, on the same images at the same radius: two images of different "
+    "classes less than two radii apart have a perturbed image in common (Bhagoji et al. 2019)."
 )
 _COMPARING = (
     "Each time beside the method that does best there, which can be another one for each line. Differences are paired: "
@@ -61,6 +65,8 @@ def blocks(run: Run) -> list[Block]:
     if collapsed := collapsed_networks(rows):
         most = f"at most {100 * (0.5 + _COLLAPSED):.0f} % of the clean images"
         found.append(Bullets(collapsed, f"Hardly better than a constant prediction ({most}):"))
+    if warned := [f"{row['unit']}: {text}" for row in rows for text in row.get("warnings", ())]:
+        found.append(Bullets(warned, "Warnings:"))
     for results in indexed:
         if len(indexed) > 1:
             found.append(Heading(f"Dataset {results.dataset}"))
@@ -129,7 +135,8 @@ def _table_blocks(results: Results) -> list[Block]:
     if not _even(results):
         found.append(Text(_tasks_note(results), "alert"))
     main = accuracy_table(results, tasks, comparable=comparable)
-    found += [main, *_thin_cells(results, tasks), Text(_READING, "note")]
+    found += [main, *_thin_cells(results, tasks)]
+    found.append(Text(_READING + _CEILING * (CEILING in results.methods), "note"))
     if comparable and (sentences := findings(results, tasks)):
         note = _COMPARING.format(tasks=counted(len(tasks), "task"))
         found += [Heading("What the numbers say"), Bullets(sentences), Text(note, "note")]
@@ -147,7 +154,8 @@ def _interval_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     if len(results.tasks) > 1:
         return []
     lines = []
-    for row in sorted(rows, key=lambda row: (method_key(row["method"]), row["seed"])):
+    of_classifiers = [row for row in rows if row["method"] != CEILING]
+    for row in sorted(of_classifiers, key=lambda row: (method_key(row["method"]), row["seed"])):
         for item in row["evaluations"]:
             condition = Condition(item["norm"], item["epsilon"])
             if condition in results.main_conditions:
@@ -213,7 +221,11 @@ def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
 
 
 def _highest(lines: Sequence[Line], split: str, condition: Condition) -> list[int]:
-    means = {row: line.cells[split][condition] for row, line in enumerate(lines) if not line.certified}
+    means = {
+        row: line.cells[split][condition]
+        for row, line in enumerate(lines)
+        if not line.certified and line.method != CEILING
+    }
     values = {row: mean.value for row, mean in means.items() if mean is not None}
     return [row for row, value in values.items() if value == max(values.values())] if len(values) > 1 else []
 

@@ -32,7 +32,13 @@ PALETTE = (
 )
 BROKEN = (0, (5, 1.5))
 # How a line says what it is: the truth is solid, a bound is broken.
-LINE_STYLES: dict[str, Any] = {"exact": "-", "attacked": BROKEN, "certified": (0, (1, 1.5)), "clean": "-"}
+LINE_STYLES: dict[str, Any] = {
+    "exact": "-",
+    "attacked": BROKEN,
+    "certified": (0, (1, 1.5)),
+    "ceiling": (0, (3, 1, 1, 1)),
+    "clean": "-",
+}
 MOST_NAMES = 9  # more names than that cannot be told apart
 _PIXELS_ACROSS = 96
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
@@ -50,6 +56,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    "svg.hashsalt": "nn_adv",  # names inside an SVG file are otherwise drawn at random
 }
 
 
@@ -72,19 +79,22 @@ class Curve(NamedTuple):
     errors: Sequence[float] = ()
 
 
-def curves(lines: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, **axes_options: Any) -> bytes:
-    """Draw lines with a legend below them."""
-    with _panel((5.2, 4.4)) as (axes, buffer):
+def curves(
+    lines: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, form: str = "png", **axes_options: Any
+) -> bytes:
+    """Draw lines with a legend below them; ``form`` is "png" or "svg"."""
+    with _panel((5.2, 4.4), form) as (axes, buffer):
         _draw_curves(axes, lines)
-        axes.set_ylim(bottom=0)
+        if axes_options.get("yscale") != "log":
+            axes.set_ylim(bottom=0)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes_options)
     return buffer.getvalue()
 
 
-def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str) -> bytes:
+def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str, form: str = "png") -> bytes:
     """Draw accuracies in percent against a norm's epsilons, in 1/255 where its main one is a whole number of them."""
     scale = 255 if in_grey_levels(main) else 1
-    with _panel((5.2, 4.4)) as (axes, buffer):
+    with _panel((5.2, 4.4), form) as (axes, buffer):
         _draw_curves(axes, [line._replace(points=[(scale * x, y) for x, y in line.points]) for line in lines])
         if main.epsilon is not None:
             axes.axvline(scale * main.epsilon, **_MARK)
@@ -236,8 +246,8 @@ def _limits(means: Sequence[Mean]) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _panel(size: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
-    """Give axes to draw in; what was drawn is in the buffer afterwards, as PNG."""
+def _panel(size: tuple[float, float], form: str = "png") -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Give axes to draw in; what was drawn is in the buffer afterwards, as PNG or SVG."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -245,4 +255,7 @@ def _panel(size: tuple[float, float]) -> Iterator[tuple[Axes, io.BytesIO]]:
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         yield axes, buffer
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        unsaid = (
+            {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+        )  # so that a figure has one file
+        figure.savefig(buffer, format=form, dpi=150, facecolor="white", metadata=unsaid)

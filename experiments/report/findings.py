@@ -38,8 +38,9 @@ def best_of(
 
 def _rivals(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> tuple[str, str] | None:
     """Choose what to compare: 1NN with the best other method, or without 1NN the two best; None if there are no two."""
-    focus = FOCUS if FOCUS in results.methods else best_of(results, results.methods, split, condition, tasks)
-    rival = best_of(results, [method for method in results.methods if method != focus], split, condition, tasks)
+    focus = FOCUS if FOCUS in results.methods else best_of(results, results.classifiers, split, condition, tasks)
+    rivals = [method for method in results.classifiers if method != focus]
+    rival = best_of(results, rivals, split, condition, tasks)
     return (focus, rival) if focus and rival else None
 
 

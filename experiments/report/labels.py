@@ -6,7 +6,7 @@ from experiments.report.means import Mean
 from experiments.report.records import Condition
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-_SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "clean": ""}
+_SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "ceiling": "≤", "clean": ""}
 _MOST_GREY_LEVELS = 32.5  # 0.2 is 51/255 too, but nobody calls it so
 MISSING = "–"
 SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}

@@ -1,8 +1,8 @@
 """From accuracies per task to means, differences and their errors.
 
-Every task weighs the same and standard errors are over tasks. Four kinds of accuracy are kept apart:
+Every task weighs the same and standard errors are over tasks. Five kinds of accuracy are kept apart:
 `clean`; `attacked`, an upper bound on robust accuracy (no attack that was tried broke these images); `certified`, a
-lower bound; `exact`.
+lower bound; `exact`; `ceiling`, what no classifier exceeds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from experiments.report.records import Condition, Results
 from nn_adv import evaluation
 
 # Of several kinds that are known for the same images the first is taken: what is shown, and what is proven.
-SHOWN = ("clean", "exact", "attacked")
+SHOWN = ("clean", "exact", "attacked", "ceiling")
 PROVEN = ("exact", "certified")
 
 
 class Accuracy(NamedTuple):
-    """The share of images (mean over seeds) and what it means: clean, attacked, certified or exact."""
+    """The share of images (mean over seeds) and what it means: clean, attacked, certified, exact or ceiling."""
 
     value: float
     kind: str
@@ -169,4 +169,4 @@ def _mean(accuracies: Sequence[Accuracy]) -> Mean:
 
 def _weakest(accuracies: Iterable[Accuracy]) -> str:
     kinds = {accuracy.kind for accuracy in accuracies}
-    return next(kind for kind in ("attacked", "certified", "exact", "clean") if kind in kinds)
+    return next(kind for kind in ("attacked", "certified", "exact", "ceiling", "clean") if kind in kinds)

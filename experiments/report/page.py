@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -36,12 +36,21 @@ class Bullets(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables."""
+    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables.
+
+    svg is the same figure, as a file beside the PNG; empty: there is none.
+    """
 
     name: str
     alt: str
     png: bytes
     caption: str = ""
+    svg: bytes = b""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Return what is written of it, by the names of the files."""
+        return {self.name: self.png} | ({self.name.removesuffix(".png") + ".svg": self.svg} if self.svg else {})
 
 
 class Table(NamedTuple):
@@ -106,6 +115,19 @@ def images(blocks: Sequence[Block]) -> Iterator[Image]:
             yield from block.images
         elif isinstance(block, Table):
             yield from (cell for row in block.rows for cell in row if isinstance(cell, Image))
+
+
+def renamed(block: Block, prefix: str) -> Block:
+    """Put a prefix before the file names of a block's images."""
+
+    def of(cell: Any) -> Any:
+        return cell._replace(name=prefix + cell.name) if isinstance(cell, Image) else cell
+
+    if isinstance(block, Panels):
+        return block._replace(images=[of(image) for image in block.images])
+    if isinstance(block, Table):
+        return block._replace(rows=[[of(cell) for cell in row] for row in block.rows])
+    return block
 
 
 def signed(blocks: Sequence[Block], command: str) -> list[Block]:

@@ -28,9 +28,10 @@ from experiments.report.means import (
     task_accuracies,
 )
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
-from experiments.report.records import CLEAN, WORST, Condition, Results, parse_pair
+from experiments.report.records import CEILING, CLEAN, WORST, Condition, Results, parse_pair
 
 _METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")  # each with a colour of its own
+_CEILING_LINE = ("#000000", None)
 
 
 def curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
@@ -48,7 +49,7 @@ def curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
             f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
             "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
             "radius."
-        )
+        ) + " Black: what no classifier can exceed on these images." * (CEILING in results.methods)
         found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []
 
@@ -59,7 +60,7 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
     lines = []
     for method in results.methods:
         known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
-        color, marker = figures.PALETTE[known % len(figures.PALETTE)]
+        color, marker = _CEILING_LINE if method == CEILING else figures.PALETTE[known % len(figures.PALETTE)]
         for kinds in (SHOWN, PROVEN):
             points = _curve_points(results, method, split, norm, tasks, kinds)
             if not points or (kinds == PROVEN and all(mean.kind == "exact" for _, mean in points)):
@@ -68,10 +69,11 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
                 points.insert(0, (0.0, clean))
             of = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
             kind = next((kind for kind in ("attacked", "certified") if kind in of), min(of))  # its weakest point
+            name = "highest possible" if method == CEILING else f"{method_label(method)} ({kind})"
             lines.append(
                 figures.Curve(
                     [(epsilon, 100 * mean.value) for epsilon, mean in points],
-                    f"{method_label(method)} ({kind})",
+                    name,
                     color,
                     marker,
                     {"linestyle": figures.LINE_STYLES[kind]},
@@ -95,7 +97,7 @@ def pair_scores(results: Results, split: str, condition: Condition) -> dict[tupl
     The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
     """
     rivals = [method for method in results.methods if method.startswith("trades")]
-    rivals = rivals or [method for method in results.methods if method != FOCUS]
+    rivals = rivals or [method for method in results.classifiers if method != FOCUS]
     networks = [task_accuracies(results, method, split, condition) for method in rivals]
     scores = {}
     for task, accuracy in task_accuracies(results, FOCUS, split, condition).items():

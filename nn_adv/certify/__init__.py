@@ -1,10 +1,12 @@
 """Prove that there is no perturbation: exact radii of 1NN with certificates and witnesses, and bounds beside them."""
 
 from nn_adv.certify.bounds import (
+    EightBitRadius,
     Embedding,
     Separation,
     VoteBounds,
     average_pool,
+    eight_bit_radius,
     embedded_radius,
     low_pass,
     margin_bound,
@@ -20,6 +22,7 @@ from nn_adv.certify.verify import Certificate, Recheck, recheck
 __all__ = [
     "Certificate",
     "Decision",
+    "EightBitRadius",
     "Embedding",
     "Radius",
     "Recheck",
@@ -27,6 +30,7 @@ __all__ = [
     "VoteBounds",
     "average_pool",
     "decide",
+    "eight_bit_radius",
     "embedded_radius",
     "low_pass",
     "margin_bound",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import chex
 import numpy as np
+import scipy.linalg
 
 from nn_adv.border import as_bounds, as_images, as_labels
 from nn_adv.neighbors import Reference, Streamed
@@ -79,6 +82,10 @@ def check_scale(reference: Reference | Streamed, images: np.ndarray) -> None:
     """
     size, largest = reference.size, float(np.max(np.abs(reference.pixel_range)))
     check_squares("points of the reference", largest, size)
+    if reference.mapped is not None:
+        largest_mapped = float(np.max(np.abs(reference.mapped.pixel_range)))
+        name, size_mapped = "points of the reference, mapped by linear_map,", reference.mapped.blocks.shape[-1]
+        check_squares(name, largest_mapped, size_mapped, factor_of="linear_map")
     if images.dtype != np.uint8 and len(images):
         check_squares("images", max(float(images.max()), -float(images.min()), largest), size)
 
@@ -109,9 +116,12 @@ class Points(NamedTuple):
       indices: ``[P]`` original index, `NO_POINT` in the padding.
       labels: ``[P]`` class, -1 in the padding.
       positions: ``[n]`` the position of each point by its original index.
-      copies: ``[P]`` the position of the equal point of lower index: -1 for none, `SEVERAL` for more than one.
+      copies: ``[P]`` the position of the equal point of lower index: -1 for none, `SEVERAL` for more than one. Points
+        are equal if distances to them are.
       lowest_pixel: no pixel of the points is below.
       spread: largest difference between two pixels of the points.
+      measured: ``[P, k]`` what distances are measured to: ``stored``, or the mapped points, float32.
+      linear_map: M ``[k, d]`` float64, or None.
     """
 
     stored: np.ndarray
@@ -121,14 +131,76 @@ class Points(NamedTuple):
     copies: np.ndarray
     lowest_pixel: float
     spread: float
+    measured: np.ndarray
+    linear_map: np.ndarray | None
 
     def pixels(self, positions) -> np.ndarray:
         """Return the pixels of points at positions ``[...]`` as float64 ``[..., d]``."""
         return host_pixels(self.stored[positions], np.float64)
 
+    def values(self, positions) -> np.ndarray:
+        """Return what distances to points at positions ``[...]`` are measured to, as float64 ``[..., k]``."""
+        return host_pixels(self.measured[positions], np.float64)
+
+    def mapped(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what distances are measured from, ``[..., k]``, for pixels ``[..., d]`` float64."""
+        return pixels if self.linear_map is None else pixels @ self.linear_map.T
+
+    def mapping_error(self, pixels: np.ndarray) -> np.ndarray | float:
+        """Return how far `mapped` pixels ``[..., d]`` may be off in l2, ``[...]``."""
+        if self.linear_map is None:
+            return 0.0
+        sizes = np.linalg.norm(np.abs(pixels) @ np.abs(self.linear_map).T, axis=-1)
+        return (pixels.shape[-1] + 16) * 2.0**-53 * sizes
+
+    def in_pixels(self, gaps: np.ndarray) -> np.ndarray:
+        """Return ``M' g`` of ``g [..., k]``, by which a move of pixels changes distances, ``[..., d]``."""
+        return gaps if self.linear_map is None else gaps @ self.linear_map
+
+    def stretch(self, norm: str) -> float:
+        """Return by how much a change of size 1 in ``norm`` can move a mapped image in l2, or a little more."""
+        size = self.stored.shape[1]
+        if self.linear_map is None:
+            return math.sqrt(size) if norm == "linf" else 1.0
+        if norm == "l1":
+            return float(np.sqrt(np.sum(self.linear_map**2, axis=0).max()))
+        longest = _spectral_norm(self.linear_map) * (1 + 1e-6)
+        if norm == "l2":
+            return longest
+        return min(longest * math.sqrt(size), float(np.linalg.norm(np.abs(self.linear_map).sum(axis=1))))
+
     def original(self, positions: np.ndarray) -> np.ndarray:
         """Return the original index of points at positions ``[...]``, -1 for those below 0."""
         return np.where(positions >= 0, self.indices[np.maximum(positions, 0)], -1).astype(np.int32)
+
+
+def of_unit_length(reference: Reference | Streamed) -> tuple[Reference | Streamed, float]:
+    """Return the same classifier with a linear map of spectral norm 1 to 2, where there is one, and the factor.
+
+    The map and its points are multiplied by a power of two, so that tolerances are those of pixels.
+    """
+    mapped = reference.mapped
+    if mapped is None or reference.linear_map is None:
+        return reference, 1.0
+    norm = _spectral_norm(np.asarray(reference.linear_map, np.float64))
+    if norm == 0:
+        return reference, 1.0
+    unit = np.float32(2.0 ** -math.floor(math.log2(norm)))
+    scaled = dataclasses.replace(
+        mapped,
+        blocks=mapped.blocks * unit,
+        sq_norms=mapped.sq_norms * unit**2,
+        center=mapped.center * unit,
+        centered_sq_norms=mapped.centered_sq_norms * unit**2,
+        pixel_range=mapped.pixel_range * unit,
+    )
+    return dataclasses.replace(reference, linear_map=reference.linear_map * unit, mapped=scaled), float(unit)
+
+
+def _spectral_norm(matrix: np.ndarray) -> float:
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    last = len(gram) - 1
+    return math.sqrt(max(0.0, scipy.linalg.eigvalsh(gram, subset_by_index=(last, last))[0]))
 
 
 def host_points(reference: Reference | Streamed) -> Points:
@@ -144,7 +216,12 @@ def host_points(reference: Reference | Streamed) -> Points:
     positions[index[is_point]] = np.flatnonzero(is_point)
     ends = np.array([stored.min(axis=1)[is_point].min(), stored.max(axis=1)[is_point].max()])
     low, high = host_pixels(ends, np.float64).tolist()
-    return Points(stored, index, labels, positions, _earlier_copies(stored, positions), low, high - low)
+    measured, linear_map = stored, None
+    if reference.mapped is not None:
+        measured = on_host(reference.mapped.blocks).reshape(len(stored), -1)
+        linear_map = np.asarray(reference.linear_map, np.float64)
+    copies = _earlier_copies(measured, positions)
+    return Points(stored, index, labels, positions, copies, low, high - low, measured, linear_map)
 
 
 def host_pixels(images: np.ndarray, dtype) -> np.ndarray:

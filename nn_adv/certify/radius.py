@@ -3,6 +3,8 @@
   r(x) = min over opponents j of
            min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
 
+with ``g_ij = M' (M z_j - M z_i)`` and ``h_ij`` half the difference of squared distances (M is the identity without a
+linear map).
 Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
 (`screening`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is
 judged by a nearest-neighbour search that adds the own points it missed (`subproblems`; `search` keeps the books). At
@@ -20,7 +22,7 @@ import numpy as np
 
 from nn_adv.border import as_count
 from nn_adv.certify import search
-from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points
+from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points, of_unit_length
 from nn_adv.certify.verify import Certificate, Screened, recheck
 from nn_adv.neighbors import Reference, Streamed
 from nn_adv.threat import Threat, check_norm, check_threat
@@ -85,8 +87,10 @@ def radius(
     floats: on such a tie the radius is 0, or a few roundings, of a correct image. Not jittable.
 
     Args:
-      reference: points from `neighbors.fit`, `shard` or `stream`, inside the bounds. In a cluster every process calls
-        this with the same arguments, keeps the same books, and holds all points in its memory.
+      reference: points from `neighbors.fit`, `shard` or `stream`, inside the bounds; with a linear map M, 1NN measures
+        ``||M (x - z)||``, ties between uint8 images are none of integers, and perturbations are those of pixels all the
+        same. In a cluster every process calls this with the same arguments, keeps the same books, and holds all points
+        in its memory.
       images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32. B may be 0.
       labels: ``[B]``; an image that 1NN does not give its label has radius 0.
       norm: "l1", "l2" or "linf".
@@ -154,6 +158,7 @@ def decide(
 def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
     check_scale(reference, question.images)
+    reference, unit = of_unit_length(reference)
     points = host_points(reference)
     images = question.images.reshape(len(question.labels), points.stored.shape[1])
     left_out = np.where(question.leave_out >= 0, points.positions[question.leave_out], -1)
@@ -168,8 +173,8 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
     found = search.Found(*map(np.concatenate, zip(*parts, strict=True)))
     certificate = _certificate(found.anchors, solved)
     checked = recheck(
-        points.stored, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
-        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out,
+        points.measured, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
+        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out, linear_map=points.linear_map,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
     is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
@@ -187,6 +192,7 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
             anchors=points.original(certificate.anchors),
             opponent=points.original(certificate.opponent),
             constraints=points.original(certificate.constraints),
+            multipliers=certificate.multipliers * unit**2,
         ),
     )
 

@@ -89,8 +89,8 @@ def _lowest(scores: chex.Array, usable: chex.Array, *, count: int) -> jax.Array:
 def distance_limit(search: Search, images: np.ndarray) -> np.ndarray:
     """Return the l2 distances ``[T]`` beyond which no opponent can beat the best witness of images ``[T]``."""
     radius, nearest = search.best[images], search.distance[images]
-    limit = nearest + 2 * radius * (np.sqrt(search.pixels.shape[1]) if search.norm == "linf" else 1)
-    if search.norm == "l1":  # h_ij <= g_ij . v <= max |g| ||v||_1
+    limit = nearest + 2 * radius * search.points.stretch(search.norm)
+    if search.norm == "l1" and search.points.linear_map is None:  # h_ij <= g_ij . v <= max |g| ||v||_1
         limit = np.minimum(limit, np.sqrt(nearest**2 + 2 * search.points.spread * radius))
     return limit
 
@@ -166,38 +166,42 @@ def by_one_constraint(
     image = np.pad(images, filling[0]).astype(np.int32)
     lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
     anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)
-    options, stored = {"norm": norm, "bounds": search.bounds}, search.points.stored
+    options, points = {"norm": norm, "bounds": search.bounds}, search.points
     found = []
     with jax.enable_x64(True):
         for start in range(0, max(len(image), 1), _LISTS):
             some, opponent, anchor = (x[start : start + _LISTS] for x in (image, lists, anchors))
             # The points themselves: what is compiled does not depend on their number, nor on where they are.
-            of_points = stored[opponent], stored[anchor], opponent >= 0, anchor >= 0
-            found.append(_by_one_constraint(search.queries[some], *of_points, **options))
+            of_points = points.measured[opponent], points.measured[anchor], opponent >= 0, anchor >= 0
+            found.append(_by_one_constraint(points.linear_map, search.queries[some], *of_points, **options))
     sq_distances, lower = (np.concatenate(part)[:num_lists, :width] for part in zip(*found, strict=True))
     return sq_distances, lower
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds"))
-def _by_one_constraint(queries, opponents, anchors, is_opponent, is_own, *, norm: str, bounds):
+def _by_one_constraint(linear_map, queries, opponents, anchors, is_opponent, is_own, *, norm: str, bounds):
     def one(inputs):
         query, other, own = map(pixels.float64_pixels, inputs[:3])
         is_opponent, is_own = inputs[3:]
+        image_pixels = query
+        if linear_map is not None:
+            query = linear_map @ query
         sq_own = float64_distances("l2", query, own)
         sq_other = float64_distances("l2", query, other)
-        if norm == "l2":  # expanded: only a relative error of the length matters here
+        if linear_map is not None:  # from here on moves of pixels: g_ij = M' (w_j - w_i)
+            own, other = (own - query) @ linear_map, (other - query) @ linear_map
+        if norm == "l2" and linear_map is None:  # expanded: only a relative error of the length matters here
             products = (other - query) @ (own - query).T
             lengths = jnp.sqrt(jnp.maximum(sq_other[:, None] + sq_own - 2 * products, 0))
         else:
-            reduce = jnp.sum if norm == "linf" else jnp.max
-            lengths = lax.map(lambda point: reduce(jnp.abs(other - point), axis=1), own).T
+            lengths = lax.map(lambda point: _dual_norm(norm, other - point), own).T
         heights = (sq_other[:, None] - sq_own) / 2
         is_usable = is_own & (lengths > 0)
         lower = jnp.where(is_usable, heights / jnp.where(lengths > 0, lengths, 1), -jnp.inf)
         if norm != "l2" and bounds is not None:  # the box matters more here: at a bound pixels move one way only
             nearest = jnp.argmax(lower, axis=1)
             gap = other - own[nearest]
-            room = jnp.where(gap > 0, bounds[1] - query, query - bounds[0])
+            room = jnp.where(gap > 0, bounds[1] - image_pixels, image_pixels - bounds[0])
             height = jnp.take_along_axis(heights, nearest[:, None], axis=1)[:, 0]
             boxed = (linf_root if norm == "linf" else l1_maximum)(height, jnp.abs(gap), room)
             lower = jnp.where(is_usable, jnp.maximum(lower, boxed[:, None]), -jnp.inf)
@@ -206,6 +210,12 @@ def _by_one_constraint(queries, opponents, anchors, is_opponent, is_own, *, norm
         return sq_other, jnp.where(is_opponent, lower, jnp.inf)
 
     return lax.map(one, (queries, opponents, anchors, is_opponent, is_own))
+
+
+def _dual_norm(norm: str, vectors: chex.Array) -> jax.Array:
+    if norm == "l2":
+        return jnp.sqrt(jnp.sum(jnp.square(vectors), axis=1))
+    return (jnp.sum if norm == "linf" else jnp.max)(jnp.abs(vectors), axis=1)
 
 
 def in_tiles(search: Search, opponents: dict[int, np.ndarray], *, norm: str) -> dict[int, np.ndarray]:
@@ -219,14 +229,25 @@ def in_tiles(search: Search, opponents: dict[int, np.ndarray], *, norm: str) -> 
     return {b: lower[image == b].reshape(-1)[: len(some)] for b, some in opponents.items()}
 
 
-def doubt(sq_distances: np.ndarray, size: int, *, in_integers: bool = False) -> np.ndarray:
+def doubt(sq_distances: np.ndarray, size: int, moved: np.ndarray | float = 0.0) -> np.ndarray:
     """Return by how much squared distances ``[B]``, in float64, may differ and still be a tie in exact arithmetic.
 
-    Ties between uint8 images are those of the integers. Rounding ``v / 255`` to float32 moves a pixel by 2^-25 at most,
-    hence a distance by s = 2^-24 sqrt(d), its square D by 2 sqrt(D) s + s^2, and a difference of two by twice as much.
+    Where a distance may be off by s, its square D is by 2 sqrt(D) s + s^2, and a difference of two by twice as much.
+
+    Args:
+      sq_distances: D.
+      size: number of terms of a distance.
+      moved: s, beside the rounding of the sums: from `integer_rounding` or `Points.mapping_error`.
     """
     rounding = 2 * (size + 16) * 2.0**-52 * sq_distances
-    if not in_integers:
+    if not np.any(moved):
         return rounding
-    moved = 2.0**-24 * np.sqrt(size)
     return rounding + 4 * (np.sqrt(sq_distances) + moved) * moved
+
+
+def integer_rounding(size: int) -> float:
+    """Return how far distances between uint8 images may be from those of the integers, which decide their ties.
+
+    Rounding ``v / 255`` to float32 moves a pixel by 2^-25 at most.
+    """
+    return 2.0**-24 * np.sqrt(size)

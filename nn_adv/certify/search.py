@@ -88,7 +88,7 @@ def find(
         adversarial=pixels.astype(np.float32),
         opponent=np.full(len(labels), -1),
     )  # fmt: skip
-    in_integers = points.stored.dtype == np.uint8 and images.dtype == np.uint8
+    in_integers = points.measured.dtype == np.uint8 and images.dtype == np.uint8
     _begin(search, near, in_integers)
     solved, is_complete = _run(search)
     screened = np.array([min(some.values(), default=np.inf) for some in search.candidates], float)
@@ -108,7 +108,9 @@ def _begin(search: Search, near: np.ndarray, in_integers: bool) -> None:
     search.distance = np.sqrt(sq_own[:, 0])
     # Images of another prediction have radius 0: nothing to search. What may be a tie is left to the recheck to judge,
     # and gets a witness in case it is one.
-    apart = screening.doubt(sq_own, search.pixels.shape[1], in_integers=in_integers)
+    points = search.points
+    error = screening.integer_rounding(search.pixels.shape[1]) if in_integers else points.mapping_error(search.pixels)
+    apart = screening.doubt(sq_own, points.measured.shape[1], np.reshape(error, (-1, 1)))
     is_wrong = (sq_near < sq_own - apart).any(axis=1) | (search.own[:, 0] < 0)
     search.best[is_wrong] = 0
     tied = np.flatnonzero((sq_near <= sq_own + apart).any(axis=1) & ~is_wrong)
@@ -213,7 +215,7 @@ def _widen(search: Search, images: np.ndarray) -> None:
     ceiling = screening.score_ceiling(search, limit)
     left = {b: np.flatnonzero((scores[b] <= ceiling[b]) & search.others[b]) for b in images.tolist()}
     left = {b: some[~np.isin(some, list(search.candidates[b]))] for b, some in left.items()}
-    if search.norm == "linf":
+    if search.norm == "linf" and search.points.linear_map is None:
         many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
         left |= screening.linf_reach(search, many)
         # The l2 length is a matrix product, the l1 length is not: it is left for few.
@@ -233,7 +235,8 @@ def _winners(search: Search) -> np.ndarray:
     for b in np.flatnonzero(winners >= 0).tolist():
         near = [j for j, lower in search.candidates[b].items() if lower <= search.best[b] * (1 + 1e-9)]
         some = np.array([*near, winners[b]])
-        sq_distances = np.sum((search.points.pixels(some) - search.adversarial[b].astype(np.float64)) ** 2, axis=1)
+        witness = search.points.mapped(search.adversarial[b].astype(np.float64))
+        sq_distances = np.sum((search.points.values(some) - witness) ** 2, axis=1)
         nearest = some[sq_distances == sq_distances.min()]
         winners[b] = nearest[np.argmin(search.points.indices[nearest])]
     return winners

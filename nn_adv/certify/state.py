@@ -54,7 +54,7 @@ class Search:
 
         Not equal ones: theirs is a higher index, or else the opponent could not win and would be none.
         """
-        is_copy = (self.points.stored[own] == self.points.stored[opponent]).all(axis=1)
+        is_copy = (self.points.measured[own] == self.points.measured[opponent]).all(axis=1)
         return (own >= 0) & (own != self.left_out[image]) & ~is_copy
 
     def nearest_own(self, candidates: np.ndarray, label: int) -> np.ndarray:
@@ -78,10 +78,10 @@ class Search:
 
 def _nearest_of_few(candidates: np.ndarray, points: Points, some: np.ndarray) -> np.ndarray:
     """Return those of ``some`` points nearest to each candidate, as `Search.nearest_own`."""
-    stored = points.stored[some]
-    if not stored.dtype == candidates.dtype == np.uint8:  # between uint8 images ties are those of the integers
-        stored, candidates = host_pixels(stored, np.float64), host_pixels(candidates, np.float64)
-    sq_distances = np.sum((candidates[:, None].astype(np.float64) - stored) ** 2, axis=2)
+    values = points.measured[some]
+    if not values.dtype == candidates.dtype == np.uint8:  # between uint8 images ties are those of the integers
+        values, candidates = host_pixels(values, np.float64), points.mapped(host_pixels(candidates, np.float64))
+    sq_distances = np.sum((candidates[:, None].astype(np.float64) - values) ** 2, axis=2)
     order = np.lexsort((np.broadcast_to(points.indices[some], sq_distances.shape), sq_distances))[:, :_OWN_POINTS]
     return np.pad(some[order], ((0, 0), (0, _OWN_POINTS - order.shape[1])), constant_values=-1)
 

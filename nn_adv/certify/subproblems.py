@@ -116,17 +116,20 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
         multipliers[i, : len(one.constraints)] = one.multipliers
         center[i] = one.center
     scale = [search.scale[one.image] for one in subproblems]
-    stored = search.points.stored
+    points = search.points
 
     def filled(values, dtype=np.float64):
         return np.pad(np.array(values, dtype), (0, size - count), mode="edge")
 
+    opponents = filled([one.opponent for one in subproblems], np.int32)
     with jax.enable_x64(True):
         solved = _solve_all(
+            points.linear_map,
             # The points themselves: what is compiled depends on neither the number of images nor that of points.
             search.pixels[filled([one.image for one in subproblems], np.int32)],
-            stored[filled([one.opponent for one in subproblems], np.int32)],
-            stored[constraints],
+            points.stored[opponents],
+            points.measured[opponents] if points.linear_map is not None else None,
+            points.measured[constraints],
             constraints >= 0,
             multipliers,
             filled([max(one.lower, _LEAST_SIZE * unit) for one, unit in zip(subproblems, scale, strict=True)]),
@@ -156,9 +159,9 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds", "one_by_one"))
-def _solve_all(*subproblems, norm, bounds, one_by_one):
+def _solve_all(linear_map, *subproblems, norm, bounds, one_by_one):
     """Solve S subproblems, together or one by one, which a CPU's cache prefers and where none waits for the slowest."""
-    solve = functools.partial(_solve_together, norm=norm, bounds=bounds)
+    solve = functools.partial(_solve_together, linear_map, norm=norm, bounds=bounds)
     if not one_by_one:
         return solve(*subproblems)
     alone = jax.tree.map(lambda field: field[:, None], subproblems)
@@ -166,18 +169,22 @@ def _solve_all(*subproblems, norm, bounds, one_by_one):
 
 
 def _solve_together(
-    image, opponent, own, is_constraint, multipliers, size, center, rounds, enough, shift, lift, scale, *, norm, bounds
-):
+    linear_map, image, opponent, mapped, own, is_constraint, multipliers, size, center, rounds, enough, shift, lift,
+    scale, *, norm, bounds
+):  # fmt: skip
     """Build the problems of S subproblems, solve them, and return also candidate witnesses, moved off the border.
 
-    The image is ``[S, d]`` in float64; opponent ``[S, d]`` and own points ``[S, M, d]`` are as stored. The rest is one
-    number for each, but ``is_constraint [S, M]`` (False for filling), ``multipliers [S, M]`` and ``center [S, d]``; see
-    `dual.solve`, `Subproblem` and `Search.scale`.
+    The image is ``[S, d]`` in float64; opponent ``[S, d]`` and own points ``[S, M, d]`` are as stored. With a linear
+    map ``[k, d]`` own points are the mapped ones ``[S, M, k]``, and so is ``mapped [S, k]``, the opponent. The rest is
+    one number for each, but ``is_constraint [S, M]`` (False for filling), ``multipliers [S, M]`` and ``center [S, d]``;
+    see `dual.solve`, `Subproblem` and `Search.scale`.
     """
     x, z, own = image, float64_pixels(opponent), float64_pixels(own)
-    gaps = jnp.where(is_constraint[:, :, None], z[:, None] - own, 0)
+    start, end = (x, z) if linear_map is None else (x @ linear_map.T, float64_pixels(mapped))
+    gaps = jnp.where(is_constraint[:, :, None], end[:, None] - own, 0)
     # h = (D_j - D_i) / 2 = g . (middle of z_j and z_i - x), which loses no digits where the two are close.
-    heights = jnp.sum(gaps * ((z[:, None] + own) / 2 - x[:, None]), axis=2)
+    heights = jnp.sum(gaps * ((end[:, None] + own) / 2 - start[:, None]), axis=2)
+    gaps = gaps if linear_map is None else gaps @ linear_map
     room = (-jnp.inf, jnp.inf) if bounds is None else (bounds[0] - x, bounds[1] - x)
     problems = Problems(gaps, heights, is_constraint, *(jnp.broadcast_to(end, x.shape) for end in room))
     if norm != "l2":
@@ -205,10 +212,10 @@ def _solve_linear(search: Search, subproblem: Subproblem) -> tuple[np.ndarray, b
     To bring the witness off the border the constraints are overfulfilled, by a multiple of `_LIFT` that the shift says.
     """
     subproblem.start_lifting()
-    x, z = search.pixels[subproblem.image], search.points.pixels(subproblem.opponent)
-    own = search.points.pixels(subproblem.constraints)
-    gaps = z - own
-    heights = np.sum(gaps * ((z + own) / 2 - x), axis=1)
+    points, x = search.points, search.pixels[subproblem.image]
+    z, own = points.values(subproblem.opponent), points.values(subproblem.constraints)
+    heights = np.sum((z - own) * ((z + own) / 2 - points.mapped(x)), axis=1)
+    gaps = points.in_pixels(z - own)
     low, high = (np.full_like(x, end) - x for end in search.bounds or (-np.inf, np.inf))
     scale, length = search.scale[subproblem.image], np.sqrt(np.max(np.sum(gaps**2, axis=1)))
     lift = subproblem.lift * scale * min(scale, length)
@@ -234,14 +241,16 @@ def _judge(search: Search, subproblems: list[Subproblem], candidate: np.ndarray,
         chosen = np.flatnonzero(is_open & (labels == label))
         nearest = search.nearest_own(candidate[chosen], int(label))
         opponents = np.array([[subproblems[i].opponent] for i in chosen])
-        near = search.points.pixels(np.maximum(np.concatenate([nearest, opponents], axis=1), 0))
-        difference = near - candidate[chosen].astype(np.float64)[:, None]
+        near = search.points.values(np.maximum(np.concatenate([nearest, opponents], axis=1), 0))
+        witnesses = candidate[chosen].astype(np.float64)
+        errors = np.broadcast_to(search.points.mapping_error(witnesses), len(chosen))
+        difference = near - search.points.mapped(witnesses)[:, None]
         sq = np.einsum("tkd,tkd->tk", difference, difference)
-        for i, own, sq_own, sq_other in zip(chosen, nearest, sq[:, :-1], sq[:, -1], strict=True):
+        for i, own, sq_own, sq_other, error in zip(chosen, nearest, sq[:, :-1], sq[:, -1], errors, strict=True):
             one = subproblems[i]
             # Ties count too: the index may decide them.
             is_missed = search.is_rival(own, one.image, one.opponent)
-            is_missed &= sq_own < sq_other + doubt(sq_other, len(candidate[i]))
+            is_missed &= sq_own < sq_other + doubt(sq_other, near.shape[2], error)
             _update(search, one, candidate[i], own[is_missed], bool(is_converged[i]))
 
 

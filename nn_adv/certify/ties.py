@@ -34,14 +34,16 @@ def step_across(search: Search, images: np.ndarray, opponents: np.ndarray, apart
 
 def _directions(search: Search, image: int, opponent: int, apart: float) -> np.ndarray:
     """Return two moves ``[2, d]`` of one spacing at most: of the best single pixel, and straight to the opponent."""
-    x, z, own = search.pixels[image], search.points.pixels(opponent), search.own[image]
-    own = search.points.pixels(own[search.is_rival(own, image, opponent)])
+    points, own = search.points, search.own[image]
+    x, z = search.pixels[image], points.pixels(opponent)
+    own = points.values(own[search.is_rival(own, image, opponent)])
+    mapped, other = points.mapped(x), points.values(opponent)
     towards = z - x
     spacing = np.spacing(np.maximum(np.abs(x), np.abs(z)).astype(np.float32)).astype(np.float64)
     spacing = np.minimum(spacing, 2.0**-24 * search.scale[image])  # that of pixels just below the largest
-    is_tied = np.sum((own - x) ** 2, axis=1) <= np.sum(towards**2) + apart
+    is_tied = np.sum((own - mapped) ** 2, axis=1) <= np.sum((other - mapped) ** 2) + apart
     # By how much a pixel moved towards the opponent favours it over every own point that is as near.
-    gain = np.min((z - own[is_tied]) * np.sign(towards), axis=0, initial=np.inf)
+    gain = np.min(points.in_pixels(other - own[is_tied]) * np.sign(towards), axis=0, initial=np.inf)
     best, farthest = np.argmax(gain), np.argmax(np.abs(towards))
     single = np.zeros_like(x)
     single[best] = np.sign(towards[best]) * spacing[best] * (gain[best] > 0)
@@ -74,7 +76,8 @@ def _is_across(search: Search, moved: np.ndarray, images: np.ndarray, opponents:
     own = search.nearest_own(moved, label)
     is_rival = np.stack([search.is_rival(*entry) for entry in zip(own, images, opponents, strict=True)])
     moved = moved.astype(np.float64)
-    sq_own = np.sum((search.points.pixels(np.maximum(own, 0)) - moved[:, None]) ** 2, axis=2)
+    mapped, error = search.points.mapped(moved), search.points.mapping_error(moved)
+    sq_own = np.sum((search.points.values(np.maximum(own, 0)) - mapped[:, None]) ** 2, axis=2)
     sq_own = np.min(sq_own, axis=1, initial=np.inf, where=is_rival)
-    sq_other = np.sum((search.points.pixels(opponents) - moved) ** 2, axis=1)
-    return sq_other + doubt(sq_other, moved.shape[1]) < sq_own
+    sq_other = np.sum((search.points.values(opponents) - mapped) ** 2, axis=1)
+    return sq_other + doubt(sq_other, mapped.shape[1], error) < sq_own

@@ -1,5 +1,6 @@
 """The 1-nearest-neighbour classifier: exact search in l1, l2 and linf, and a soft version to attack it with."""
 
+from nn_adv.neighbors.pruning import prune
 from nn_adv.neighbors.reference import Reference, fit
 from nn_adv.neighbors.search import Neighbors, class_distances, nearest, nearest_in_class, predict
 from nn_adv.neighbors.sharded import shard
@@ -17,6 +18,7 @@ __all__ = [
     "nearest",
     "nearest_in_class",
     "predict",
+    "prune",
     "shard",
     "soft_logits",
     "stream",

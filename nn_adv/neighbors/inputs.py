@@ -13,6 +13,7 @@ import numpy as np
 from nn_adv.border import as_images, as_integers
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.streamed import Streamed
+from nn_adv.threat import check_norm
 
 # Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
 _UNIT_RANGE = (-1.0, 2.0)
@@ -33,6 +34,27 @@ def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> jax
     queries = queries.reshape(len(queries), reference.size)
     # In a cluster an array of one process is no argument beside those of a mesh, one of the host is.
     return jnp.asarray(queries) if reference.mesh is None or not isinstance(queries, np.ndarray) else queries
+
+
+def check_metric(reference: Reference | Streamed, norm: str) -> None:
+    """Refuse an unknown norm, and one that the points of a linear map are not measured in.
+
+    Raises:
+      ValueError: such a norm.
+    """
+    check_norm(norm)
+    if reference.mapped is not None and norm != "l2":
+        raise ValueError(f"norm must be 'l2' for a reference with a linear_map, got {norm!r}")
+
+
+def check_unmapped(reference: Reference | Streamed) -> None:
+    """Refuse points with a linear map, where distances between pixels are meant.
+
+    Raises:
+      ValueError: a reference with a map.
+    """
+    if reference.mapped is not None:
+        raise ValueError("reference must be fitted without a linear_map, got one with it")
 
 
 def check_leave_out(reference: Reference | Streamed, leave_out: chex.Array | None, count: int) -> chex.Array:
@@ -80,18 +102,19 @@ def within_unit_range(low: float, high: float) -> bool:
     return _UNIT_RANGE[0] <= low and high <= _UNIT_RANGE[1]
 
 
-def check_squares(name: str, largest: float, size: int) -> None:
+def check_squares(name: str, largest: float, size: int, factor_of: str = "points and images") -> None:
     """Raise ValueError where float32 cannot hold squared distances between images of ``size`` pixels.
 
     Args:
       name: of the images.
       largest: no pixel of them is larger in size, and one is as large.
       size: number of pixels of one.
+      factor_of: what to multiply for other sizes.
     """
     most = _MOST / math.sqrt(size)
     if largest == 0 or _LEAST <= largest <= most:
         return
     raise ValueError(
         f"{name} must have a largest pixel between {_LEAST:.3g} and {most:.3g} in size, whose squares float32 holds, "
-        f"got {largest:.6g}; multiply points and images by a power of two"
+        f"got {largest:.6g}; multiply {factor_of} by a power of two"
     )

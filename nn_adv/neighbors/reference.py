@@ -16,6 +16,7 @@ from flax import struct
 
 from nn_adv import precision
 from nn_adv.border import as_count, as_images, as_labels
+from nn_adv.neighbors.linear import as_linear_map, map_points
 
 # Points of a block are screened in groups of this many; blocks are padded to a multiple of it.
 GROUP_SIZE = 8
@@ -49,6 +50,8 @@ class Reference:
       pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
+      linear_map: M ``[k, d]`` float32, if distances are those of ``M x`` to ``M z``; None: of x to z.
+      mapped: the points ``M z`` in the same places; None without a map.
       products: what the products of a screen against uint8 points are formed in; a choice of speed, not of answers.
       mesh: the devices that the blocks are split over, from `shard`; None for one device.
     """
@@ -76,6 +79,14 @@ class Reference:
         """Of the points: uint8 or float32."""
         return self.blocks.dtype
 
+    linear_map: chex.Array | None = None
+    mapped: Reference | None = None
+
+    @property
+    def searched(self) -> Reference:
+        """The points that distances are measured to."""
+        return self if self.mapped is None else self.mapped
+
     @property
     def num_points(self) -> int | None:
         """Number of points, or None inside a transformation, where it is not known."""
@@ -96,6 +107,7 @@ def fit(
     *,
     block_size: int | None = None,
     products: precision.Products | None = None,
+    linear_map: chex.Array | None = None,
 ) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
@@ -111,10 +123,14 @@ def fit(
         Chosen from the class sizes when None, at most 1024.
       products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process.
         The answers are the same.
+      linear_map: M ``[k, d]``, any matrix with a column for each pixel: the classifier then measures
+        ``||M x - M z||_2`` (principal components, a low-pass filter, a learned Mahalanobis distance). M and the points
+        ``M z`` are rounded to float32, and so meant; ``M x`` is not rounded, but for its computation in float64.
 
     Raises:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
-        is neither uint8 nor float, num_classes or block_size below 1, products of other names.
+        is neither uint8 nor float, num_classes or block_size below 1, products of other names, or a linear_map of
+        another shape, not of floats, not finite, or that maps a point beyond float32.
     """
     points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
     if not len(points):
@@ -123,6 +139,8 @@ def fit(
     labels = as_labels(labels, num_classes, count=len(points))
     image_shape = points.shape[1:]
     points = points.reshape(len(points), -1)
+    if linear_map is not None:
+        linear_map = as_linear_map(linear_map, points.shape[1])
     counts = np.bincount(labels, minlength=num_classes)
     if block_size is None:
         size = _choose_block_size(counts)
@@ -159,7 +177,16 @@ def fit(
         num_classes=num_classes,
         image_shape=image_shape,
         products=_products(products, points.dtype),
+        linear_map=None if linear_map is None else jnp.asarray(linear_map),
+        mapped=None if linear_map is None else _fit_mapped(points, labels, num_classes, size, linear_map),
     )
+
+
+def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: np.ndarray) -> Reference:
+    mapped = map_points(linear_map, points)
+    if not np.isfinite(mapped).all():
+        raise ValueError(f"linear_map must map points to numbers that float32 holds, got {mapped.max()}")
+    return fit(mapped, labels, num_classes, block_size=block_size)
 
 
 def _products(given: precision.Products | None, dtype) -> precision.Products:

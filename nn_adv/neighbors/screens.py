@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nn_adv import precision
 from nn_adv.neighbors import distances
+from nn_adv.neighbors.linear import map_queries
 from nn_adv.neighbors.reference import NO_POINT, Reference, sums_fit_int32
 from nn_adv.pixels import as_float
 
@@ -19,7 +21,7 @@ class Screen(NamedTuple):
     """How to score blocks for one batch of queries.
 
     Attributes:
-      queries: ``[Q, d]``, in the dtype that decides: uint8, or float32.
+      queries: ``[Q, d]``, in the dtype that decides: uint8, or float32; mapped ones ``[Q, k]`` in float64.
       tile: scores ``[Q, b]`` of the block with a number, in units that only compare; int32 scores are exact.
       ceiling: highest score ``[Q]`` of any point within a distance ``[Q]``; None where scores are exact integers.
     """
@@ -37,8 +39,11 @@ def largest(dtype) -> chex.Array:
 def make_screen(reference: Reference, queries: chex.Array, norm: str) -> Screen:
     """Return the fastest screen for queries ``[Q, d]``: exact integers between uint8 images, else bounded floats.
 
-    Integers are floats too where their sums may not fit int32.
+    Integers are floats too where their sums may not fit int32. With a linear map (l2 only) the blocks are those of
+    `Reference.searched`.
     """
+    if reference.mapped is not None:
+        return _float_l2_screen(reference.mapped, map_queries(reference.linear_map, queries))
     points_are_integers = reference.blocks.dtype == jnp.uint8
     if queries.dtype == jnp.uint8 and not points_are_integers:
         queries = as_float(queries)
@@ -99,7 +104,11 @@ def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
 
 
 def _float_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
-    centered = queries - reference.center
+    if queries.dtype == jnp.float64:
+        with jax.enable_x64(True):
+            centered = (queries - reference.center.astype(jnp.float64)).astype(jnp.float32)
+    else:
+        centered = queries - reference.center
     norms = distances.float64_norms(centered)
 
     def tile(number):

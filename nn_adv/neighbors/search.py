@@ -21,11 +21,10 @@ from jax import lax
 
 from nn_adv.border import as_count
 from nn_adv.neighbors import distances, sharded
-from nn_adv.neighbors.inputs import check_leave_out, flatten_queries
+from nn_adv.neighbors.inputs import check_leave_out, check_metric, flatten_queries
 from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
 from nn_adv.neighbors.screens import Screen, largest, make_screen
 from nn_adv.neighbors.streamed import Streamed
-from nn_adv.threat import check_norm
 
 _QUERY_BLOCK = 1024
 # Groups measured again in float64 beside the k needed: points closer than the error of the screen rarely fill them.
@@ -69,19 +68,20 @@ def nearest(
     The answer is that of a float64 brute force (integers between uint8 images, where distances are exact); points at
     the same distance come in the order of their index. Distances below the least normal float32 number, 1.2e-38, are 0.
     Usable under jit, where a query that is not finite gets distances NaN and indices -1; not differentiable.
+    Of a reference with a linear map, distances are those of ``M x`` to the points ``M z``, in float64.
 
     Args:
       reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points. Q may be 0.
       k: number of neighbours; it may be above the number of points (see `Neighbors`).
-      norm: "l1", "l2" or "linf".
+      norm: "l1", "l2" or "linf"; "l2" with a linear map.
       leave_out: index of a point that each query does not see ``[Q]``, -1 for none; or None.
 
     Raises:
-      ValueError: unknown norm, k below 1, queries of another shape or an integer dtype or not finite, uint8 queries for
-        float points that do not lie in [0, 1], or leave_out of another shape, kind or range.
+      ValueError: unknown norm, or not l2 with a linear map; k below 1; queries of another shape or an integer dtype or
+        not finite; uint8 queries for float points that do not lie in [0, 1]; leave_out of another shape, kind or range.
     """
-    check_norm(norm)
+    check_metric(reference, norm)
     k = as_count(k, "k")
     queries = lax.stop_gradient(flatten_queries(reference, queries))
     if leave_out is not None:
@@ -100,12 +100,12 @@ def class_distances(reference: Reference | Streamed, queries: chex.Array, *, nor
     Args:
       reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: as in `nearest`.
-      norm: "l1", "l2" or "linf".
+      norm: as in `nearest`.
 
     Raises:
       ValueError: as in `nearest`.
     """
-    check_norm(norm)
+    check_metric(reference, norm)
     queries = lax.stop_gradient(flatten_queries(reference, queries))
     if not isinstance(reference, Streamed):
         return _class_distances(reference, queries, norm=norm)
@@ -124,7 +124,7 @@ def predict(reference: Reference | Streamed, queries: chex.Array, *, norm: str =
     Args:
       reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: as in `nearest`.
-      norm: "l1", "l2" or "linf".
+      norm: as in `nearest`.
 
     Raises:
       ValueError: as in `nearest`.
@@ -230,7 +230,7 @@ def nearest_exactly(reference: Reference, queries: chex.Array, limits, *, k: int
         limits = tuple(jnp.clip(limit - first, 0, reference.blocks.shape[0]) for limit in limits)
 
         def search(block):
-            return _search(reference, make_screen(reference, block, norm), limits, k=width, norm=norm)
+            return _search(reference.searched, make_screen(reference, block, norm), limits, k=width, norm=norm)
 
         values, indices = _map_blocks(search, queries)
         with jax.enable_x64(True):
@@ -259,7 +259,7 @@ def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) ->
             screen = make_screen(reference, block, norm)
 
             def search_class(limits):
-                return _search(reference, screen, limits, k=1, norm=norm)[0][:, 0]
+                return _search(reference.searched, screen, limits, k=1, norm=norm)[0][:, 0]
 
             return lax.map(search_class, (starts[:-1], starts[1:])).T
 
@@ -273,7 +273,7 @@ def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) ->
 
 
 def _are_integers(reference: Reference | Streamed, queries: chex.Array) -> bool:
-    return queries.dtype == reference.dtype == jnp.uint8
+    return reference.mapped is None and queries.dtype == reference.dtype == jnp.uint8
 
 
 def _of_finite(search: Callable, queries: chex.Array):

@@ -21,7 +21,8 @@ from nn_adv.neighbors.reference import NO_POINT, Reference, padding_of
 from nn_adv.precision import FLOATS, INTEGERS, Products
 
 POINTS, QUERIES = "points", "queries"
-_SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks; all else is whole on every device
+_SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks
+_WHOLE = ("labels", "class_start", "center", "pixel_range", "linear_map")  # on every device
 
 
 def shard(reference: Reference, mesh: Mesh) -> Reference:
@@ -79,8 +80,10 @@ def place(reference: Reference, mesh: Mesh) -> Reference:
         sharding = NamedSharding(mesh, PartitionSpec(POINTS if name in _SPLIT else None))
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    fields = ("labels", "class_start", "center", "pixel_range", *_SPLIT)
-    return reference.replace(mesh=mesh, **{name: placed(name, getattr(reference, name)) for name in fields})
+    fields = [name for name in (*_WHOLE, *_SPLIT) if getattr(reference, name) is not None]
+    mapped = None if reference.mapped is None else place(reference.mapped, mesh)
+    arrays = {name: placed(name, getattr(reference, name)) for name in fields}
+    return reference.replace(mesh=mesh, mapped=mapped, **arrays)
 
 
 def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):
@@ -93,16 +96,21 @@ def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tupl
       specs: how each is split.
       out: how the results are.
     """
-    whole = jax.tree.map(lambda _: PartitionSpec(), reference)
-    of_reference = whole.replace(**{name: PartitionSpec(POINTS) for name in _SPLIT})
 
     def on_one(reference, *arguments):
         first = lax.axis_index(POINTS).astype(jnp.int32) * reference.blocks.shape[0]
         return local(reference.replace(mesh=None), first, *arguments)
 
-    in_specs = of_reference, *specs
+    in_specs = _specs(reference), *specs
     split = jax.shard_map(on_one, mesh=reference.mesh, in_specs=in_specs, out_specs=out, check_vma=False)
     return split(reference, *arguments)
+
+
+def _specs(reference: Reference) -> Reference:
+    """Return how the arrays of a sharded reference are split."""
+    whole = jax.tree.map(lambda _: PartitionSpec(), reference.replace(mapped=None))
+    mapped = None if reference.mapped is None else _specs(reference.mapped)
+    return whole.replace(mapped=mapped, **{name: PartitionSpec(POINTS) for name in _SPLIT})
 
 
 def search(local: Callable, merge: Callable, reference: Reference, queries: chex.Array, *others: chex.Array):

@@ -42,12 +42,13 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     ``E_c[D] / T^2``, is exact up to float32 rounding; it keeps ``[C, Q, d]`` floats for the backward pass, whatever
     the number of points. The reference is a constant. A second derivative is right, but its memory grows with the
     points. Distances are expanded around the mean of the points in float32: their absolute error, about 1e-7 of the
-    squared norms, is divided by T; squares of distances below 1.1e-19 are 0.
+    squared norms, is divided by T; squares of distances below 1.1e-19 are 0. Of a reference with a linear map, q and z
+    are the mapped ones, and the gradient is that in pixels.
 
     Args:
       reference: points from `fit` or `shard`.
       queries: ``[Q, ...]`` with as many pixels as a point; float in the units of the points, or uint8.
-      temperature: T > 0, a scalar in squared pixel units; traced.
+      temperature: T > 0, a scalar in squared units of distance; traced.
 
     Returns:
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
@@ -60,6 +61,9 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     queries = flatten_queries(reference, queries)
     if queries.dtype == jnp.uint8:
         queries = as_float(queries)
+    if reference.mapped is not None:
+        queries = precision.matmul_t(queries, reference.linear_map)
+        reference = reference.mapped
     temperature = jnp.asarray(temperature, jnp.float32)
     if reference.mesh is None:
         return _soft_logits(reference, queries - reference.center, temperature)

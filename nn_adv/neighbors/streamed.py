@@ -44,6 +44,8 @@ class Streamed:
     rows: int
     mesh: Mesh | None
 
+    linear_map = None
+    mapped = None
     num_classes = property(lambda self: self.head.num_classes)
     image_shape = property(lambda self: self.head.image_shape)
     size = property(lambda self: self.points.shape[1])

@@ -3,6 +3,7 @@
 from nn_adv.training.inner_maximization import InnerMaximum, Noise, draw_noise, inner_maximization
 from nn_adv.training.loop import History, Member, Trained, train
 from nn_adv.training.objectives import Aux, Batch, adversarial, standard, trades, trades_loss
+from nn_adv.training.prototypes import cluster_prototypes, learn_prototypes
 from nn_adv.training.recipe import Recipe
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "Recipe",
     "Trained",
     "adversarial",
+    "cluster_prototypes",
     "draw_noise",
     "inner_maximization",
+    "learn_prototypes",
     "standard",
     "trades",
     "trades_loss",

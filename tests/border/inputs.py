@@ -99,6 +99,16 @@ _LABELS = Kind(
         )
     ),
 )
+_TWO_CLASSES = Kind(
+    np.arange(COUNT, dtype=np.int32) % 2,
+    _integers(
+        (
+            Case("1..C", lambda x: x + 1, _OUTSIDE + "2 at index 1"),
+            Case("one beyond", _with(2), _OUTSIDE + "2 at index 2"),
+            Case("-1", _with(-1), _OUTSIDE + "-1 at index 2"),
+        )
+    ),
+)
 # The index of a point that an image may not use, -1 for none.
 _LEAVE_OUT = Kind(
     np.array([0, 1, -1, 3, -1, 5], np.int32),
@@ -270,6 +280,7 @@ _BOUNDS = (
 
 KINDS: dict[str, Kind] = {
     "labels": _LABELS,
+    "labels of two classes": _TWO_CLASSES,
     "indices": _INDICES,
     "leave_out": _LEAVE_OUT,
     # Floats inside the bounds of a threat.

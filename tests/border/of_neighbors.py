@@ -34,6 +34,8 @@ ENTRIES = (
     Entry("neighbors.class_distances", _search(neighbors.class_distances), {"queries": "queries", "norm": "norm"}),
     Entry("neighbors.predict", _search(neighbors.predict), {"queries": "queries", "norm": "norm"}),
     Entry("neighbors.nearest_in_class", _search(neighbors.nearest_in_class, 1), {"queries": "queries", "k": "k"}),
+    Entry("neighbors.prune", lambda points, labels, norm: neighbors.prune(points, labels, radius=0.1, norm=norm),
+          {"points": "points", "labels": "labels of two classes", "norm": "norm"}),
     Entry("neighbors.soft_logits", _search(neighbors.soft_logits, 0.1), {"queries": "queries"}),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ def _predict(images):
     return jnp.argmax(images.reshape(len(images), -1)[:, :NUM_CLASSES], axis=1)
 
 
+_NOT_KNOWN = dict.fromkeys(("1..C", "one beyond"), "how many classes there are is not known")
 ENTRIES = (
     Entry("border.as_images", lambda images: border.as_images(images, bounds=(0, 1)), {"images": "pixels"}),
     Entry("border.as_labels", lambda labels: border.as_labels(labels, NUM_CLASSES, count=COUNT), {"labels": "labels"},
@@ -22,7 +23,11 @@ ENTRIES = (
     Entry("border.as_key", lambda key: border.as_key(key, count=COUNT).shape, {"key": "key"}),
     Entry("evaluation.correct", lambda images, labels: evaluation.correct(_predict, images, labels, batch_size=4),
           {"images": "pixels", "labels": "labels"},
-          narrows={"labels": dict.fromkeys(("1..C", "one beyond"), "how many classes there are is not known")}),
+          narrows={"labels": _NOT_KNOWN}),
+    Entry("evaluation.ceiling",
+          lambda images, labels, norm: evaluation.ceiling(images, labels, [0.3], norm=norm),
+          {"images": "queries", "labels": "labels", "norm": "norm"},
+          narrows={"labels": _NOT_KNOWN}, needs_some="a share of none"),
 )  # fmt: skip
 
 _OP = "an op on arrays inside attacks, which have checked them"
@@ -34,6 +39,7 @@ EXEMPT = {
     "border.check_size": "a number: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",
+    "data.manifolds": _PLAIN,
     "data.tasks": "takes a Dataset: tests/data/test_tasks.py",
     "estimator.NearestNeighbor": "held by scikit-learn's own checks: tests/test_estimator.py",
     "evaluation.map_batches": "rows of any arrays",

@@ -55,6 +55,12 @@ def _maximize(images, threat):
     return training.inner_maximization(logits_fn, images, noise=noise, threat=threat, num_steps=1)
 
 
+def _learn(points, labels, key):
+    return training.learn_prototypes(points, labels, key=key, per_class=1, threats=[_THREAT], num_steps=1, batch_size=4)
+
+
+_ANY_CLASS = dict.fromkeys(("1..C", "one beyond"), "there may be any number of classes")
+_POINTS = {"points": "pixels", "labels": "labels", "key": "key"}
 _BATCH = {"images": "images", "labels": "labels", "key": "key"}
 _OTHER_DRAWS = {"key": {"rbg": "another generator draws other numbers"}}
 
@@ -72,6 +78,11 @@ ENTRIES = (
           narrows=_OTHER_DRAWS),
     Entry("training.trades_loss", _trades_loss, {"labels": "labels"}, shared=("labels",)),
     Entry("training.inner_maximization", _maximize, {"images": "images", "threat": "threat"}),
+    Entry("training.cluster_prototypes",
+          lambda points, labels, key: training.cluster_prototypes(points, labels, key=key, per_class=1),
+          _POINTS, narrows=_OTHER_DRAWS | {"labels": _ANY_CLASS}, needs_some="none have a centre"),
+    Entry("training.learn_prototypes", _learn,
+          _POINTS, narrows=_OTHER_DRAWS | {"labels": _ANY_CLASS}, needs_some="none have a centre"),
     Entry("training.draw_noise", lambda key, images: training.draw_noise(key, images),
           {"key": "key", "images": "points"}, narrows=_OTHER_DRAWS),
 )  # fmt: skip

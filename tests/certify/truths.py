@@ -8,14 +8,21 @@ from scipy import optimize
 from tests.neighbors.truths import as_pixels
 
 
-def predict(points: np.ndarray, labels: np.ndarray, image: np.ndarray, leave_out: int | None = None) -> int:
+def predict(points, labels, image: np.ndarray, leave_out: int | None = None, linear_map=None) -> int:
     """Return the label of the nearest point."""
-    return int(labels[nearest(points, image, leave_out)])
+    return int(labels[nearest(points, image, leave_out, linear_map)])
 
 
-def nearest(points: np.ndarray, image: np.ndarray, leave_out: int | None = None) -> int:
+def mapped(linear_map: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the points that 1NN with a linear map compares with, as float64."""
+    return (as_pixels(points) @ linear_map.T.astype(np.float64)).astype(np.float32).astype(np.float64)
+
+
+def nearest(points: np.ndarray, image: np.ndarray, leave_out: int | None = None, linear_map=None) -> int:
     """Return the index of the nearest point, ties to the lowest; uint8 against uint8 in integers."""
-    if points.dtype == np.uint8 and image.dtype == np.uint8:
+    if linear_map is not None:
+        points, image = mapped(linear_map, points), as_pixels(image[None])[0] @ linear_map.T.astype(np.float64)
+    elif points.dtype == np.uint8 and image.dtype == np.uint8:
         points, image = points.astype(np.int64), image.astype(np.int64)
     else:
         points, image = as_pixels(points), as_pixels(image[None])[0]
@@ -25,30 +32,36 @@ def nearest(points: np.ndarray, image: np.ndarray, leave_out: int | None = None)
     return int(np.argmin(distances))
 
 
-def true_radius(points, labels, image, label, *, norm, bounds, leave_out=None) -> float:
+def true_radius(points, labels, image, label, *, norm, bounds, leave_out=None, linear_map=None) -> float:
     """Return the smallest norm of a change that lets a point of another class win: inf if none can, 0 if one has."""
-    if predict(points, labels, image, leave_out) != label:
+    if predict(points, labels, image, leave_out, linear_map) != label:
         return 0.0
+    options = {"norm": norm, "bounds": bounds, "leave_out": leave_out, "linear_map": linear_map}
     opponents = np.flatnonzero(np.asarray(labels) != label)
-    radii = [
-        opponent_radius(points, labels, image, label, j, norm=norm, bounds=bounds, leave_out=leave_out)[0]
-        for j in opponents
-        if j != leave_out
-    ]
+    radii = [opponent_radius(points, labels, image, label, j, **options)[0] for j in opponents if j != leave_out]
     return min(radii, default=np.inf)
 
 
-def opponent_radius(points, labels, image, label, opponent, *, norm, bounds, leave_out=None):
+def opponent_radius(points, labels, image, label, opponent, *, norm, bounds, leave_out=None, linear_map=None):
     """Return the distance to the cell of one opponent, and the multipliers [own] that prove it and their rows [own]."""
     own = np.flatnonzero(np.asarray(labels) == label)
     own = own[own != leave_out] if leave_out is not None else own
     points, image = as_pixels(points), as_pixels(image[None])[0]
+    start = image
+    if linear_map is not None:
+        points, start = mapped(linear_map, points), image @ linear_map.T.astype(np.float64)
     copies = (points[own] == points[opponent]).all(axis=1)
     if (copies & (own < opponent)).any():
         return np.inf, np.zeros(len(own)), own
     normals = points[opponent] - points[own]
     # (D_j - D_i) / 2 as a product, which loses no digits where the two are close
-    margins = (normals * ((points[opponent] + points[own]) / 2 - image)).sum(axis=1)
+    margins = (normals * ((points[opponent] + points[own]) / 2 - start)).sum(axis=1)
+    if linear_map is not None:
+        normals = normals @ linear_map
+        is_beyond = (normals == 0).all(axis=1) & ~copies  # no change tells the two apart
+        if (margins[is_beyond] > 0).any():
+            return np.inf, np.zeros(len(own)), own
+        copies |= is_beyond
     low, high = (-np.inf, np.inf) if bounds is None else bounds
     solve = {"l1": _l1, "l2": _l2, "linf": _linf}[norm]
     if (margins[~copies] <= 0).all():

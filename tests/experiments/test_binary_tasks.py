@@ -17,7 +17,7 @@ import pytest
 import experiments
 from configs import binary_tasks as config_file
 from experiments import binary_tasks, configuration, evaluate, files, pictures, plan, radii, runner, store
-from nn_adv import data
+from nn_adv import data, evaluation
 from tests.certify import truths
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -291,6 +291,24 @@ def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
     page = runner.run(binary_tasks, config, tmp_path).page
     assert counted(tmp_path)["digits/3v8/1nn/0"] == [item for item in everything if item["split"] == "test"]
     assert "train images" not in page.with_suffix(".md").read_text()
+
+
+def test_the_ceiling_needs_the_images_alone(tmp_path):
+    config = tiny_config(methods=("ceiling",), seeds=(0, 1))
+    config.epsilons.l2 = 1.2
+    runner.run(binary_tasks, config, tmp_path)
+    found = counted(tmp_path)
+    assert set(found) == {"digits/3v8/ceiling/0", "digits/1v7/ceiling/0"}
+    made = binary_tasks.make_plan(config)
+    chosen = evaluate.choose_images(made.dataset, made.groups[0][0].task, made.evaluation)
+    test = chosen.split == "test"
+    for norm, epsilons in {"linf": (0.025, 0.05, 0.1), "l2": (0.3, 0.6, 1.2)}.items():
+        items = [item for item in found["digits/3v8/ceiling/0"] if (item["split"], item["norm"]) == ("test", norm)]
+        shares = evaluation.ceiling(chosen.images[test], chosen.labels[test], epsilons, norm=norm)
+        assert [(item["epsilon"], item["kind"], item["robust"]) for item in items] == [
+            (epsilon, "ceiling", round(20 * share)) for epsilon, share in zip(epsilons, shares, strict=True)
+        ]
+    assert items[-1]["robust"] < 20
 
 
 def test_evaluated_images_are_balanced_over_classes():

@@ -1,4 +1,5 @@
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -23,7 +24,7 @@ def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
 
 def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command(written):
     kept = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
-    assert kept - written.keys() == {"docs/results/voronoi.png"}
+    assert kept - written.keys() == {"docs/results/plane.png", "docs/results/voronoi.png"}
 
 
 def test_nothing_that_the_documents_need_is_ignored():
@@ -74,3 +75,29 @@ def test_rows_of_other_data_are_not_printed(study):
         rows.append({**row, "unit": "digits/0v1/other/0", "dataset": "other digits"})
     with pytest.raises(ValueError, match="must have rows of one kind of data, got .*other digits"):
         documents.Study(study)
+
+
+@pytest.fixture
+def page_of(study, tmp_path):
+    """Write the documents of a repository that has one study and one template: their files and contents."""
+    results = tmp_path / "results"
+    (results / "templates").mkdir(parents=True)
+    shutil.move(study, results)
+
+    def write(template):
+        (results / "templates" / "page.md").write_text(template)
+        return dict(documents.documents(tmp_path))
+
+    return write
+
+
+def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_of):
+    files = page_of('{{ section("digits", "Pair by pair") }}')
+    text = files.pop("docs/page.md").decode()
+    assert "1NN and the best TRADES" in text and "How many pairs" not in text
+    assert set(files) == {f"docs/{picture}" for picture in re.findall(r"\((results/digits-\S+png)\)", text)} != set()
+
+
+def test_a_section_that_no_report_has_is_refused(page_of):
+    with pytest.raises(ValueError, match="has nothing below a heading 'Pairs'"):
+        page_of('{{ section("digits", "Pairs") }}')

@@ -384,6 +384,27 @@ def test_the_best_rival_is_chosen_by_its_mean():
     assert findings.best_of(results, METHODS[1:], "test", l2, results.tasks) == "trades-l2"
 
 
+def test_the_ceiling_is_a_line_and_a_curve_but_no_rival():
+    """It is above all others, and no method is said to be ahead of it or behind it."""
+    rows = realistic_rows(num_classes=3, methods=("1nn", "standard"))
+    told = [page.to_markdown(binary_tasks.blocks(Run(rows)), folder="")]
+    for one in [one for one in rows if one["method"] == "standard"]:
+        items = [
+            item | {"robust": item["count"], "kind": "ceiling"}
+            for item in one["evaluations"]
+            if item["norm"] != "worst"
+        ]
+        items = [item | ({} if item["norm"] else {"kind": "clean"}) for item in items]
+        rows.append(row(one["task"], "ceiling", items, dataset=one["dataset"], classes=one["classes"], attack=None))
+    told.append(page.to_markdown(binary_tasks.blocks(Run(rows)), folder=""))
+    sentences, others = ([line for line in text.splitlines() if line.startswith("- ")] for text in told)
+    assert sentences == others and len(sentences) >= 4
+    assert "| ceiling | 100.0 ± 0.0 | ≤ 100.0 ± 0.0 |" in told[1] and "no classifier can exceed" in told[1]
+    (results,) = records.index(rows)
+    labels_of_curves = [curve.label for curve in pairs._curves(results, "test", "l2", results.tasks)]
+    assert labels_of_curves[-1] == "highest possible"
+
+
 def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
     counts = {
         "0v1": {"1nn": 50, "trades-linf": 60, "trades-l2": 40, "standard": 99},

@@ -4,7 +4,8 @@ If ``||E(a) - E(b)||_2 <= L ||a - b||_2`` for all images, a perturbation v moves
 ``L ||v||_2``. So 1NN on embedded points keeps its prediction for every ``||v||_2`` below the radius in the embedded
 space over L: a sound lower bound, hardly ever the radius itself, since not every move there comes from an image.
 The classifier meant is E in exact arithmetic followed by 1NN among the stored points; what rounding may add to a
-computed embedding is subtracted.
+computed embedding is subtracted. For maps that are linear there is more: the radius itself, of
+``neighbors.fit(..., linear_map=embed.linear_map(image_shape))``.
 """
 
 from __future__ import annotations
@@ -80,6 +81,22 @@ class Embedding:
                     f"fn of {self.name} must give finite [B, e] for images {part.shape}, got {parts[-1].shape}"
                 )
         return np.concatenate(parts)[:count]
+
+    def linear_map(self, image_shape: tuple[int, ...]) -> np.ndarray:
+        """Return M ``[e, d]`` of a map ``M x + b`` of d pixels, for `neighbors.fit` and exact radii in its metric.
+
+        Raises:
+          ValueError: noise that is not mapped so.
+        """
+        size = math.prod(image_shape)
+        noise = np.random.default_rng(0).uniform(size=(8, size))
+        probes = np.concatenate([np.zeros((1, size)), noise, np.eye(size)]).astype(np.float32)
+        vectors = self(probes.reshape(-1, *image_shape))
+        moved, columns = vectors[1:9] - vectors[0], vectors[9:] - vectors[0]
+        off = np.abs(probes[1:9] @ columns - moved).max()
+        if off > 1e-4 * (1 + np.abs(moved).max()):
+            raise ValueError(f"fn of {self.name} must be linear up to a constant, got {off:.3g} beside the linear map")
+        return columns.T
 
 
 def pca(points: chex.Array, num_components: int) -> Embedding:

@@ -19,6 +19,7 @@ from nn_adv.border import as_count
 from nn_adv.certify.bounds import knn_attack
 from nn_adv.certify.bounds.knn_counting import lower_bound, near_points
 from nn_adv.certify.inputs import Points, check_question, check_scale, host_pixels, host_points
+from nn_adv.neighbors.inputs import check_unmapped
 from nn_adv.threat import check_norm, float64_sizes
 
 # Points of the own class and of the others that the attack looks at: further ones hardly ever come to vote.
@@ -99,9 +100,11 @@ def vote_bounds(
       batch_size: images at a time; memory grows with it times the number of points.
 
     Raises:
-      ValueError: unknown norm, a number below 1, points on disk, or what `check_question` refuses.
+      ValueError: unknown norm, a number below 1, points on disk, a reference with a linear map, or what `check_question`
+        refuses.
     """
     check_norm(norm)
+    check_unmapped(reference)
     k, num_near, num_steps, batch_size = (
         as_count(value, name)
         for name, value in (("k", k), ("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size))

@@ -16,6 +16,7 @@ import numpy as np
 from nn_adv import neighbors
 from nn_adv.border import as_images, as_labels
 from nn_adv.certify.inputs import check_question, host_pixels
+from nn_adv.neighbors.inputs import check_unmapped
 from nn_adv.threat import check_norm, float64_sizes
 
 # Distances are rounded to float32 once (half of this, relative), and below this size they may be flushed to zero.
@@ -71,8 +72,9 @@ def margin_bound(
       ``[B]`` float64; 0 where the image is misclassified or a tie, inf where no other class has points.
 
     Raises:
-      ValueError: unknown norm, or images and labels as refused by `check_question`.
+      ValueError: unknown norm, a reference with a linear map, or images and labels as refused by `check_question`.
     """
+    check_unmapped(reference)
     size = reference.size
     ratio = norm_ratio(distance_norm, threat_norm, size)
     images, labels, *_ = check_question(reference, images, labels)

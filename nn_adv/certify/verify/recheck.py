@@ -2,7 +2,7 @@
 
 `recheck` believes nothing. From multipliers it recomputes the lower bound over all opponents (the points of other
 classes), from a witness its size, its box and its nearest neighbour. A wrong certificate costs tightness, never truth.
-`views` has the distances and the prediction, `rounding` the bound of one opponent from its multipliers.
+`views` has the distances and the prediction, `multipliers` the bound of one opponent from its multipliers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.verify.rounding import (
-    box_room,
-    dual_norms,
-    gamma,
-    multiplier_bounds,
-    pixel_values,
-    quotient,
-    sq_lengths,
-)
+from nn_adv.certify.verify.linear import LinearMap, in_pixels, raised
+from nn_adv.certify.verify.multipliers import multiplier_bounds
+from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, quotient, sq_lengths
 from nn_adv.certify.verify.views import (
     Base,
     View,
@@ -90,6 +84,7 @@ def recheck(
     index: np.ndarray | None = None,
     leave_out: np.ndarray | None = None,
     screened: Screened | None = None,
+    linear_map: np.ndarray | None = None,
 ) -> Recheck:
     """Return radii of 1NN that hold whatever the certificate says, for images ``[B, d]`` inside the bounds.
 
@@ -110,9 +105,11 @@ def recheck(
       index: ``[n]`` original index of each point, for ties; its place when None.
       leave_out: ``[B]`` a point that is neither opponent nor constraint of each image, negative for none.
       screened: what to take as given about the opponents that are not listed; recomputed when None.
+      linear_map: M ``[k, d]``, rounded to float32, of a 1NN that measures from ``M x`` to points ``[n, k]``, which are
+        the mapped ones then, float32; or None.
 
     Raises:
-      ValueError: an unknown norm, or an image outside the bounds.
+      ValueError: an unknown norm, an image outside the bounds, or a linear map that fits images and points not.
     """
     if norm not in ("l1", "l2", "linf"):
         raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
@@ -120,7 +117,10 @@ def recheck(
         bounds = (float(np.float32(bounds[0])), float(np.float32(bounds[1])))
     box_room(pixel_values(images), bounds)
     indices = np.arange(len(points)) if index is None else np.asarray(index)
-    base = make_base(points, np.asarray(labels), indices, norm, bounds)
+    if linear_map is not None and linear_map.shape != (points.shape[1], images.shape[1]):
+        wanted = f"[{points.shape[1]}, {images.shape[1]}], from images to points"
+        raise ValueError(f"linear_map must be {wanted}, got shape {linear_map.shape}")
+    base = make_base(points, np.asarray(labels), indices, norm, bounds, linear_map)
     image_labels = np.asarray(image_labels)
     leave_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
     listed = _listed_bounds(base, images, image_labels, certificate, leave_out)
@@ -179,7 +179,7 @@ def _listed_bounds(
     own = np.where((own >= 0) & (own < len(base.points)) & (own != leave_out[image][:, None]), own, -1)
     own = np.where(base.labels[own] == image_labels[image][:, None], own, -1)
     arguments = (base.points, images, image, opponent, own, multipliers)
-    found = multiplier_bounds(*arguments, norm=base.norm, bounds=base.bounds)
+    found = multiplier_bounds(*arguments, norm=base.norm, bounds=base.bounds, linear_map=base.linear_map)
     is_opponent = (base.labels[opponent] >= 0) & (base.labels[opponent] != image_labels[image])
     is_opponent &= (opponent != leave_out[image]) & may_win(base.copies[opponent], leave_out[image])
     listed: list[dict[int, float]] = [{} for _ in images]
@@ -201,7 +201,7 @@ def _screen_all(base: Base, left: list[tuple[int, View]], result: Recheck) -> No
     many = []
     for b, view in left if base.norm == "linf" else []:
         view.other[:] &= _is_below(base, view, slice(None), targets[b])
-        if np.isfinite(targets[b]) and view.other.sum() > _MANY * len(base.points):
+        if base.linear_map is None and np.isfinite(targets[b]) and view.other.sum() > _MANY * len(base.points):
             many.append((b, view))
     if many:
         reached = reached_within(base, [view for _, view in many], np.array([targets[b] for b, _ in many]))
@@ -232,13 +232,15 @@ def _is_below(base: Base, view: View, opponents: np.ndarray | slice, target: flo
 
     With z_i the nearest own-class point, r_2 >= (||x - z_j|| - ||x - z_i||) / 2 by the triangle inequality, r_linf >=
     r_2 / sqrt(d) and r_1 >= r_2, and r_1 >= (D_j - D_i) / 2 / spread, since no entry of z_j - z_i exceeds the spread
-    of the pixel values.
+    of the pixel values. A linear map that makes a move of size 1 up to L long has (||x - z_j|| - ||x - z_i||) / 2 / L.
     """
-    size = view.values.size
-    nearest = sq_lengths(pixel_values(base.points[view.anchors]) - view.values).min() * (1 + gamma(size + 8))
+    size, linear_map = view.start.size, base.linear_map
+    nearest = sq_lengths(pixel_values(base.points[view.anchors]) - view.start).min() * (1 + gamma(size + 8))
+    nearest += raised(nearest, view.moved)
     scale = math.sqrt(size) if base.norm == "linf" else 1.0
+    scale = scale if linear_map is None else linear_map.stretch
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
-    if base.norm == "l1" and base.spread > 0:
+    if base.norm == "l1" and 0 < base.spread < np.inf:
         reach = min(reach, 2 * target * base.spread + nearest)
     return view.distances[opponents] - view.errors[opponents] < reach * (1 + gamma(16))
 
@@ -248,11 +250,14 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
 
     The free bound is (D_j - D_i) / 2 over the dual norm of z_j - z_i, and that norm is first bounded by products.
     """
-    norm, bounds, anchors, size = base.norm, base.bounds, view.anchors, view.values.size
+    norm, bounds, anchors, size = base.norm, base.bounds, view.anchors, view.start.size
     error = gamma(size + 8)
     others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[anchors])
-    far, near = sq_lengths(others - view.values)[:, None], sq_lengths(owns - view.values)[None]
+    far, near = sq_lengths(others - view.start)[:, None], sq_lengths(owns - view.start)[None]
     margins = (far - near) / 2 - error * (far + near)
+    if base.linear_map is not None:
+        free = _mapped_bounds(base.linear_map, base, view, others[:, None] - owns, margins)
+        return free.max(axis=1) if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, target)
     products = (others - view.values) @ (owns - view.values).T
     lengths = np.sqrt(np.maximum(far + near - 2 * products, 0) + 4 * error * (far + near)) * (1 + gamma(4))
     if norm == "linf":
@@ -266,13 +271,28 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     low = np.flatnonzero(found < target)
     gaps = others[low][:, None] - owns
     free[low] = np.maximum(free[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)))
-    found = free.max(axis=1)
-    for count in (1, len(anchors)) if bounds is not None else ():  # the best anchor alone is mostly enough
+    return free.max(axis=1) if bounds is None else _boxed(base, view, opponents, free, target)
+
+
+def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins) -> np.ndarray:
+    """Return the free bounds of `_single_bounds` ``[c, m]`` for differences of mapped points ``gaps [c, m, k]``."""
+    error = 1 + gamma(gaps.shape[2] + 16)
+    margins = margins - view.moved * dual_norms("l2", gaps) * error
+    in_image, drift = in_pixels(linear_map, gaps, base.norm)
+    lengths = dual_norms(base.norm, in_image) * (1 + gamma(view.values.size + 8)) + drift
+    return quotient(margins, lengths)
+
+
+def _boxed(base: Base, view: View, opponents: np.ndarray, free: np.ndarray, target: float) -> np.ndarray:
+    """Return the best bound of one constraint inside the box, given those without it ``[c, m]``."""
+    found, anchors = free.max(axis=1), view.anchors
+    for count in (1, len(anchors)):  # the best anchor alone is mostly enough
         low = np.flatnonzero(found < target)
         tried = anchors[np.argsort(-free[low], axis=1)[:, :count]]
         arguments = (np.zeros(tried.size, int), np.repeat(opponents[low], count), tried.reshape(-1, 1))
         boxed = multiplier_bounds(
-            base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=norm, bounds=bounds
-        )
+            base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=base.norm, bounds=base.bounds,
+            linear_map=base.linear_map,
+        )  # fmt: skip
         found[low] = np.maximum(found[low], boxed.reshape(len(low), count).max(axis=1))
     return found

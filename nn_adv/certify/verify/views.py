@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nn_adv.certify.verify.linear import LinearMap, make_map, mapped_values, raised
 from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
@@ -19,7 +20,10 @@ _RIVALS = 64  # opponents compared with a witness at a time; the winner is among
 
 
 class Base(NamedTuple):
-    """What is asked: points [n, d] as given, labels and original indices [n], ends of the pixels, norm and bounds."""
+    """What is asked: points [n, d] as given, labels and original indices [n], ends of the pixels, norm and bounds.
+
+    With a linear map the points are mapped ones [n, k], and there are no ends of pixels.
+    """
 
     points: np.ndarray
     labels: np.ndarray
@@ -30,13 +34,19 @@ class Base(NamedTuple):
     spread: float  # rounded up
     norm: str
     bounds: tuple[float, float] | None
+    linear_map: LinearMap | None
 
 
 class View(NamedTuple):
-    """One image: as given and as values [d], distances [n] and their errors, masks [n] of own points and opponents."""
+    """One image: as given and as values [d], distances [n] and their errors, masks [n] of own points and opponents.
+
+    Distances are measured from ``start [k]``, the mapped values, which is off by ``moved`` in l2.
+    """
 
     image: np.ndarray
     values: np.ndarray
+    start: np.ndarray
+    moved: float
     distances: np.ndarray
     errors: np.ndarray
     own: np.ndarray
@@ -44,11 +54,14 @@ class View(NamedTuple):
     anchors: np.ndarray = np.zeros(0, int)  # own points near the image
 
 
-def make_base(points: np.ndarray, labels: np.ndarray, indices: np.ndarray, norm: str, bounds) -> Base:
-    """Return what all views share."""
+def make_base(points: np.ndarray, labels: np.ndarray, indices: np.ndarray, norm: str, bounds, linear_map) -> Base:
+    """Return what all views share, of a linear map ``[k, d]`` or None."""
+    if linear_map is not None:
+        copies = _copies(points, labels, indices)
+        return Base(points, labels, indices, copies, -np.inf, np.inf, np.inf, norm, bounds, make_map(linear_map, norm))
     low, high = pixel_values(np.array([points.min(), points.max()])).tolist()
     copies, spread = _copies(points, labels, indices), (high - low) * (1 + gamma(4))
-    return Base(points, labels, indices, copies, low, high, spread, norm, bounds)
+    return Base(points, labels, indices, copies, low, high, spread, norm, bounds, None)
 
 
 def _copies(points: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -86,8 +99,9 @@ def views(
     With ``known``, a few points for each image, distances to others are inf, and others are no opponents.
     """
     values = pixel_values(images)
+    starts, moved = mapped_values(base.linear_map, values)
     if known is None:
-        all_distances, lengths, point_lengths = _distances(base.points, values)
+        all_distances, lengths, point_lengths = _distances(base.points, starts)
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
         if leave_out[k] >= 0:
@@ -95,15 +109,16 @@ def views(
         own = used & (base.labels == label)
         other = used & ~own & may_win(base.copies, leave_out[k])
         if known is None:
-            distances, errors = all_distances[k], _errors(lengths[k], point_lengths, base)
+            distances = all_distances[k]
+            errors = _errors(distances, lengths[k], point_lengths, base, moved[k])
         else:
             is_known = np.zeros(len(used), bool)
             is_known[known[k]] = True
             distances = np.full(len(used), np.inf)
-            distances[is_known] = sq_lengths(pixel_values(base.points[is_known]) - values[k])
-            errors = np.where(is_known, gamma(values.shape[1] + 8) * distances, 0)
+            distances[is_known] = sq_lengths(pixel_values(base.points[is_known]) - starts[k])
+            errors = np.where(is_known, gamma(starts.shape[1] + 8) * distances + raised(distances, moved[k]), 0)
             other &= is_known
-        yield View(images[k], values[k], distances, errors, own, other)
+        yield View(images[k], values[k], starts[k], float(moved[k]), distances, errors, own, other)
 
 
 def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,9 +136,13 @@ def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.n
     return distances, np.sqrt(own_sq_norms), np.sqrt(sq_norms)
 
 
-def _errors(length: np.ndarray, point_lengths: np.ndarray, base: Base) -> np.ndarray:
-    """Bound the errors of `_distances`: each of the three terms errs by gamma(d) of the lengths it is made of."""
-    return gamma(base.points.shape[1] + 8) * (length + point_lengths) ** 2
+def _errors(distances: np.ndarray, length: np.ndarray, point_lengths: np.ndarray, base: Base, moved) -> np.ndarray:
+    """Bound the errors of `_distances`: each of the three terms errs by gamma(d) of the lengths it is made of.
+
+    A mapped image is off by ``moved`` besides.
+    """
+    errors = gamma(base.points.shape[1] + 8) * (length + point_lengths) ** 2
+    return errors if base.linear_map is None else errors + raised(distances + errors, moved)
 
 
 def reached_within(base: Base, some: Sequence[View], epsilons: np.ndarray) -> np.ndarray:
@@ -182,6 +201,8 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
 
     Products of two float32 numbers are exact in float64, and `math.fsum` rounds a sum once, so its sign is right.
     """
+    if base.linear_map is not None:
+        return _exactly_nearest_mapped(base, base.linear_map.matrix, candidates, image)
     in_integers = base.points.dtype == np.uint8 and image.dtype == np.uint8
     x = image.astype(float) if in_integers else pixel_values(image)
     best, nearest = -1, None
@@ -196,18 +217,30 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
     return best
 
 
+def _exactly_nearest_mapped(base: Base, matrix: np.ndarray, candidates: np.ndarray, image: np.ndarray) -> int:
+    """Return the same of mapped points: all numbers are multiples of 2^-149, so whole numbers of any length do."""
+
+    def whole(values):
+        return np.array([int(value) for value in np.ravel(values * 2.0**149)], object).reshape(values.shape)
+
+    start = whole(matrix) @ whole(pixel_values(image))  # in units of 2^-298
+    candidates = candidates[np.argsort(base.indices[candidates])]
+    gaps = whole(pixel_values(base.points[candidates])) * 2**149 - start
+    return int(candidates[np.argmin(np.sum(gaps * gaps, axis=1))])
+
+
 def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
     """Return for witnesses ``[c, d]`` what their squared distance to their own class lies between, ``[c, 2]``."""
     ranges = np.full((len(witnesses), 2), np.inf)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
-        values = pixel_values(witnesses[mine])
+        values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
         rows = np.flatnonzero(base.labels == label) if label >= 0 else np.zeros(0, int)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             distances, lengths, point_lengths = _distances(base.points[block], values)
+            errors = _errors(distances, lengths[:, None], point_lengths, base, moved[:, None])
             distances[block == leave_out[mine][:, None]] = np.inf
-            errors = _errors(lengths[:, None], point_lengths, base)
             ends = np.stack([(distances - errors).min(axis=1), (distances + errors).min(axis=1)], axis=1)
             ranges[mine] = np.minimum(ranges[mine], ends)
     return ranges
@@ -221,21 +254,23 @@ def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndar
     floor, ceiling = own_range.tolist()
     values = pixel_values(witness)
     change = values - view.values
-    error = 1 + gamma(change.size + 8)
+    error = 1 + gamma(max(change.size, view.start.size) + 8)
     dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[base.norm]
     size = float(dual_norms(dual_of, change) * error)
-    reach = (math.sqrt(max(ceiling, 0)) + np.sqrt(sq_lengths(change)) * error) * error
+    mapped, off = mapped_values(base.linear_map, values)
+    way = np.sqrt(sq_lengths(mapped - view.start)) * error + view.moved + float(off)
+    reach = (math.sqrt(max(ceiling, 0)) + way) * error
     opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))
     opponents = opponents[np.argsort(view.distances[opponents])]
     nearest = np.inf
     for start in range(0, len(opponents), _RIVALS):
         part = pixel_values(base.points[opponents[start : start + _RIVALS]])
-        nearest = min(nearest, sq_lengths(part - values).min())
-        if nearest * error < floor:
+        nearest = min(nearest, sq_lengths(part - mapped).min())
+        if nearest * error + raised(nearest * error, off) < floor:
             return size
-    if nearest > ceiling * error:
+    if nearest > ceiling * error + raised(nearest, off):
         return np.inf
-    distances, lengths, point_lengths = _distances(base.points, values[None])
-    errors = _errors(lengths[0], point_lengths, base)
-    moved = view._replace(image=witness, values=values, distances=distances[0], errors=errors)
-    return np.inf if is_correct(base, moved) else size
+    distances, lengths, point_lengths = _distances(base.points, mapped[None])
+    errors = _errors(distances[0], lengths[0], point_lengths, base, off)
+    changed = view._replace(image=witness, values=values, start=mapped, distances=distances[0], errors=errors)
+    return np.inf if is_correct(base, changed) else size

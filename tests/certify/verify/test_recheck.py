@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nn_adv.certify.verify import Certificate, Screened, recheck
-from nn_adv.certify.verify.rounding import multiplier_bounds
+from nn_adv.certify.verify.multipliers import multiplier_bounds
 from tests.certify import truths
 from tests.neighbors.truths import as_pixels
 

@@ -1,0 +1,173 @@
+"""Exact robust accuracy of variants of 1NN: of fewer images, of wrong labels, of more copies, pruned, of prototypes.
+
+A unit is one variant on one task with one seed, and gives one result row. `variants` says which variants there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ml_collections
+import numpy as np
+
+from experiments import evaluate, plan, radii, variants
+from experiments.plan import Unit
+from nn_adv import certify, data, neighbors
+from nn_adv.threat import check_norm
+
+_NOT_IN_A_ROW = ("data_dir", "variants", "seeds", "tasks.names")
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Check the configuration and load the data, so that mistakes show before long work starts."""
+    evaluation = check(config)
+    if config.dataset == "manifolds":
+        dataset = data.manifolds(**config.manifolds)
+    else:
+        dataset = data.load(config.dataset, data_dir=config.data_dir or None)
+    tasks = data.tasks(dataset, config.tasks.kind, holdout=config.tasks.holdout)
+    name = plan.dataset_name(config)
+    return Plan(
+        identity=plan.make_identity(config, dataset, _NOT_IN_A_ROW),
+        groups=[
+            [Unit(f"{name}/{task.name}/{variant}/{seed}", variant, task, seed)]
+            for task in plan.named_tasks(tasks, config.tasks.names)
+            for variant in config.variants
+            for seed in (config.seeds if variants.is_random(variant) else (0,))
+        ],
+        dataset=dataset,
+        evaluation=evaluation,
+        separation=tuple(config.separation),
+        num_choosing=config.num_choosing,
+    )
+
+
+def check(config: ml_collections.ConfigDict) -> plan.Evaluation:
+    """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
+    if not config.variants:
+        raise ValueError("variants must name at least one, such as 1nn")
+    chosen = [name for name in config.variants if len(variants.alternatives(name)) > 1]
+    if chosen and not (config.tasks.holdout and config.num_choosing > 0):
+        raise ValueError(f"tasks.holdout and num_choosing must be above 0 to choose among {chosen[0]}")
+    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
+        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+    for norm in config.separation:
+        check_norm(norm)
+    plan.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
+    return plan.Evaluation.read(config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(plan.Plan):
+    """See `plan.Plan`.
+
+    Attributes:
+      evaluation: of every unit.
+      separation: norms in which the distance between the classes of the points is measured.
+      num_choosing: held-out training images that choose among alternatives.
+    """
+
+    evaluation: plan.Evaluation
+    separation: Sequence[str]
+    num_choosing: int
+
+    row_bytes: ClassVar[int] = 20_000
+
+    def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
+        """Choose among the alternatives, make 1NN, and look its robust accuracy up in its radii."""
+        show(f"{unit.subject} on {unit.task.name}")
+        start = time.perf_counter()
+        names = variants.alternatives(unit.subject)
+        held_out = {name: self._held_out(unit, name) for name in names} if len(names) > 1 else {}
+        name = max(names, key=lambda name: held_out.get(name, 0.0))
+        task = variants.of_task(name, _with_holdout(unit.task), unit.seed)
+        made = self._make(name, task, unit.seed)
+        distances = {norm: certify.separation(*made[:2], norm=norm).distance for norm in self.separation}
+        ready = time.perf_counter()
+        chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
+        known = self._radii(made, task.num_classes, chosen)
+        records = evaluate.exact_records(self.evaluation, known)
+        return self.about(unit) | {
+            "task": task.name,
+            "classes": list(task.class_names),
+            "method": unit.subject,
+            "seed": unit.seed,
+            "num_train": len(task.train_index),
+            "num_points": len(made.points),
+            "main_radii": self.evaluation.epsilons,
+            "evaluations": [one.stored() for one in records if made.metric == "l2" or one.kind != "attacked"],
+            "chosen": {"variant": name, "held_out": held_out} if held_out else None,
+            "separation": distances,
+            "least_radius": _least(known),
+            "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
+            "seconds": {
+                "train": round(ready - start, 3),
+                "evaluate": round(time.perf_counter() - ready, 3),
+            },
+        }
+
+    def _make(self, name: str, task: data.Task, seed: int) -> variants.Made:
+        return variants.make(
+            name,
+            self.dataset.train_images[task.train_index],
+            task.train_labels,
+            seed=seed,
+            epsilons=self.evaluation.epsilons,
+        )
+
+    def _held_out(self, unit: Unit, name: str) -> float:
+        """Return the share of held-out images that are robust at the main epsilons, in the mean over norms."""
+        task = variants.of_task(name, unit.task, unit.seed)
+        rows = evaluate.balanced(task.holdout_labels, self.num_choosing)
+        index = task.holdout_index[rows]
+        images = evaluate.Images(
+            self.dataset.train_images[index], task.holdout_labels[rows], np.full(len(rows), "train"), index, index
+        )
+        known = self._radii(self._make(name, task, unit.seed), task.num_classes, images)
+        robust = [known.correct & (known.lower[row] >= self.evaluation.epsilons[norm]) for row, norm in _rows(known)]
+        return float(np.mean(robust))
+
+    def _radii(self, made: variants.Made, num_classes: int, chosen: evaluate.Images) -> radii.Radii:
+        reference = neighbors.fit(made.points, made.labels, num_classes, linear_map=made.linear_map)
+        norms = list(self.evaluation.epsilons)
+        where = {"split": chosen.split, "image": chosen.image}
+        if made.metric == "l2":
+            return radii.measure(reference, chosen.images, chosen.labels, norms, **where)
+        correct = np.asarray(neighbors.predict(reference, chosen.images, norm=made.metric)) == chosen.labels
+        bounds = [
+            certify.margin_bound(reference, chosen.images, chosen.labels, distance_norm=made.metric, threat_norm=norm)
+            for norm in norms
+        ]
+        upper = np.where(correct, np.inf, 0.0)
+        shape = (len(norms), len(correct))
+        return radii.Radii(
+            np.array(norms), np.stack(bounds), np.broadcast_to(upper, shape), np.zeros(shape, bool), correct, **where
+        )
+
+
+def _with_holdout(task: data.Task) -> data.Task:
+    """Put the held-out images back among the training images."""
+    index = np.concatenate([task.train_index, task.holdout_index])
+    order = np.argsort(index)  # ties between neighbours go to the first in the dataset
+    labels = np.concatenate([task.train_labels, task.holdout_labels])[order]
+    none = task.holdout_index[:0]
+    return dataclasses.replace(
+        task, train_index=index[order], train_labels=labels, holdout_index=none, holdout_labels=none
+    )
+
+
+def _rows(known: radii.Radii) -> list[tuple[int, str]]:
+    return list(enumerate(known.norms.tolist()))
+
+
+def _least(known: radii.Radii) -> dict[str, dict[str, float]]:
+    """Return the smallest proven radius of the correct images of each split, in each norm."""
+    return {
+        split: {norm: float(np.min(known.lower[row][of], initial=np.inf)) for row, norm in _rows(known)}
+        for split in dict.fromkeys(known.split.tolist())
+        if np.any(of := known.correct & (known.split == split))
+    }

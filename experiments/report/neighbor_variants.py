@@ -1,0 +1,212 @@
+"""The report on variants of 1NN: training images against d0 / 2, growth with the training set, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.report import figures, rates
+from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
+from experiments.report.means import PROVEN, Mean, mean_over_tasks, task_accuracies
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text
+from experiments.report.provenance import alerts, provenance_blocks
+from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
+
+TABLE = "variants.csv"
+_PLAIN = "1nn"
+_MOST_COLUMNS = 8
+_READING = (
+    "Accuracy in percent{over}. = exact: the robust accuracy itself. ≥ certified: proven, a lower bound. The names of "
+    "the variants are those of experiments/variants.py."
+)
+
+
+def table(run: Run) -> pd.DataFrame:
+    """Return every accuracy that was measured, with the numbers of training images and of points of 1NN."""
+    sizes = {row["unit"]: (row["num_train"], row["num_points"]) for row in run.rows}
+    found = tidy(run.rows)
+    columns = zip(*(sizes[unit] for unit in found.index), strict=True)
+    return found.assign(**dict(zip(("num_train", "num_points"), map(list, columns), strict=True)))
+
+
+def blocks(run: Run) -> list[Block]:
+    """Assemble the report."""
+    (results,) = index(run.rows)
+    found: list[Block] = [Heading(f"Variants of 1NN on {results.dataset}", 1)]
+    if missing := run.num_missing + len(run.failed):
+        found.append(
+            Text(f"Not complete: {missing} of {counted(missing + len(run.rows), 'unit')} are missing.", "alert")
+        )
+    found += [*alerts(run), *_separation_blocks(run, results), *rates.growth_blocks(run.rows, results)]
+    found += [*_table_blocks(results), *_choice_blocks(run)]
+    return [*found, *provenance_blocks(run, [results])]
+
+
+def summary(run: Run) -> str:
+    """Return the robust accuracies at the main epsilons as plain text."""
+    (results,) = index(run.rows)
+    lines = [f"{results.dataset}, {results.single_splits[-1]} images, %"]
+    for method in results.methods:
+        cells = _cells(results, method, results.single_splits[-1], results.main_conditions)
+        lines.append(f"{method_label(method):32}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _table_blocks(results: Results) -> list[Block]:
+    """Lay out each variant, split after split."""
+    conditions = _conditions(results)
+    found: list[Block] = [Heading("Robust accuracy")]
+    for split in results.single_splits:
+        lines = [[method_label(method), *_cells(results, method, split, conditions)] for method in results.methods]
+        header = [f"{split} images", *map(condition_label, conditions)]
+        found.append(Table(header, [line for line in lines if set(line[1:]) != {"–"}]))
+    several = f": mean over {counted(len(results.tasks), 'task')} ± its standard error" if _several(results) else ""
+    return [*found, Text(_READING.format(over=several), "note")]
+
+
+def _conditions(results: Results) -> list[Condition]:
+    """List every radius up to the main one where they are few, else the main one alone."""
+    conditions = [CLEAN]
+    for norm, main in results.main_epsilons.items():
+        up_to = [Condition(norm, epsilon) for epsilon in results.epsilons(norm) if epsilon <= main]
+        conditions += up_to if len(up_to) * len(results.main_epsilons) <= _MOST_COLUMNS else up_to[-1:]
+    return conditions
+
+
+def _cells(results: Results, method: str, split: str, conditions: Sequence[Condition]) -> list[str]:
+    means = [
+        mean_over_tasks(
+            task_accuracies(results, method, split, condition, ("clean", "exact", "certified")), results.tasks
+        )
+        for condition in conditions
+    ]
+    return [percent(mean, error=_several(results)) for mean in means]
+
+
+def _several(results: Results) -> bool:
+    return len(results.tasks) > 1
+
+
+def lead_table(results: Results, networks: Results) -> Table:
+    """Say how much of the lead of the best TRADES network on test images each variant wins back.
+
+    Args:
+      results: of variants, plain 1NN among them.
+      networks: of the same tasks; those of both are compared, at the radii of both.
+    """
+    rivals = [method for method in networks.methods if method.startswith("trades")]
+    tasks = [task for task in results.tasks if task in networks.tasks]
+
+    def mean(of: Results, method: str, condition: Condition) -> Mean | None:
+        return mean_over_tasks(task_accuracies(of, method, "test", condition), tasks)
+
+    conditions = [condition for condition in _conditions(results) if mean(networks, rivals[0], condition)]
+    best = {
+        condition: max((found for rival in rivals if (found := mean(networks, rival, condition))), key=_value)
+        for condition in conditions
+    }
+    lines = []
+    for method in results.methods:
+        cells = []
+        for condition in conditions:
+            found, plain = mean(results, method, condition), mean(results, _PLAIN, condition)
+            lead = best[condition].value - plain.value if plain else 0.0
+            won = f" ({100 * (found.value - plain.value) / lead:.0f} %)" if found and plain and lead > 0 else ""
+            cells.append(percent(found, error=False) + (won if method != _PLAIN else ""))
+        lines.append([method_label(method), *cells])
+    lines.append(["best TRADES network", *(percent(best[condition], error=False) for condition in conditions)])
+    return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, conditions)], lines)
+
+
+def _value(mean: Mean) -> float:
+    return mean.value
+
+
+def _choice_blocks(run: Run) -> list[Block]:
+    """Say which alternative held-out training images chose, and how often."""
+    chosen = [(row["method"], row["chosen"]["variant"]) for row in run.rows if row["chosen"]]
+    counts = pd.Series(chosen, dtype=object).value_counts(sort=False)
+    lines = [[method_label(method), method_label(variant), str(count)] for (method, variant), count in counts.items()]
+    return [Heading("What held-out images chose"), Table(["", "chosen", "units"], sorted(lines))] if lines else []
+
+
+def _separation_blocks(run: Run, results: Results) -> list[Block]:
+    """Draw the share of training images that keep their label at each radius beside d0 / 2, norm by norm."""
+    plain = [row for row in run.rows if row["method"] == _PLAIN and row["separation"]]
+    if not plain:
+        return []
+    lines = [
+        [method_label(row["method"]), norm_label(norm), *map(_size, (distance, distance / 2)), _size(least), share]
+        for row in run.rows
+        for norm, distance in row["separation"].items()
+        if (least := row["least_radius"].get("train", {}).get(norm)) is not None
+        and (share := _share(results, row["method"], Condition(norm, results.main_epsilons[norm])))
+    ]
+    header = [
+        "1NN of",
+        "norm",
+        "d0",
+        "d0 / 2",
+        "smallest radius of a train image",
+        "train images at the main radius, %",
+    ]
+    found: list[Block] = [Heading("Training images against half the distance of the classes")]
+    found += [Bullets(_promises(results, plain[0])), Table(header, lines)]
+    halves = {norm: distance / 2 for norm, distance in plain[0]["separation"].items()}
+    images = [_train_panel(results, norm, half) for norm, half in halves.items()]
+    note = (
+        f"{results.dataset}: share of training images that keep their label at every perturbation below a radius. "
+        "Solid: exact. Dotted: certified, a lower bound. Upright line: d0 / 2 of the true labels. Swapped labels "
+        "count as right: they are what 1NN was given."
+    )
+    return [*found, Panels(images, note)]
+
+
+def _share(results: Results, method: str, condition: Condition) -> str:
+    (cell,) = _cells(results, method, "train", [condition])
+    return cell
+
+
+def _promises(results: Results, row) -> list[str]:
+    """Say up to where the theorem promises, and what the main radius is beside it."""
+    found = []
+    for norm, distance in row["separation"].items():
+        main = results.main_epsilons[norm]
+        least = row["least_radius"]["train"][norm]
+        text = (
+            f"{norm_label(norm)}: d0 / 2 is {_size(distance / 2)}; the smallest radius of the training images judged "
+        )
+        text += f"is {_size(least)}. At {condition_label(Condition(norm, main))}, "
+        text += "beyond" if main > distance / 2 else "within"
+        share = _share(results, row["method"], Condition(norm, main)).removeprefix("= ")
+        found.append(f"{text} d0 / 2, {share} % of them keep their label.")
+    return found
+
+
+def _train_panel(results: Results, norm: str, half: float) -> Image:
+    lines = []
+    for place, method in enumerate(results.methods):
+        color, marker = figures.PALETTE[place % len(figures.PALETTE)]
+        shares = {
+            epsilon: mean_over_tasks(
+                task_accuracies(results, method, "train", Condition(norm, epsilon), PROVEN), results.tasks
+            )
+            for epsilon in results.epsilons(norm)
+        }
+        found = {epsilon: mean for epsilon, mean in shares.items() if mean is not None}
+        if found:
+            kind = "exact" if {mean.kind for mean in found.values()} == {"exact"} else "certified"
+            points = [(0.0, 100.0), *((epsilon, 100 * mean.value) for epsilon, mean in found.items())]
+            style = {"linestyle": figures.LINE_STYLES[kind]}
+            lines.append(figures.Curve(points, f"{method_label(method)} ({kind})", color, marker, style))
+    title = f"train images, {norm_label(norm)}"
+
+    def draw(form: str) -> bytes:
+        return figures.accuracy_curves(lines, Condition(norm, half), title=title, form=form)
+
+    return rates.image(draw, f"Share of training images that keep their label, {norm_label(norm)}", "train", norm)
+
+
+def _size(value: float) -> str:
+    return f"{value:.4g}"

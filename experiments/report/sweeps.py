@@ -1,0 +1,56 @@
+"""One setting against its values, over the runs of a sweep: a table and a curve for each norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from experiments.report import figures
+from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
+from experiments.report.means import mean_over_tasks, task_accuracies
+from experiments.report.page import Block, Image, Panels, Table, Text, file_name
+from experiments.report.records import Condition, Results, Run, index
+
+
+def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
+    """Lay out the accuracies of the runs at each value of a setting, over the tasks that all of them have.
+
+    Args:
+      runs: one of pairs of one dataset for each value.
+      setting: its name.
+
+    Raises:
+      ValueError: the runs have no task in common.
+    """
+    indexed = {value: index(run.rows)[0] for value, run in sorted(runs.items())}
+    first = next(iter(indexed.values()))
+    tasks = [task for task in first.tasks if all(task in one.common_tasks for one in indexed.values())]
+    if not tasks:
+        raise ValueError(f"the runs of {setting} have no task that all methods of all of them were run on")
+    lines, panels = [], []
+    for condition in first.main_conditions:
+        if condition.norm == "worst":
+            continue
+        curves = []
+        for number, method in enumerate(first.methods):
+            for split in first.single_splits:
+                means = [_mean(one, method, split, condition, tasks) for one in indexed.values()]
+                label = f"{method_label(method)}, {split} images"
+                lines.append([f"{label}, {condition_label(condition)}", *map(percent, means)])
+                points = [(value, 100 * mean.value) for value, mean in zip(indexed, means, strict=True) if mean]
+                style = {"linestyle": figures.BROKEN if split == "train" else "-"}
+                curves.append(figures.Curve(points, label, *figures.PALETTE[1 + number], style))
+        title = condition_label(condition)
+        scale = "linear" if setting == "seed" else "log"
+        png = figures.curves(curves, title=title, xlabel=setting, ylabel="accuracy in %", xscale=scale)
+        norm = norm_label(condition.norm) if condition.norm else "clean"
+        panels.append(Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", png))
+    caption = f"Means over {counted(len(tasks), 'task')}. Solid: test images. Broken: train images."
+    return [
+        Panels(panels, caption),
+        Table([setting, *(f"{value:g}" for value in indexed)], lines),
+        Text(f"Per cent ± standard error over {counted(len(tasks), 'task')}; ≤ attacked, an upper bound.", "note"),
+    ]
+
+
+def _mean(results: Results, method: str, split: str, condition: Condition, tasks: list[str]):
+    return mean_over_tasks(task_accuracies(results, method, split, condition), tasks)

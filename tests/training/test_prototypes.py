@@ -1,0 +1,66 @@
+"""Prototypes: centres of clusters, and the bound that learning pushes up against the truth in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from nn_adv import training
+from nn_adv.threat import Threat
+from nn_adv.training import prototypes
+
+ORDERS = {"l1": np.inf, "l2": 2, "linf": 1}  # dual to the norm of the threat
+
+
+def _blobs(count=60):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    points = 0.3 + 0.4 * labels[:, None] * np.array([1.0, 0.0]) + 0.04 * rng.standard_normal((count, 2))
+    return np.clip(points, 0, 1).astype(np.float32).reshape(count, 1, 2, 1), labels
+
+
+def test_centres_are_means_of_clusters_and_small_classes_stay():
+    points, labels = _blobs()
+    found, of = training.cluster_prototypes(points, labels, key=jax.random.key(0), per_class=1)
+    assert of.tolist() == [0, 1]
+    means = [points[labels == label].mean(axis=0) for label in (0, 1)]
+    np.testing.assert_allclose(found, means, atol=1e-6)
+    found, of = training.cluster_prototypes(points, labels, key=jax.random.key(0), per_class=30)
+    assert np.array_equal(found, np.concatenate([points[labels == label] for label in (0, 1)]))
+
+
+def _truth(weights, image, label, classes, norm):
+    weights, image = weights.astype(float), image.astype(float)
+    squares = np.sum((weights - image) ** 2, axis=1)
+    others, own = np.flatnonzero(classes != label), np.flatnonzero(classes == label)
+    return min(
+        max(
+            (squares[j] - squares[i]) / (2 * np.linalg.norm(weights[j] - weights[i], ORDERS[norm]))
+            for i in own
+        )
+        for j in others
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+def test_the_loss_is_that_of_the_bound(norm):
+    rng = np.random.default_rng(1)
+    weights, images = rng.random((7, 4)).astype(np.float32), rng.random((9, 4)).astype(np.float32)
+    labels, classes = rng.integers(0, 3, 9), np.array([0, 0, 1, 1, 1, 2, 2])
+    bounds = [_truth(weights, image, label, classes, norm) for image, label in zip(images, labels, strict=True)]
+    loss = prototypes._loss(weights, images, labels, classes, ((norm, 0.2),))
+    np.testing.assert_allclose(loss, np.mean(np.maximum(0, 1 - np.array(bounds) / 0.2)), rtol=1e-4)
+
+
+def test_learning_lowers_the_loss():
+    points, labels = _blobs()
+    threats = [Threat("linf", 0.18), Threat("l2", 0.18)]
+    sizes = tuple((threat.norm, threat.epsilon) for threat in threats)
+    flat = points.reshape(len(points), -1)
+
+    def loss(steps):
+        options = {"key": jax.random.key(0), "per_class": 2, "threats": threats, "batch_size": 16}
+        found, of = training.learn_prototypes(points, labels, num_steps=steps, **options)
+        assert found.min() >= 0 and found.max() <= 1 and found.shape[1:] == (1, 2, 1)
+        return float(prototypes._loss(found.reshape(len(found), -1), flat, labels, of, sizes))
+
+    assert loss(60) < 0.8 * loss(1)
