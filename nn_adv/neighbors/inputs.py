@@ -23,7 +23,7 @@ _MEAN_SIZE = 2.0
 _LEAST, _MOST = 2.0**-50, 2.0**60
 
 
-def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> jax.Array:
+def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> chex.Array:
     """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
     queries = as_images(queries, name="queries", num_pixels=reference.size, float_dtype=np.float32)
     problem = other_units(reference, queries, "queries")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -299,7 +299,7 @@ def _map_blocks(search: Callable, queries: chex.Array):
     return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
 
 
-def _search(reference: Reference, screen: Screen, limits, *, k: int, norm: str):
+def _search(reference: Reference, screen: Screen, limits: tuple[Any, Any], *, k: int, norm: str):
     """Return exact distances (see `nearest_exactly`) and indices ``[Q, k]`` of the nearest points in blocks."""
     if screen.ceiling is None:
         found = _screen_blocks(reference, screen, *limits, k)

@@ -7,6 +7,7 @@ each of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -60,7 +61,7 @@ def agreed(reference: Reference) -> Reference:
         return reference
     ours = np.array([INTEGERS.index(reference.products.integers), FLOATS.index(reference.products.floats)])
     first = multihost_utils.broadcast_one_to_all(ours)
-    return reference.replace(products=Products(INTEGERS[int(first[0])], FLOATS[int(first[1])]))
+    return dataclasses.replace(reference, products=Products(INTEGERS[int(first[0])], FLOATS[int(first[1])]))
 
 
 def place(reference: Reference, mesh: Mesh) -> Reference:
@@ -83,7 +84,7 @@ def place(reference: Reference, mesh: Mesh) -> Reference:
     fields = [name for name in (*_WHOLE, *_SPLIT) if getattr(reference, name) is not None]
     mapped = None if reference.mapped is None else place(reference.mapped, mesh)
     arrays = {name: placed(name, getattr(reference, name)) for name in fields}
-    return reference.replace(mesh=mesh, mapped=mapped, **arrays)
+    return dataclasses.replace(reference, mesh=mesh, mapped=mapped, **arrays)
 
 
 def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):
@@ -99,7 +100,7 @@ def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tupl
 
     def on_one(reference, *arguments):
         first = lax.axis_index(POINTS).astype(jnp.int32) * reference.blocks.shape[0]
-        return local(reference.replace(mesh=None), first, *arguments)
+        return local(dataclasses.replace(reference, mesh=None), first, *arguments)
 
     in_specs = _specs(reference), *specs
     split = jax.shard_map(on_one, mesh=reference.mesh, in_specs=in_specs, out_specs=out, check_vma=False)
@@ -108,9 +109,9 @@ def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tupl
 
 def _specs(reference: Reference) -> Reference:
     """Return how the arrays of a sharded reference are split."""
-    whole = jax.tree.map(lambda _: PartitionSpec(), reference.replace(mapped=None))
+    whole = jax.tree.map(lambda _: PartitionSpec(), dataclasses.replace(reference, mapped=None))
     mapped = None if reference.mapped is None else _specs(reference.mapped)
-    return whole.replace(mapped=mapped, **{name: PartitionSpec(POINTS) for name in _SPLIT})
+    return dataclasses.replace(whole, mapped=mapped, **{name: PartitionSpec(POINTS) for name in _SPLIT})
 
 
 def search(local: Callable, merge: Callable, reference: Reference, queries: chex.Array, *others: chex.Array):

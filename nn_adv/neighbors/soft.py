@@ -6,6 +6,7 @@ memory does not grow with the number of points. Whether an attack succeeded is f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -78,7 +79,8 @@ def _over_mesh(reference: Reference, queries: chex.Array, temperature: chex.Arra
 
 def _logits_of_part(reference: Reference, first: chex.Array, queries: chex.Array, temperature: chex.Array):
     """Return the logits of some blocks, of which the first is number ``first`` of all."""
-    return _soft_logits(reference.replace(class_start=reference.class_start - first), queries, temperature)
+    part = dataclasses.replace(reference, class_start=reference.class_start - first)
+    return _soft_logits(part, queries, temperature)
 
 
 @jax.custom_vjp

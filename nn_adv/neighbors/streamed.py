@@ -79,7 +79,8 @@ class Streamed:
             missing = (0, rows - len(values)), *((0, 0),) * (values.ndim - 1)
             return np.pad(values, missing, constant_values=filling).reshape(-1, _BLOCK, *values.shape[1:])
 
-        slab = self.head.replace(
+        slab = dataclasses.replace(
+            self.head,
             blocks=blocks(self.points[part], 128 if self.dtype == np.uint8 else 0),
             index=blocks(index.astype(np.int32), NO_POINT),
             sq_norms=blocks(self.sq_norms[part], padding_of(self.sq_norms.dtype)),
@@ -128,8 +129,9 @@ def stream(
     flat = points.reshape(len(points), -1)
     center = mean_pixels(flat[:rows])
     parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]
-    norms = [np.concatenate(some) for some in zip(*(squared_norms(part, center) for part in parts), strict=True)]
+    norms = [squared_norms(part, center) for part in parts]
+    centered, sq_norms = (np.concatenate(some) for some in zip(*norms, strict=True))
     ends = np.array([min(part.min() for part in parts), max(part.max() for part in parts)])
     ends = ends / (np.float32(255) if flat.dtype == np.uint8 else np.float32(1))
-    head = head.replace(center=jnp.asarray(center), pixel_range=jnp.asarray(ends))
-    return Streamed(flat, labels, *norms, head=head, pixel_range=ends, rows=rows, mesh=mesh)
+    head = dataclasses.replace(head, center=jnp.asarray(center), pixel_range=jnp.asarray(ends))
+    return Streamed(flat, labels, centered, sq_norms, head, ends, rows, mesh)
