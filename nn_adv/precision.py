@@ -88,7 +88,7 @@ def integer_products(a: chex.Array, b: chex.Array, product: str) -> jax.Array:
     """Return exact ``a @ b.T`` of `centered_pixels` ``[Q, d], [b, d]``, in int32."""
     chunks = range(0, a.shape[-1], _EXACT_TERMS)
     parts = [float_products(a[:, i : i + _EXACT_TERMS], b[:, i : i + _EXACT_TERMS], product) for i in chunks]
-    return sum(part.astype(jnp.int32) for part in parts)
+    return functools.reduce(jnp.add, [part.astype(jnp.int32) for part in parts])
 
 
 def float_products(a: chex.Array, b: chex.Array, product: str) -> jax.Array:

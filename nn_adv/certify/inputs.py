@@ -180,7 +180,7 @@ def of_unit_length(reference: Reference | Streamed) -> tuple[Reference | Streame
     The map and its points are multiplied by a power of two, so that tolerances are those of pixels.
     """
     mapped = reference.mapped
-    if mapped is None or reference.linear_map is None:
+    if isinstance(reference, Streamed) or mapped is None or reference.linear_map is None:
         return reference, 1.0
     norm = _spectral_norm(np.asarray(reference.linear_map, np.float64))
     if norm == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -83,7 +84,7 @@ def place(reference: Reference, mesh: Mesh) -> Reference:
 
     fields = [name for name in (*_WHOLE, *_SPLIT) if getattr(reference, name) is not None]
     mapped = None if reference.mapped is None else place(reference.mapped, mesh)
-    arrays = {name: placed(name, getattr(reference, name)) for name in fields}
+    arrays: dict[str, Any] = {name: placed(name, getattr(reference, name)) for name in fields}
     return dataclasses.replace(reference, mesh=mesh, mapped=mapped, **arrays)
 
 

@@ -113,20 +113,19 @@ def stream(
       ValueError: as `fit`; or points of another dtype, which would have to be converted.
       OSError: a file that cannot be read.
     """
-    if isinstance(points, (str, os.PathLike)):
-        points = np.load(points, mmap_mode="r")
-    points = as_array(points, "points")
-    if jnp.issubdtype(points.dtype, jnp.floating) and points.dtype != np.float32:
-        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {points.dtype}")
-    points = np.asarray(as_images(points, name="points"))
-    if not len(points):
-        raise ValueError(f"points must be [N, ...] with at least one point, got shape {points.shape}")
-    labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(points))
+    mapped = np.load(points, mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    array = as_array(mapped, "points")
+    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
+        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {array.dtype}")
+    array = np.asarray(as_images(array, name="points"))
+    if not len(array):
+        raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")
+    labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(array))
     rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
-    head = fit(points[:1], labels[:1], num_classes)
+    head = fit(array[:1], labels[:1], num_classes)
     if mesh is not None:
         mesh, head = check_mesh(mesh), agreed(head)
-    flat = points.reshape(len(points), -1)
+    flat = array.reshape(len(array), -1)
     center = mean_pixels(flat[:rows])
     parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]
     norms = [squared_norms(part, center) for part in parts]

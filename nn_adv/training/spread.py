@@ -50,7 +50,8 @@ class Spread(NamedTuple):
     def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:
             return tree
-        return jax.tree.map(lambda array: _place(array, NamedSharding(self.mesh, spec)), tree)
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda array: _place(array, sharding), tree)
 
 
 def _place(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -37,7 +37,7 @@ def _fit(dtype: str, count: int = 203) -> tuple[neighbors.Reference, np.ndarray]
     return neighbors.fit(images(0, count, dtype), labels, 4, block_size=16), images(1, 13, dtype)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("shape", "norm", "dtype"),
     [(SHAPES[0], "l2", "uint8"), (SHAPES[0], "linf", "float32"), *itertools.product(SHAPES, NORMS, DTYPES)],
