@@ -203,6 +203,7 @@ def run_case(case: Case, images: Images, repeats: int) -> dict:
         "case": case.name,
         "points": [*points.shape, str(points.dtype)],
         "queries": str(queries.dtype),
+        "products": reference.products._asdict(),
         "giga_operations_per_1000": round(operations / 1e9),
         "rows": rows,
     }

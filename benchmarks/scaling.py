@@ -68,8 +68,8 @@ def measure(arguments: argparse.Namespace, *, weak: bool) -> list[dict]:
             {
                 "devices": count,
                 "points": num_points,
-                "collectives": collectives(compiled.as_text()),
-                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "collectives": collectives(compiled.as_text() or ""),
+                "temporary_bytes": getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
             }
         )
     turns = take_turns(contestants, arguments.repeats)

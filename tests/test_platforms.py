@@ -56,7 +56,7 @@ def _search(points: str, queries: str) -> Callable[[], tuple]:
 
 def _problems() -> tuple:
     rng, size, width, d = np.random.default_rng(0), 8, 8, 64
-    points = rng.random((size, d)), rng.random((size, d)), rng.random((size, width, d))
+    points = None, rng.random((size, d)), rng.random((size, d)), None, rng.random((size, width, d))  # no linear map
     ones = np.ones(size)
     flags, multipliers = np.ones((size, width), bool), np.zeros((size, width))
     return (
@@ -134,7 +134,7 @@ _ENTRIES = {
     "pgd": _attack("pgd", "linf", num_steps=2),
     "apgd": _attack("apgd", "l2", num_steps=5),
     "apgd, l1": _attack("apgd", "l1", num_steps=5),
-    "square": _attack("square", "linf", num_steps=3),
+    "square": _attack("square", "linf", num_queries=3),
     "a training step": Entry(
         functools.partial(steps.advance, _MODEL, _RECIPE), _train, {"steps_per_epoch": 2, "grouped": False}, ROUNDS
     ),

@@ -20,7 +20,7 @@ def answers(reference, mesh):
     radius = certify.radius(reference, queries, labels, norm="linf")
     images = rng.integers(0, 256, (32, 5, 5, 1)).astype(np.uint8)
     member = training.Member(np.arange(32), np.arange(32) % 2)
-    recipe = training.Recipe(threats=(Threat("l2", 0.5),), num_steps=2, num_epochs=2, batch_size=16)
+    recipe = training.Recipe(threats=(Threat("l2", 0.5),), num_steps=2, num_epochs=1, batch_size=16)
     model = models.create("mlp", 2, hidden_sizes=(8,))
     trained = training.train(model, images, [member], recipe, seeds=[0], mesh=mesh)
     return {

@@ -174,13 +174,13 @@ class Points(NamedTuple):
         return np.where(positions >= 0, self.indices[np.maximum(positions, 0)], -1).astype(np.int32)
 
 
-def of_unit_length(reference: Reference) -> tuple[Reference, float]:
+def of_unit_length(reference: Reference | Streamed) -> tuple[Reference | Streamed, float]:
     """Return the same classifier with a linear map of spectral norm 1 to 2, where there is one, and the factor.
 
     The map and its points are multiplied by a power of two, so that tolerances are those of pixels.
     """
     mapped = reference.mapped
-    if mapped is None or reference.linear_map is None:
+    if isinstance(reference, Streamed) or mapped is None or reference.linear_map is None:
         return reference, 1.0
     norm = _spectral_norm(np.asarray(reference.linear_map, np.float64))
     if norm == 0:
@@ -218,7 +218,7 @@ def host_points(reference: Reference | Streamed) -> Points:
     low, high = host_pixels(ends, np.float64).tolist()
     measured, linear_map = stored, None
     if reference.mapped is not None:
-        measured = np.asarray(reference.mapped.blocks).reshape(len(stored), -1)
+        measured = on_host(reference.mapped.blocks).reshape(len(stored), -1)
         linear_map = np.asarray(reference.linear_map, np.float64)
     copies = _earlier_copies(measured, positions)
     return Points(stored, index, labels, positions, copies, low, high - low, measured, linear_map)

@@ -87,10 +87,10 @@ def radius(
     floats: on such a tie the radius is 0, or a few roundings, of a correct image. Not jittable.
 
     Args:
-      reference: points from `neighbors.fit`, `shard` or `stream`, inside the bounds. In a cluster every process calls
-        this with the same arguments, keeps the same books, and holds all points in its memory. With a linear map M, 1NN
-        measures ``||M (x - z)||``, ties between uint8 images are none of integers, and perturbations are those of
-        pixels all the same.
+      reference: points from `neighbors.fit`, `shard` or `stream`, inside the bounds; with a linear map M, 1NN measures
+        ``||M (x - z)||``, ties between uint8 images are none of integers, and perturbations are those of pixels all the
+        same. In a cluster every process calls this with the same arguments, keeps the same books, and holds all points
+        in its memory.
       images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32. B may be 0.
       labels: ``[B]``; an image that 1NN does not give its label has radius 0.
       norm: "l1", "l2" or "linf".

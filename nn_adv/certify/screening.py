@@ -166,22 +166,20 @@ def by_one_constraint(
     image = np.pad(images, filling[0]).astype(np.int32)
     lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
     anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)
-    options, measured = {"norm": norm, "bounds": search.bounds}, search.points.measured
+    options, points = {"norm": norm, "bounds": search.bounds}, search.points
     found = []
     with jax.enable_x64(True):
         for start in range(0, max(len(image), 1), _LISTS):
             some, opponent, anchor = (x[start : start + _LISTS] for x in (image, lists, anchors))
             # The points themselves: what is compiled does not depend on their number, nor on where they are.
-            of_points = measured[opponent], measured[anchor], opponent >= 0, anchor >= 0
-            found.append(_by_one_constraint(search.queries[some], *of_points, search.points.linear_map, **options))
+            of_points = points.measured[opponent], points.measured[anchor], opponent >= 0, anchor >= 0
+            found.append(_by_one_constraint(points.linear_map, search.queries[some], *of_points, **options))
     sq_distances, lower = (np.concatenate(part)[:num_lists, :width] for part in zip(*found, strict=True))
     return sq_distances, lower
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds"))
-def _by_one_constraint(queries, opponents, anchors, is_opponent, is_own, linear_map, *, norm: str, bounds):
-    linear_map = None if linear_map is None else pixels.float64_pixels(linear_map)
-
+def _by_one_constraint(linear_map, queries, opponents, anchors, is_opponent, is_own, *, norm: str, bounds):
     def one(inputs):
         query, other, own = map(pixels.float64_pixels, inputs[:3])
         is_opponent, is_own = inputs[3:]

@@ -50,10 +50,10 @@ class Reference:
       pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
-      products: what the products of a screen against uint8 points are formed in; a choice of speed, not of answers.
-      mesh: the devices that the blocks are split over, from `shard`; None for one device.
       linear_map: M ``[k, d]`` float32, if distances are those of ``M x`` to ``M z``; None: of x to z.
       mapped: the points ``M z`` in the same places; None without a map.
+      products: what the products of a screen against uint8 points are formed in; a choice of speed, not of answers.
+      mesh: the devices that the blocks are split over, from `shard`; None for one device.
     """
 
     blocks: chex.Array
@@ -68,13 +68,6 @@ class Reference:
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
     products: precision.Products = struct.field(pytree_node=False)
     mesh: jax.sharding.Mesh | None = struct.field(pytree_node=False, default=None)
-    linear_map: chex.Array | None = None
-    mapped: Reference | None = None
-
-    @property
-    def searched(self) -> Reference:
-        """The points that distances are measured to."""
-        return self if self.mapped is None else self.mapped
 
     @property
     def size(self) -> int:
@@ -85,6 +78,14 @@ class Reference:
     def dtype(self) -> np.dtype:
         """Of the points: uint8 or float32."""
         return self.blocks.dtype
+
+    linear_map: chex.Array | None = None
+    mapped: Reference | None = None
+
+    @property
+    def searched(self) -> Reference:
+        """The points that distances are measured to."""
+        return self if self.mapped is None else self.mapped
 
     @property
     def num_points(self) -> int | None:
@@ -105,8 +106,8 @@ def fit(
     num_classes: int,
     *,
     block_size: int | None = None,
-    linear_map: chex.Array | None = None,
     products: precision.Products | None = None,
+    linear_map: chex.Array | None = None,
 ) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
@@ -120,11 +121,11 @@ def fit(
       num_classes: number of classes C.
       block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
+      products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process.
+        The answers are the same.
       linear_map: M ``[k, d]``, any matrix with a column for each pixel: the classifier then measures
         ``||M x - M z||_2`` (principal components, a low-pass filter, a learned Mahalanobis distance). M and the points
         ``M z`` are rounded to float32, and so meant; ``M x`` is not rounded, but for its computation in float64.
-      products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process.
-        The answers are the same.
 
     Raises:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -273,7 +273,7 @@ def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) ->
 
 
 def _are_integers(reference: Reference | Streamed, queries: chex.Array) -> bool:
-    return queries.dtype == reference.searched.dtype == jnp.uint8
+    return reference.mapped is None and queries.dtype == reference.dtype == jnp.uint8
 
 
 def _of_finite(search: Callable, queries: chex.Array):
@@ -299,16 +299,15 @@ def _map_blocks(search: Callable, queries: chex.Array):
     return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
 
 
-def _search(reference: Reference, screen: Screen, limits, *, k: int, norm: str):
+def _search(reference: Reference, screen: Screen, limits: tuple[Any, Any], *, k: int, norm: str):
     """Return exact distances (see `nearest_exactly`) and indices ``[Q, k]`` of the nearest points in blocks."""
-    first, last = limits
     if screen.ceiling is None:
-        found = _screen_blocks(reference, screen, first, last, k)
+        found = _screen_blocks(reference, screen, *limits, k)
         if k > 1:  # the k nearest are in the k best groups, but two of them may share one
             return _measure_again(reference, screen.queries, found.groups, k, norm)
         return _integers_as_float64(found.scores), found.keys
     # The last group is not measured: its score bounds all that was left out.
-    found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
+    found = _screen_blocks(reference, screen, *limits, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm)
     farthest = _finish_float64(values[:, -1], norm, False, screen.queries.dtype == jnp.uint8)
     bound = found.scores[:, -1]

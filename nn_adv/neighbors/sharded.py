@@ -23,7 +23,8 @@ from nn_adv.neighbors.reference import NO_POINT, Reference, padding_of
 from nn_adv.precision import FLOATS, INTEGERS, Products
 
 POINTS, QUERIES = "points", "queries"
-_SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks; all else is whole on every device
+_SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks
+_WHOLE = ("labels", "class_start", "center", "pixel_range", "linear_map")  # on every device
 
 
 def shard(reference: Reference, mesh: Mesh) -> Reference:
@@ -38,10 +39,8 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
         ``jax.make_mesh((4, 2), ("points", "queries"))``.
 
     Raises:
-      ValueError: a mesh of other axes, or a reference with a linear map.
+      ValueError: a mesh of other axes.
     """
-    if reference.mapped is not None:
-        raise ValueError("reference must be fitted without a linear_map, got one with it")
     return place(agreed(reference), check_mesh(mesh))
 
 
@@ -83,9 +82,10 @@ def place(reference: Reference, mesh: Mesh) -> Reference:
         sharding = NamedSharding(mesh, PartitionSpec(POINTS if name in _SPLIT else None))
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    fields = ("labels", "class_start", "center", "pixel_range", *_SPLIT)
+    fields = [name for name in (*_WHOLE, *_SPLIT) if getattr(reference, name) is not None]
+    mapped = None if reference.mapped is None else place(reference.mapped, mesh)
     arrays: dict[str, Any] = {name: placed(name, getattr(reference, name)) for name in fields}
-    return dataclasses.replace(reference, mesh=mesh, **arrays)
+    return dataclasses.replace(reference, mesh=mesh, mapped=mapped, **arrays)
 
 
 def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):
@@ -98,16 +98,21 @@ def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tupl
       specs: how each is split.
       out: how the results are.
     """
-    whole = jax.tree.map(lambda _: PartitionSpec(), reference)
-    of_reference = whole.replace(**{name: PartitionSpec(POINTS) for name in _SPLIT})
 
     def on_one(reference, *arguments):
         first = lax.axis_index(POINTS).astype(jnp.int32) * reference.blocks.shape[0]
-        return local(reference.replace(mesh=None), first, *arguments)
+        return local(dataclasses.replace(reference, mesh=None), first, *arguments)
 
-    in_specs = of_reference, *specs
+    in_specs = _specs(reference), *specs
     split = jax.shard_map(on_one, mesh=reference.mesh, in_specs=in_specs, out_specs=out, check_vma=False)
     return split(reference, *arguments)
+
+
+def _specs(reference: Reference) -> Reference:
+    """Return how the arrays of a sharded reference are split."""
+    whole = jax.tree.map(lambda _: PartitionSpec(), dataclasses.replace(reference, mapped=None))
+    mapped = None if reference.mapped is None else _specs(reference.mapped)
+    return dataclasses.replace(whole, mapped=mapped, **{name: PartitionSpec(POINTS) for name in _SPLIT})
 
 
 def search(local: Callable, merge: Callable, reference: Reference, queries: chex.Array, *others: chex.Array):

@@ -44,13 +44,13 @@ class Streamed:
     rows: int
     mesh: Mesh | None
 
+    linear_map = None
+    mapped = None
     num_classes = property(lambda self: self.head.num_classes)
     image_shape = property(lambda self: self.head.image_shape)
     size = property(lambda self: self.points.shape[1])
     dtype = property(lambda self: self.points.dtype)
     num_points = property(lambda self: len(self.points))
-    searched = property(lambda self: self)
-    linear_map = mapped = None  # points on disk are measured as they are
 
     def slabs(self, some: np.ndarray | None = None) -> Iterator[tuple[Reference, np.ndarray]]:
         """Yield the points, or some of them ``[n]``, as references of one shape, and the index of each ``[rows]``.
@@ -113,23 +113,24 @@ def stream(
       ValueError: as `fit`; or points of another dtype, which would have to be converted.
       OSError: a file that cannot be read.
     """
-    opened = np.load(points, mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
-    opened = as_array(opened, "points")
-    if jnp.issubdtype(opened.dtype, jnp.floating) and opened.dtype != np.float32:
-        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {opened.dtype}")
-    images = np.asarray(as_images(opened, name="points"))
-    if not len(images):
-        raise ValueError(f"points must be [N, ...] with at least one point, got shape {images.shape}")
-    labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(images))
+    mapped = np.load(points, mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    array = as_array(mapped, "points")
+    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
+        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {array.dtype}")
+    array = np.asarray(as_images(array, name="points"))
+    if not len(array):
+        raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")
+    labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(array))
     rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
-    head = fit(images[:1], labels[:1], num_classes)
+    head = fit(array[:1], labels[:1], num_classes)
     if mesh is not None:
         mesh, head = check_mesh(mesh), agreed(head)
-    flat = images.reshape(len(images), -1)
+    flat = array.reshape(len(array), -1)
     center = mean_pixels(flat[:rows])
     parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]
-    norms = [np.concatenate(some) for some in zip(*(squared_norms(part, center) for part in parts), strict=True)]
+    norms = [squared_norms(part, center) for part in parts]
+    centered, sq_norms = (np.concatenate(some) for some in zip(*norms, strict=True))
     ends = np.array([min(part.min() for part in parts), max(part.max() for part in parts)])
     ends = ends / (np.float32(255) if flat.dtype == np.uint8 else np.float32(1))
     head = dataclasses.replace(head, center=jnp.asarray(center), pixel_range=jnp.asarray(ends))
-    return Streamed(flat, labels, norms[0], norms[1], head=head, pixel_range=ends, rows=rows, mesh=mesh)
+    return Streamed(flat, labels, centered, sq_norms, head, ends, rows, mesh)

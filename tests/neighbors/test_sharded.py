@@ -37,7 +37,7 @@ def _fit(dtype: str, count: int = 203) -> tuple[neighbors.Reference, np.ndarray]
     return neighbors.fit(images(0, count, dtype), labels, 4, block_size=16), images(1, 13, dtype)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("shape", "norm", "dtype"),
     [(SHAPES[0], "l2", "uint8"), (SHAPES[0], "linf", "float32"), *itertools.product(SHAPES, NORMS, DTYPES)],
@@ -105,3 +105,15 @@ def test_a_mesh_of_other_axes():
     for mesh, got in ((jax.make_mesh((8,), ("x",)), r"\('x',\)"), (None, "NoneType")):
         with pytest.raises(ValueError, match=rf"mesh must be a Mesh of the axes \('points', 'queries'\), got {got}"):
             neighbors.shard(reference, mesh)
+
+
+@pytest.mark.slow
+def test_a_linear_map_goes_with_its_points():
+    points, queries = images(0, 203, "uint8"), images(1, 13, "uint8")
+    linear_map = np.random.default_rng(2).normal(size=(4, 9)).astype(np.float32)
+    reference = neighbors.fit(points, np.arange(203) % 4, 4, block_size=16, linear_map=linear_map)
+    sharded = neighbors.shard(reference, mesh((4, 2)))
+    for search_fn in (neighbors.class_distances, neighbors.predict, lambda *pair: neighbors.nearest(*pair, 5)):
+        jax.tree.map(np.testing.assert_array_equal, search_fn(reference, queries), search_fn(sharded, queries))
+    one, other = (neighbors.soft_logits(some, queries, 0.5) for some in (reference, sharded))
+    np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)

@@ -68,12 +68,12 @@ def eight_bit_radius(
     """
     check_norm(norm)
     question = check_question(reference, images, labels, bounds=(0, 1), leave_out=leave_out)
-    for name, dtype in (("images", question.images.dtype), ("points of the reference", reference.blocks.dtype)):
+    for name, dtype in (("images", question.images.dtype), ("points of the reference", reference.dtype)):
         if dtype != np.uint8:
             raise ValueError(f"{name} must be uint8, got {dtype}")
     if len(found.lower) != len(question.labels):
         raise ValueError(f"found must hold {len(question.labels)} radii, one per image, got {len(found.lower)}")
-    flat = question.images.reshape(len(question.labels), reference.blocks.shape[-1])
+    flat = question.images.reshape(len(question.labels), reference.size)
     moves = 255 * (found.adversarial.reshape(flat.shape).astype(np.float64) - host_pixels(flat, np.float64))
     adversarial, upper = flat.copy(), np.where(found.correct, np.inf, 0.0)
     is_open = found.correct & np.isfinite(found.upper)

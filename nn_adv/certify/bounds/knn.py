@@ -100,8 +100,7 @@ def vote_bounds(
       batch_size: images at a time; memory grows with it times the number of points.
 
     Raises:
-      ValueError: unknown norm, a number below 1, a reference with a linear map or with points on disk, or what
-        `check_question` refuses.
+      ValueError: unknown norm, a number below 1, points on disk or with a linear map, or what `check_question` refuses.
     """
     check_norm(norm)
     check_unmapped(reference)
