@@ -11,10 +11,10 @@ from configs import binary_tasks
 
 # What is changed, to which values; "base" has the ones of binary_tasks.py:digits, which stand among these.
 VALUES = {
-    "beta": (0.5, 1.0, 3.0, 6.0, 12.0),
-    "steps": (1, 3, 7, 20),
-    "epochs": (3, 10, 30, 100),
-    "width": (16, 32, 64, 128),
+    "beta": (1.0, 3.0, 6.0, 12.0),
+    "steps": (1, 7, 20),
+    "epochs": (10, 30, 100),
+    "width": (16, 64, 256),
     "seed": (0, 1, 2),
 }
 

@@ -1,6 +1,7 @@
-"""How far PGD through the soft 1NN overstates the robust accuracy of 1NN, whose exact value is known.
+"""How far attacks overstate the robust accuracy and the radii of 1NN, whose exact values are known.
 
-    --config=configs/audit.py:digits
+    --config=configs/audit.py:digits          PGD through the soft 1NN, with one setting changed at a time
+    --config=configs/audit.py:digits,named    attacks of ours, of Foolbox and of ART, as far as these are installed
     --config=configs/audit.py:cifar10 --config.num_images=100
     --config=configs/audit.py:npz:/my/data.npz
 
@@ -10,12 +11,20 @@ Single values are changed on the command line: --config.tasks.names="('3v5',)".
 import ml_collections
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+NAMED = (
+    *("pgd", "apgd", "tempered-apgd", "square", "fab", "fmn"),
+    *("foolbox-pgd", "foolbox-deepfool", "foolbox-carlini-wagner", "foolbox-ddn", "foolbox-fmn", "foolbox-boundary"),
+    *("art-hopskipjump", "art-square", "art-zoo"),
+)
 
 
 def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
-    """Build the configuration for ``arg``, a dataset."""
+    """Build the configuration for ``arg``: a dataset, then optionally ",named"."""
+    is_named = arg.endswith(",named")
+    arg = arg.removesuffix(",named")
     if arg not in DATASETS and not arg.startswith("npz:"):
-        raise ValueError(f"config argument must be one of {', '.join(DATASETS)} or npz:PATH, got {arg!r}")
+        allowed = f"one of {', '.join(DATASETS)} or npz:PATH, and may end with ',named'"
+        raise ValueError(f"config argument must be {allowed}, got {arg!r}")
     config = ml_collections.ConfigDict()
     config.experiment = "audit"
     config.dataset = arg
@@ -31,7 +40,7 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
 
     config.temperatures = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the soft 1NN
     config.temperature = 0.1  # where the variants below are tried, unless at every temperature
-    # Steps, restarts and loss; the first at every temperature.
+    # Of PGD: steps, restarts and loss; the first at every temperature.
     config.variants = (
         (40, 1, "margin"),
         (10, 1, "margin"),
@@ -40,11 +49,21 @@ def get_config(arg: str = "digits") -> ml_collections.ConfigDict:
         (40, 1, "cross-entropy"),
     )
     config.every_variant_at_every_temperature = arg == "digits"  # elsewhere one thing is changed at a time
+    config.attacks = ()  # attacks by their names, see experiments/named_attacks.py; each at the temperature that is
+    config.best_of_temperatures = _temperatures(arg)  # best for each image
     config.step_share = 2.5  # step size x steps / radius
     config.num_inside = 20  # also attack so many images at radii that are just inside their own: none may break
     config.batch_size = 50
     if arg == "cifar10":
         config.tasks.update(kind="pairs", names=("3v5",))
+    if is_named:
+        config.variants = ()
+        config.attacks = NAMED
+        config.epsilons.l1 = ()  # which few of them have
+        config.num_images = 50
+        if arg != "digits":  # which ART queries point by point
+            config.attacks = tuple(name for name in NAMED if name != "art-zoo")
+            config.tasks.train_per_class = 500
     return config
 
 
@@ -52,6 +71,10 @@ def sweep(add) -> None:
     """Add the audit of each dataset."""
     for dataset in ("digits", "mnist", "cifar10"):
         add(dataset)
+
+
+def _temperatures(dataset: str) -> tuple[float, ...]:
+    return (0.03, 0.3) if dataset == "digits" else (0.3, 3.0)
 
 
 def _epsilons(dataset: str) -> ml_collections.ConfigDict:

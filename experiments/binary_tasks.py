@@ -231,10 +231,11 @@ class Plan(plan.Plan):
         start = time.perf_counter()
         variables, epoch, seconds = member
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
+        classifier = classifiers.network(self.model, variables)
         outcomes = evaluate.attack(
             self.evaluation,
             self.suite,
-            classifiers.network(self.model, variables),
+            classifier,
             chosen,
             seed=unit.seed,
             progress_file=_progress_file(workdir, unit),
@@ -242,6 +243,7 @@ class Plan(plan.Plan):
             show=lambda text: show(f"{what}: {text}"),
         )
         records = evaluate.attacked_records(self.evaluation, chosen.split, outcomes, names)
+        flags = evaluate.flags(self.evaluation, classifier, chosen, records)
         made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
         at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]
@@ -253,6 +255,7 @@ class Plan(plan.Plan):
             "radii": None,
             "training": made | {"selected_epoch": int(epoch) + 1},
             "files": self._keep_pictures(unit, chosen, is_correct, adversarial, workdir),
+            **({"warnings": list(flags)} if flags else {}),
             "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
         }
 

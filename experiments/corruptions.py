@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from experiments import binary_tasks, classifiers, evaluate
 from experiments.plan import Unit
+from nn_adv import neighbors
 from nn_adv.pixels import as_float
 
 
@@ -129,10 +130,8 @@ class Plan(binary_tasks.Plan):
     def _predictor(self, unit: Unit, shared: Any) -> Callable[[np.ndarray], np.ndarray]:
         if unit.subject == "1nn":
             reference = binary_tasks.fit_neighbors(self.dataset, unit.task)
-            classifier = classifiers.soft_nearest_neighbor(reference, 1.0)  # judged as 1NN
-        else:
-            classifier = classifiers.network(self.model, shared[unit.name][0])
-        size = self.evaluation.batch_size
+            return lambda images: np.asarray(neighbors.predict(reference, images))
+        classifier, size = classifiers.network(self.model, shared[unit.name][0]), self.evaluation.batch_size
         return lambda images: np.concatenate(
             [
                 jax.device_get(classifiers.predict(classifier, images[start : start + size]))

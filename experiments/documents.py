@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from experiments.report import (
     records,
     sweeps,
 )
+from experiments.report import figures as report_figures
 from experiments.report.records import Results
 
 _FIGURES = "docs/results"
@@ -163,6 +164,12 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             (results,) = records.index(_rows(root / "results" / of))
             return _table([neighbor_variants.lead_table(results, networks.results)])
 
+        def histogram(of: str, norm: str, way: str = way) -> str:
+            image = _histogram(of, _benchmark(root, of), norm)
+            figures[f"{_FIGURES}/{image.name}"] = image.png
+            return f"![{image.alt}]({way}/{image.name})"
+
+        benchmark = functools.partial(_benchmark, root)
         text = environment.get_template(file).render(
             study=study,
             figure=figure,
@@ -172,7 +179,8 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
             command=command,
             needed=needed,
             lead=lead,
-            benchmark=functools.partial(_benchmark, root),
+            histogram=histogram,
+            benchmark=benchmark,
         )
         yield name, text.encode()
     yield from sorted(figures.items())
@@ -214,6 +222,21 @@ def _sweep(folder: Path, setting: str, base: float) -> list[page.Block]:
             _check(workdir, run)
             runs[float(value or base)] = run
     return [page.renamed(block, f"{folder.name}-") for block in sweeps.blocks(runs, setting)]
+
+
+def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
+    """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
+    sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
+    edges = found["norms"][norm]["edges"]
+    middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]
+    lines = []
+    for (what, one), (color, _) in zip(sets.items(), report_figures.PALETTE, strict=False):
+        shares = [100 * count / one["images"] for count in one["histogram"]]
+        lines.append(report_figures.Curve(list(zip(middles, shares, strict=True)), what, color))
+    title = f"{found['data']}, {labels.norm_label(norm)}"
+    xlabel = "distance to the nearest image of another class"
+    png = report_figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
+    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", png)
 
 
 def _check(folder: Path, run: records.Run) -> None:

@@ -138,6 +138,17 @@ def attacked_records(
     return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main))
 
 
+def flags(evaluation: Evaluation, classifier: Classifier, chosen: Images, records: Sequence[Record]) -> tuple[str, ...]:
+    """Say what makes these attacked records say little: of the first batch of images, and of what Square broke."""
+    first = slice(evaluation.batch_size)
+    images = np.asarray(as_float(chosen.images[first]))
+    found = [*attacks.flags(classifier.logits_fn, images, chosen.labels[first])]
+    for record in records:
+        if text := attacks.square_flag(record.remaining or {}):
+            found.append(f"{record.split} images, {record.norm} {record.epsilon:.4g}: {text}")
+    return tuple(found)
+
+
 def exact_records(evaluation: Evaluation, known: radii.Radii) -> list[Record]:
     """Count the images that are robust at the networks' epsilons and at a finer grid of them."""
     found = _counts(known.split, None, 0.0, "clean", known.correct)

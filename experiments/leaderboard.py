@@ -184,6 +184,7 @@ class Plan(plan.Plan):
         file = f"outcomes/{failures.file_name(unit.name)}.npz"
         _save_outcomes(workdir / file, self.images, names, outcomes)
         records = evaluate.attacked_records(self.evaluation, self.images.split, outcomes, names)
+        flags = evaluate.flags(self.evaluation, classifier, self.images, records)
         sizes = {
             name: size for name, size in self.evaluation.sizes.items() if name != "num_queries" or "square" in names
         }
@@ -194,7 +195,7 @@ class Plan(plan.Plan):
             "attack": {"attacks": names, "images_per_split": self.evaluation.images_per_split, **sizes},
             "radii": None,
             "files": [file],
-            "warnings": sorted({str(item.message) for item in caught}),
+            "warnings": [*sorted({str(item.message) for item in caught}), *flags],
             "seconds": {
                 "load": round(loaded - start, 3),
                 "clean": round(checked - loaded, 3),

@@ -10,6 +10,9 @@ import jax
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight devices to split work over; what does not ask for them runs on the first.
+if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -67,3 +70,10 @@ def tfds_dir(shared_dir: pathlib.Path) -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs prepared data sets in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> None:
+    """Skip where there are no eight devices; the quick tests simulate them on the CPU."""
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")

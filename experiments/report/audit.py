@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.report import figures
+from experiments.report import figures, named
 from experiments.report.labels import condition_label, norm_label
+from experiments.report.named import by_condition, exact, percent, points
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, command_blocks
-from experiments.report.records import Condition, Row, Run, norm_key, task_key
+from experiments.report.records import Row, Run, task_key
 from nn_adv import evaluation
 
 TABLE = "audit.csv"
@@ -23,6 +25,7 @@ _READING = (
     f"{TABLE} has 95 % intervals over images."
 )
 _ATTACK = ["temperature", "num_steps", "num_restarts", "loss"]
+_ABOUT = {"name", "sees", "finds", "package", "temperatures"}  # of an attack by its name; the others are settings
 _COUNTS = ("certified", "at_most", "unbroken", "attacked", "attacked_inside")
 
 
@@ -39,7 +42,8 @@ def table(run: Run) -> pd.DataFrame:
             count, most = row["count"], item["unbroken"] - item["certified"]
             low, high = evaluation.wilson_interval(max(most, 0), count)
             line = {name: row[name] for name in ("unit", "dataset", "task", "norm")} | {"epsilon": item["epsilon"]}
-            line |= {name: row["attack"][name] for name in _ATTACK} | {"count": count, "correct": row["correct"]}
+            line |= {name: row["attack"][name] for name in _ATTACK} if _is_variant(row) else named.columns(row)
+            line |= {"count": count, "correct": row["correct"]}
             line |= {name: item[name] for name in _COUNTS}
             line |= {"overstated_least": max(item["unbroken"] - item["at_most"], 0) / count}
             lines.append(line | {"overstated_most": most / count, "low95": low, "high95": high})
@@ -51,15 +55,21 @@ def blocks(run: Run) -> list[Block]:
     found: list[Block] = [Heading(_TITLE, 1)]
     if missing := run.num_missing + len(run.failed):
         found.append(Text(f"Not complete: {missing} of {missing + len(run.rows)} attacks are missing.", "alert"))
+    if absence := run.settings.get("absence"):
+        found.append(Text(f"Not complete: {absence}.", "alert"))
     found += alerts(run)
-    for (dataset, task), own in _by_task(table(run)):
-        found += [
-            Heading(f"{dataset}, {task}"),
-            Bullets(findings(own)),
-            _table(own),
-            Text(_READING.format(step=100 / own["count"].iloc[0]), "note"),
-            *_figures(own, f"{dataset}-{task}"),
-        ]
+    for (dataset, task), all_of_task in _by_task(table(run)):
+        found.append(Heading(f"{dataset}, {task}"))
+        own, by_name = _split(all_of_task)
+        if len(own):
+            found += [
+                Bullets(findings(own)),
+                _table(own),
+                Text(_READING.format(step=100 / own["count"].iloc[0]), "note"),
+                *_figures(own, f"{dataset}-{task}"),
+            ]
+        if len(by_name):
+            found += named.blocks(by_name)
     return [*found, *command_blocks(run), _provenance(run.rows)]
 
 
@@ -67,19 +77,34 @@ def summary(run: Run) -> str:
     """Return the findings as plain text of at most 100 columns."""
     parts = []
     for (dataset, task), own in _by_task(table(run)):
-        parts += [f"{dataset}, {task}", *(textwrap.fill(f"- {sentence}", 100) for sentence in findings(own))]
+        variants, by_name = _split(own)
+        sentences = [*(findings(variants) if len(variants) else ()), *(named.findings(by_name) if len(by_name) else ())]
+        parts += [f"{dataset}, {task}", *(textwrap.fill(f"- {sentence}", 100) for sentence in sentences)]
     return "\n".join(parts)
+
+
+def _is_variant(row: Row) -> bool:
+    """Tell whether a row is of PGD with settings of the configuration, not of an attack by its name."""
+    return "temperature" in row["attack"]
+
+
+def _split(own: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the lines of variants, and those of attacks by their names."""
+    if "attack" not in own:
+        return own, own[:0]
+    is_named = own["attack"].notna()
+    return own[~is_named], own[is_named]
 
 
 def findings(own: pd.DataFrame) -> list[str]:
     """Say for each norm and epsilon of one task what is exact, and what the best and the worst attack say."""
     sentences = []
-    for condition, items in _by_condition(own):
+    for condition, items in by_condition(own):
         best, worst = (items.iloc[place(items["unbroken"])] for place in (np.argmin, np.argmax))
-        text = f"{condition_label(condition)}: {_exact(items)} % of the images are robust; the best of {len(items)} "
-        text += f"attacks leaves {_percent(best, 'unbroken')} % ({_attack_label(best)})"
+        text = f"{condition_label(condition)}: {exact(items)} % of the images are robust; the best of {len(items)} "
+        text += f"attacks leaves {percent(best, 'unbroken')} % ({_attack_label(best)})"
         if worst["unbroken"] > best["unbroken"]:
-            text += f", the worst {_percent(worst, 'unbroken')} % ({_attack_label(worst)})"
+            text += f", the worst {percent(worst, 'unbroken')} % ({_attack_label(worst)})"
         sentences.append(f"{text}.")
     return [
         *sentences,
@@ -89,23 +114,23 @@ def findings(own: pd.DataFrame) -> list[str]:
 
 
 def _table(own: pd.DataFrame) -> Table:
-    by_condition = list(_by_condition(own))
+    conditions = list(by_condition(own))
     attacks = own.drop_duplicates(_ATTACK).sort_values(["loss", "num_restarts", "num_steps", "temperature"])
     cells = {
         (condition, _attack_label(item)): points(item)
-        for condition, items in by_condition
+        for condition, items in conditions
         for _, item in items.iterrows()
     }
     labels = [_attack_label(attack) for _, attack in attacks.iterrows()]
     return Table(
-        header=["attack", *(f"{condition_label(condition)} ({_exact(items)})" for condition, items in by_condition)],
-        rows=[[label, *(cells.get((condition, label), "–") for condition, _ in by_condition)] for label in labels],
+        header=["attack", *(f"{condition_label(condition)} ({exact(items)})" for condition, items in conditions)],
+        rows=[[label, *(cells.get((condition, label), "–") for condition, _ in conditions)] for label in labels],
     )
 
 
 def _figures(own: pd.DataFrame, name: str) -> list[Block]:
     panels: dict[str | None, list[Image]] = {}
-    for condition, items in _by_condition(own):
+    for condition, items in by_condition(own):
         lines: dict[str, list[tuple[float, float]]] = {}
         for _, item in items.sort_values(_ATTACK).iterrows():
             lines.setdefault(_variant_label(item), []).append((item["temperature"], 100 * item["overstated_most"]))
@@ -135,7 +160,8 @@ def _provenance(rows: Sequence[Row]) -> Table:
         "data": [row["dataset"] + (f" ({row['dataset_note']})" if row["dataset_note"] else "") for row in rows],
         "training images": [row["num_train"] for row in rows],
         "test images": [f"{row['count']}, {row['correct']} correct" for row in rows],
-        "step size": [f"{row['attack']['step_share']} x radius / steps" for row in rows],
+        "step size": [f"{row['attack']['step_share']} x radius / steps" for row in rows if _is_variant(row)],
+        "attacks": [_settings(row["attack"]) for row in rows if not _is_variant(row)],
         "radii": [f"{row['radii']['by']}, re-checked: {row['radii']['rechecked']}" for row in rows],
         "images only bounded": [
             f"{row['task']}, {norm_label(row['norm'])}: {row['radii']['images_only_bounded'][row['norm']]}"
@@ -145,19 +171,19 @@ def _provenance(rows: Sequence[Row]) -> Table:
         "device": [row["device"] for row in rows],
         "time of the attacks": [f"{sum(row['seconds']['attack'] for row in rows):.0f} s"],
     }
-    return Table(
-        ["", ""], [[name, ", ".join(dict.fromkeys(map(str, of)))] for name, of in lines.items()], numeric=False
-    )
+    told = [[name, ", ".join(dict.fromkeys(map(str, of)))] for name, of in lines.items() if of]
+    return Table(["", ""], told, numeric=False)
+
+
+def _settings(attack: Mapping[str, Any]) -> str:
+    """Write the settings of an attack by its name, where they are not the library's own."""
+    own = [f"{name}={value}" for name, value in attack.items() if name not in _ABOUT]
+    return f"{attack['name']} ({', '.join(own) or 'as the library has it'})"
 
 
 def _by_task(found: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     groups = list(found.groupby(["dataset", "task"], sort=False))
     return sorted(groups, key=lambda pair: (pair[0][0], task_key(pair[0][1])))
-
-
-def _by_condition(own: pd.DataFrame) -> list[tuple[Condition, pd.DataFrame]]:
-    groups = [(Condition(*key), items) for key, items in own.groupby(["norm", "epsilon"], sort=False)]
-    return sorted(groups, key=lambda pair: (norm_key(pair[0].norm or ""), pair[0].epsilon))
 
 
 def _attack_label(item: pd.Series) -> str:
@@ -167,19 +193,3 @@ def _attack_label(item: pd.Series) -> str:
 def _variant_label(item: pd.Series) -> str:
     restarts = f" x {item['num_restarts']}" if item["num_restarts"] > 1 else ""
     return f"{item['num_steps']} steps{restarts}" + (f", {item['loss']}" if item["loss"] != "margin" else "")
-
-
-def _exact(items: pd.DataFrame) -> str:
-    first = items.iloc[0]
-    least, most = _percent(first, "certified"), _percent(first, "at_most")
-    return f"= {least}" if first["certified"] == first["at_most"] else f"{least} to {most}"
-
-
-def _percent(item: pd.Series, name: str) -> str:
-    return f"{100 * item[name] / item['count']:.1f}"
-
-
-def points(item: pd.Series) -> str:
-    """Write by how many points an attack overstates, from least to most."""
-    ends = np.round([100 * item["overstated_least"], 100 * item["overstated_most"]], 1)
-    return " to ".join(dict.fromkeys(f"{value:+.1f}".replace("-", "−") if value else "0" for value in ends))

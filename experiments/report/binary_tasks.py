@@ -65,6 +65,8 @@ def blocks(run: Run) -> list[Block]:
     if collapsed := collapsed_networks(rows):
         most = f"at most {100 * (0.5 + _COLLAPSED):.0f} % of the clean images"
         found.append(Bullets(collapsed, f"Hardly better than a constant prediction ({most}):"))
+    if warned := [f"{row['unit']}: {text}" for row in rows for text in row.get("warnings", ())]:
+        found.append(Bullets(warned, "Warnings:"))
     for results in indexed:
         if len(indexed) > 1:
             found.append(Heading(f"Dataset {results.dataset}"))

@@ -18,6 +18,7 @@ from nn_adv.attacks.ensemble import (
     standard_attacks,
 )
 from nn_adv.attacks.fab import fab
+from nn_adv.attacks.flags import eot, flags, square_flag
 from nn_adv.attacks.fmn import fmn
 from nn_adv.attacks.interop import art_classifier, perturb
 from nn_adv.attacks.losses import cross_entropy, cross_entropy_plain, dlr, margin, targeted_dlr, targeted_margin
@@ -40,14 +41,17 @@ __all__ = [
     "cross_entropy_plain",
     "dlr",
     "ensemble",
+    "eot",
     "example_keys",
     "fab",
+    "flags",
     "fmn",
     "margin",
     "named_attack",
     "perturb",
     "pgd",
     "square",
+    "square_flag",
     "standard_attacks",
     "targeted_dlr",
     "targeted_margin",

@@ -11,9 +11,10 @@ import numpy as np
 import scipy.linalg
 
 from nn_adv.border import as_bounds, as_images, as_labels
-from nn_adv.neighbors import Reference
+from nn_adv.neighbors import Reference, Streamed
 from nn_adv.neighbors.inputs import check_leave_out, check_squares, other_units, within_unit_range
 from nn_adv.neighbors.reference import NO_POINT
+from nn_adv.neighbors.sharded import on_host
 
 SEVERAL = -2  # more than one
 
@@ -32,7 +33,7 @@ class Question(NamedTuple):
 
 
 def check_question(
-    reference: Reference,
+    reference: Reference | Streamed,
     images: chex.Array,
     labels: chex.Array,
     *,
@@ -56,7 +57,7 @@ def check_question(
         than the points or bounds.
     """
     bounds = check_bounds(bounds)
-    images = np.asarray(as_images(images, num_pixels=reference.blocks.shape[-1], float_dtype=np.float32))
+    images = np.asarray(as_images(images, num_pixels=reference.size, float_dtype=np.float32))
     _check_units(reference, images, bounds)  # wrong units explain pixels outside the bounds: they are told first
     as_images(images, bounds=bounds)
     labels = as_labels(labels, reference.num_classes, count=len(images))
@@ -73,13 +74,13 @@ def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | No
     return None if ends is None else as_bounds(tuple(float(np.float32(end)) for end in ends))
 
 
-def check_scale(reference: Reference, images: np.ndarray) -> None:
+def check_scale(reference: Reference | Streamed, images: np.ndarray) -> None:
     """Refuse points or checked images ``[B, ...]`` of which float32 cannot hold squared distances.
 
     Raises:
       ValueError: as `check_squares`.
     """
-    size, largest = reference.blocks.shape[-1], float(np.max(np.abs(reference.pixel_range)))
+    size, largest = reference.size, float(np.max(np.abs(reference.pixel_range)))
     check_squares("points of the reference", largest, size)
     if reference.mapped is not None:
         largest_mapped = float(np.max(np.abs(reference.mapped.pixel_range)))
@@ -89,14 +90,14 @@ def check_scale(reference: Reference, images: np.ndarray) -> None:
         check_squares("images", max(float(images.max()), -float(images.min()), largest), size)
 
 
-def _check_units(reference: Reference, images: np.ndarray, bounds: tuple[float, float] | None) -> None:
+def _check_units(reference: Reference | Streamed, images: np.ndarray, bounds: tuple[float, float] | None) -> None:
     """Refuse images, points and bounds that cannot belong together."""
     problem = other_units(reference, images, "images")
     if problem:
         raise ValueError(problem)
     if bounds is None:
         return
-    if np.uint8 in (images.dtype, reference.blocks.dtype) and not within_unit_range(*bounds):
+    if np.uint8 in (images.dtype, reference.dtype) and not within_unit_range(*bounds):
         raise ValueError(f"bounds must be in the units of the pixels, where uint8 v stands for v / 255, got {bounds}")
     low, high = np.asarray(reference.pixel_range)
     if low < bounds[0] or high > bounds[1]:
@@ -202,10 +203,13 @@ def _spectral_norm(matrix: np.ndarray) -> float:
     return math.sqrt(max(0.0, scipy.linalg.eigvalsh(gram, subset_by_index=(last, last))[0]))
 
 
-def host_points(reference: Reference) -> Points:
-    """Return the points of a reference as NumPy arrays."""
-    stored = np.asarray(reference.blocks).reshape(-1, reference.blocks.shape[-1])
-    index = np.asarray(reference.index).reshape(-1)
+def host_points(reference: Reference | Streamed) -> Points:
+    """Return the points of a reference as NumPy arrays; those on disk stay there, and their index is their position."""
+    if isinstance(reference, Streamed):
+        stored, index = reference.points, np.arange(reference.num_points, dtype=np.int32)
+    else:
+        stored = on_host(reference.blocks).reshape(-1, reference.size)
+        index = on_host(reference.index).reshape(-1)
     is_point = index != NO_POINT
     labels = np.where(is_point, np.asarray(reference.labels)[np.where(is_point, index, 0)], -1)
     positions = np.empty(is_point.sum(), np.int64)

@@ -24,7 +24,7 @@ from nn_adv.border import as_count
 from nn_adv.certify import search
 from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points, of_unit_length
 from nn_adv.certify.verify import Certificate, Screened, recheck
-from nn_adv.neighbors import Reference
+from nn_adv.neighbors import Reference, Streamed
 from nn_adv.threat import Threat, check_norm, check_threat
 
 # Below this, times the scale of the pixels, a float32 image cannot come closer to a border.
@@ -68,7 +68,7 @@ class Decision(NamedTuple):
 
 
 def radius(
-    reference: Reference,
+    reference: Reference | Streamed,
     images: chex.Array,
     labels: chex.Array,
     *,
@@ -87,8 +87,10 @@ def radius(
     floats: on such a tie the radius is 0, or a few roundings, of a correct image. Not jittable.
 
     Args:
-      reference: points from `neighbors.fit`, inside the bounds; with a linear map M, 1NN measures ``||M (x - z)||``,
-        ties between uint8 images are none of integers, and perturbations are those of pixels all the same.
+      reference: points from `neighbors.fit`, `shard` or `stream`, inside the bounds. In a cluster every process calls
+        this with the same arguments, keeps the same books, and holds all points in its memory. With a linear map M, 1NN
+        measures ``||M (x - z)||``, ties between uint8 images are none of integers, and perturbations are those of
+        pixels all the same.
       images: ``[B, ...]``, uint8 or float, inside the bounds; float64 is rounded to float32. B may be 0.
       labels: ``[B]``; an image that 1NN does not give its label has radius 0.
       norm: "l1", "l2" or "linf".
@@ -116,7 +118,7 @@ def radius(
 
 
 def decide(
-    reference: Reference,
+    reference: Reference | Streamed,
     images: chex.Array,
     labels: chex.Array,
     *,

@@ -23,28 +23,47 @@ from jax import lax
 from nn_adv import pixels
 from nn_adv.certify.problems import l1_maximum, linf_root
 from nn_adv.certify.state import Search
-from nn_adv.neighbors.distances import float64_distances, matmul_t
+from nn_adv.neighbors.distances import float64_distances
 from nn_adv.neighbors.reference import Reference
 from nn_adv.neighbors.screens import make_screen
+from nn_adv.neighbors.sharded import of_all_points, on_host
+from nn_adv.neighbors.streamed import Streamed
+from nn_adv.precision import matmul_t
 
 _TILE = 16  # opponents bounded together
 _LISTS = 64  # lists of opponents in one call
 _REACH_BATCH = 64  # images in one product of `linf_reach`
 
 
-@jax.jit
-def score(reference: Reference, queries: chex.Array) -> jax.Array:
+def score(reference: Reference | Streamed, queries: np.ndarray) -> chex.Array:
     """Return scores ``[Q, P]`` that order the points by distance, up to the error that `score_ceiling` bounds."""
-    tile = make_screen(reference, queries, "l2").tile
-    scores = lax.map(lambda number: tile(number).astype(jnp.float32), jnp.arange(reference.blocks.shape[0]))
-    return jnp.moveaxis(scores, 0, 1).reshape(len(queries), -1)
+    return _of_all_points(_score, reference, queries)
+
+
+def _of_all_points(of_points, reference: Reference | Streamed, *arguments: np.ndarray, **options) -> chex.Array:
+    """Return what a jitted function says of each query and point, ``[Q, P]``; of those on disk, slab after slab."""
+    if not isinstance(reference, Streamed):
+        return of_points(reference, *arguments, **options)
+    slabs = reference.slabs()
+    return np.concatenate([on_host(of_points(slab, *arguments, **options))[:, : len(i)] for slab, i in slabs], axis=1)
+
+
+@jax.jit
+def _score(reference: Reference, queries: chex.Array) -> jax.Array:
+    def local(reference, queries):
+        tile = make_screen(reference, queries, "l2").tile
+        scores = lax.map(lambda number: tile(number).astype(jnp.float32), jnp.arange(reference.blocks.shape[0]))
+        return jnp.moveaxis(scores, 0, 1).reshape(len(queries), -1)
+
+    return of_all_points(local, reference, queries)
 
 
 def score_ceiling(search: Search, distances: np.ndarray) -> np.ndarray:
     """Return the highest score ``[B]`` that `score` can give a point within an l2 distance ``[B]``."""
     filling = len(search.queries) - len(distances)
     padded = np.pad(distances, (0, filling)).astype(np.float32) * np.float32(1 + 1e-6)
-    return np.asarray(_score_ceiling(search.reference, search.queries, jnp.asarray(padded)))[: len(distances)]
+    reference = search.reference.head if isinstance(search.reference, Streamed) else search.reference
+    return on_host(_score_ceiling(reference, search.queries, padded))[: len(distances)]
 
 
 @jax.jit
@@ -58,7 +77,7 @@ def _score_ceiling(reference: Reference, queries: chex.Array, distances: chex.Ar
 def lowest(scores: chex.Array, usable: np.ndarray, count: int) -> np.ndarray:
     """Return the points ``[B, count]`` with the lowest scores ``[Q, P]`` among the usable ``[B, P]``, B at most Q."""
     padded = np.pad(usable, ((0, len(scores) - len(usable)), (0, 0)))
-    return np.array(_lowest(scores, padded, count=min(count, usable.shape[1])))[: len(usable)]
+    return np.array(on_host(_lowest(scores, padded, count=min(count, usable.shape[1]))))[: len(usable)]
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -89,18 +108,25 @@ def linf_reach(search: Search, opponents: dict[int, np.ndarray]) -> dict[int, np
     for start in range(0, len(images), _REACH_BATCH):
         part = images[start : start + _REACH_BATCH]
         padded = np.pad(part, (0, _REACH_BATCH - len(part)), mode="edge")
-        arguments = search.anchors[padded].astype(np.int32), search.best[padded].astype(np.float32), *pixel_range
-        reached = _linf_reach(search.reference, search.queries[padded], *arguments, bounds=search.bounds)
-        found = zip(part.tolist(), np.asarray(reached), strict=False)  # without the filling
+        anchors, epsilon = search.anchors[padded], search.best[padded].astype(np.float32)
+        arguments = search.queries[padded], search.points.stored[anchors], anchors >= 0, epsilon
+        options = {"pixel_range": tuple(map(np.float32, pixel_range)), "bounds": search.bounds}
+        reached = on_host(_of_all_points(_linf_reach, search.reference, *arguments, **options))
+        found = zip(part.tolist(), reached, strict=False)  # without the filling
         left |= {b: opponents[b][is_reached[opponents[b]]] for b, is_reached in found}
     return left
 
 
 @functools.partial(jax.jit, static_argnames="bounds")
-def _linf_reach(reference: Reference, queries, anchors, epsilon, lowest_pixel, spread, *, bounds) -> jax.Array:
-    """Tell of all points whether they may win within epsilon ``[Q]``, ``[Q, P]``."""
-    points = reference.blocks.reshape(-1, reference.blocks.shape[-1])
-    x, own = pixels.as_float(queries)[:, None], pixels.as_float(points[anchors])
+def _linf_reach(reference: Reference, queries, own, is_own, epsilon, *, pixel_range, bounds) -> jax.Array:
+    """Tell of all points whether they may win within epsilon ``[Q]`` against own points ``[Q, m, d]``, ``[Q, P]``."""
+    local = functools.partial(_linf_reach_of, pixel_range=pixel_range, bounds=bounds)
+    return of_all_points(local, reference, queries, own, is_own, epsilon)
+
+
+def _linf_reach_of(reference: Reference, queries, own, is_own, epsilon, *, pixel_range, bounds) -> jax.Array:
+    lowest_pixel, spread = pixel_range
+    x, own = pixels.as_float(queries)[:, None], pixels.as_float(own)
     low, high = -epsilon[:, None, None], epsilon[:, None, None]
     if bounds is not None:
         low, high = jnp.maximum(low, bounds[0] - x), jnp.minimum(high, bounds[1] - x)
@@ -109,13 +135,13 @@ def _linf_reach(reference: Reference, queries, anchors, epsilon, lowest_pixel, s
     # h - g . c - |g| . w >= |z_j|^2 / 2 - z_j . normal + offset
     normal = x + center + width * slope
     offset = own * (x + center - own / 2) + width * (lowest_pixel * slope - (own - lowest_pixel))
-    offset = jnp.where(anchors >= 0, jnp.sum(offset, axis=2), -jnp.inf)
+    offset = jnp.where(is_own, jnp.sum(offset, axis=2), -jnp.inf)
     flat, length = normal.reshape(-1, x.shape[-1]), jnp.linalg.norm(normal, axis=2)
 
     def tile(block):
         z = pixels.as_float(block)
         sq = jnp.sum(jnp.square(z), axis=1)
-        margins = sq / 2 - matmul_t(flat, z).reshape(*anchors.shape, -1) + offset[..., None]
+        margins = sq / 2 - matmul_t(flat, z).reshape(*is_own.shape, -1) + offset[..., None]
         # Generous for rounding: what is ruled out wrongly all the same, the recheck finds.
         slack = 3e-6 * (sq + length[..., None] * jnp.sqrt(sq))
         return ~jnp.any(margins > slack, axis=1)
@@ -140,28 +166,32 @@ def by_one_constraint(
     image = np.pad(images, filling[0]).astype(np.int32)
     lists = np.pad(opponents, filling, constant_values=-1).astype(np.int32)
     anchors = np.pad(search.anchors[images], (filling[0], (0, 0)), constant_values=-1).astype(np.int32)
-    options = {"norm": norm, "bounds": search.bounds}
+    options, measured, linear_map = (
+        {"norm": norm, "bounds": search.bounds},
+        search.points.measured,
+        search.points.linear_map,
+    )
     found = []
     with jax.enable_x64(True):
         for start in range(0, max(len(image), 1), _LISTS):
-            part = (x[start : start + _LISTS] for x in (image, lists, anchors))
-            found.append(_by_one_constraint(search.reference, search.queries, *part, **options))
+            some, opponent, anchor = (x[start : start + _LISTS] for x in (image, lists, anchors))
+            # The points themselves: what is compiled does not depend on their number, nor on where they are.
+            of_points = measured[opponent], measured[anchor], opponent >= 0, anchor >= 0
+            found.append(_by_one_constraint(search.queries[some], *of_points, search.points.linear_map, **options))
     sq_distances, lower = (np.concatenate(part)[:num_lists, :width] for part in zip(*found, strict=True))
     return sq_distances, lower
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds"))
-def _by_one_constraint(reference: Reference, queries, image, opponents, anchors, *, norm: str, bounds):
-    searched = reference.searched
-    points = searched.blocks.reshape(-1, searched.blocks.shape[-1])
-    linear_map = None if reference.mapped is None else pixels.float64_pixels(reference.linear_map)
+def _by_one_constraint(queries, opponents, anchors, is_opponent, is_own, linear_map, *, norm: str, bounds):
+    linear_map = None if linear_map is None else pixels.float64_pixels(linear_map)
 
     def one(inputs):
-        image, opponents, anchors = inputs
-        query = image_pixels = pixels.float64_pixels(queries[image])
+        query, other, own = map(pixels.float64_pixels, inputs[:3])
+        is_opponent, is_own = inputs[3:]
+        image_pixels = query
         if linear_map is not None:
             query = linear_map @ query
-        own, other = pixels.float64_pixels(points[anchors]), pixels.float64_pixels(points[opponents])
         sq_own = float64_distances("l2", query, own)
         sq_other = float64_distances("l2", query, other)
         if linear_map is not None:  # from here on moves of pixels: g_ij = M' (w_j - w_i)
@@ -172,7 +202,7 @@ def _by_one_constraint(reference: Reference, queries, image, opponents, anchors,
         else:
             lengths = lax.map(lambda point: _dual_norm(norm, other - point), own).T
         heights = (sq_other[:, None] - sq_own) / 2
-        is_usable = (anchors >= 0) & (lengths > 0)
+        is_usable = is_own & (lengths > 0)
         lower = jnp.where(is_usable, heights / jnp.where(lengths > 0, lengths, 1), -jnp.inf)
         if norm != "l2" and bounds is not None:  # the box matters more here: at a bound pixels move one way only
             nearest = jnp.argmax(lower, axis=1)
@@ -183,9 +213,9 @@ def _by_one_constraint(reference: Reference, queries, image, opponents, anchors,
             lower = jnp.where(is_usable, jnp.maximum(lower, boxed[:, None]), -jnp.inf)
         # A little is given away for the rounding; what comes near the radius is solved in any case.
         lower = jnp.maximum(lower.max(axis=1), 0) * (1 - 1e-7)
-        return sq_other, jnp.where(opponents >= 0, lower, jnp.inf)
+        return sq_other, jnp.where(is_opponent, lower, jnp.inf)
 
-    return lax.map(one, (image, opponents, anchors))
+    return lax.map(one, (queries, opponents, anchors, is_opponent, is_own))
 
 
 def _dual_norm(norm: str, vectors: chex.Array) -> jax.Array:

@@ -16,7 +16,8 @@ from nn_adv.certify.inputs import Points, Question, host_pixels, pixel_scale
 from nn_adv.certify.state import Search, power_of_two
 from nn_adv.certify.subproblems import Subproblem, advance
 from nn_adv.certify.ties import step_across
-from nn_adv.neighbors import Reference
+from nn_adv.neighbors import Reference, Streamed
+from nn_adv.neighbors.sharded import on_host
 from nn_adv.threat import float64_sizes
 
 _FIRST_CONSTRAINTS = 6  # of a subproblem
@@ -55,7 +56,7 @@ class Found(NamedTuple):
 
 
 def find(
-    reference: Reference, points: Points, asked: Question, cutoff: np.ndarray, *, norm: str, tolerance: float
+    reference: Reference | Streamed, points: Points, asked: Question, cutoff: np.ndarray, *, norm: str, tolerance: float
 ) -> tuple[Found, list[Solved]]:
     """Search around each image until the best witness and the bounds meet, or both pass ``cutoff``.
 
@@ -69,7 +70,7 @@ def find(
     """
     images, labels, bounds, left_out = asked
     pixels = host_pixels(images, np.float64)
-    queries = jnp.pad(jnp.asarray(images), ((0, power_of_two(len(labels)) - len(labels)), (0, 0)))
+    queries = np.pad(images, ((0, power_of_two(len(labels)) - len(labels)), (0, 0)))
     own_class, others = _usable(points, labels, left_out)
     scores = screening.score(reference, queries)
     near = screening.lowest(scores, others, _FIRST_OPPONENTS)
@@ -144,13 +145,13 @@ def _is_own_unsure(search: Search, sq_own: np.ndarray, sq_near: np.ndarray) -> n
     """Return for which images ``[B]`` an opponent is nearest unless the scores hide an own point that is nearer."""
     sq_nearest, first = sq_near.min(axis=1), search.own[:, :1]
     ceiling = screening.score_ceiling(search, np.sqrt(sq_nearest))
-    lowest = np.asarray(jnp.take_along_axis(search.scores[: len(first)], first, axis=1))[:, 0]
+    lowest = on_host(jnp.take_along_axis(search.scores[: len(first)], first, axis=1))[:, 0]
     return (first[:, 0] >= 0) & (sq_nearest < sq_own[:, 0]) & (lowest <= ceiling)
 
 
 def _nearest_own(search: Search, images: np.ndarray) -> np.ndarray:
     """Return a few own points nearest to images ``[T, m]``, searched for."""
-    queries, own = np.asarray(search.queries)[images], np.full((len(images), search.own.shape[1]), -1)
+    queries, own = search.queries[images], np.full((len(images), search.own.shape[1]), -1)
     for label in np.unique(search.labels[images]):
         mine = np.flatnonzero(search.labels[images] == label)
         found = search.nearest_own(queries[mine], int(label))
@@ -208,7 +209,7 @@ def _widen(search: Search, images: np.ndarray) -> None:
     """Add every opponent that distances and single constraints do not rule out at the best radius known."""
     if not len(images):
         return
-    scores, size = np.asarray(search.scores), search.pixels.shape[1]
+    scores, size = on_host(search.scores), search.pixels.shape[1]
     limit = np.zeros(len(search.labels), np.float32)
     limit[images] = screening.distance_limit(search, images)
     ceiling = screening.score_ceiling(search, limit)

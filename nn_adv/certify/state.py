@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
+import chex
 import numpy as np
 
 from nn_adv.certify.inputs import Points, host_pixels
-from nn_adv.neighbors import Reference, nearest_in_class
+from nn_adv.neighbors import Reference, Streamed, nearest_in_class
 from nn_adv.threat import float64_sizes
 
 _OWN_POINTS = 4  # asked for around a candidate witness
@@ -20,9 +20,9 @@ _FEW = 2**22  # differences of pixels that NumPy forms sooner than a search is c
 class Search:
     """A search around B images. Points are known by their positions in the blocks, P of them, and -1 is none."""
 
-    reference: Reference
+    reference: Reference | Streamed
     points: Points
-    queries: jax.Array  # the images [Q, d], filled up: batches of about the same size share their compilations
+    queries: np.ndarray  # the images [Q, d], filled up: batches of about the same size share their compilations
     pixels: np.ndarray  # their values [B, d] float64
     labels: np.ndarray  # [B]
     left_out: np.ndarray  # a point [B]
@@ -31,7 +31,7 @@ class Search:
     tolerance: float
     stops_at_witness: np.ndarray  # whether any witness below the first `best` is enough [B]
     scale: np.ndarray  # of the pixels around each image [B], from `pixel_scale`
-    scores: jax.Array  # of all points, from `screening.score` [Q, P]
+    scores: chex.Array  # of all points, from `screening.score` [Q, P]
     others: np.ndarray  # which points are opponents [B, P]
     own: np.ndarray  # own points, nearest first [B, m]
     distance: np.ndarray  # of the nearest own point [B]

@@ -15,26 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nn_adv import pixels
+from nn_adv import pixels, precision
 
-# Products of two values in -128..127 are at most 2^14, so sums of 1024 of them fit the 24 bits of a float32.
-_EXACT_TERMS = 1024
 # Columns added per pass over an elementwise tile: more are slower, and 128 * 255 no longer fits int16.
 _UNROLL = 16
 _UNIT_ROUNDOFF = 2.0**-24
 _LEAST_NORMAL = 2.0**-126  # smaller float32 numbers, read or computed, count as 0
-
-
-def round_to_bfloat16(values: chex.Array) -> tuple[jax.Array, jax.Array]:
-    """Return values as bfloat16, and the same rounded values as float32; XLA may drop a plain cast there and back."""
-    rounded = lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
-    return rounded.astype(jnp.bfloat16), rounded
-
-
-def matmul_t(a: chex.Array, b: chex.Array) -> jax.Array:
-    """Return ``a @ b.T`` with float32 accumulation and no reduced precision: ``[Q, d], [b, d] -> [Q, b]``."""
-    dimensions = (((1,), (1,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 def float64_norms(rows: chex.Array) -> jax.Array:
@@ -43,35 +29,25 @@ def float64_norms(rows: chex.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(jnp.square(rows.astype(jnp.float64)), axis=-1)).astype(jnp.float32)
 
 
-def centered_pixels(values: chex.Array) -> jax.Array:
-    """Shift pixels of 0..255 to -128..127 and round to bfloat16, which is exact for integers."""
-    return (values.astype(jnp.float32) - 128).astype(jnp.bfloat16)
-
-
-def _chunked_products(queries: chex.Array, points: chex.Array) -> list[jax.Array]:
-    """Return partial inner products over at most 1024 pixels each: sum them for the whole."""
-    size = queries.shape[-1]
-    return [
-        matmul_t(queries[:, i : i + _EXACT_TERMS], points[:, i : i + _EXACT_TERMS])
-        for i in range(0, size, _EXACT_TERMS)
-    ]
-
-
-def integer_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
-    """Return exact int32 squared distances of `centered_pixels` queries ``[Q, d]`` to uint8 points ``[b, d]``."""
-    products = sum(part.astype(jnp.int32) for part in _chunked_products(queries, centered_pixels(points)))
+def integer_sq_l2(
+    queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array, product: str
+):
+    """Return exact int32 squared distances of `precision.centered_pixels` ``[Q, d]`` to uint8 points ``[b, d]``."""
+    products = precision.integer_products(queries, precision.centered_pixels(points, product), product)
     return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
 
 
-def pixel_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
-    """Return float32 squared distances, in pixels of 1/255, of bfloat16 queries to uint8 points."""
-    products = sum(_chunked_products(queries, centered_pixels(points)))
+def pixel_sq_l2(
+    queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array, product: str
+):
+    """Return float32 squared distances, in pixels of 1/255, of `precision.rounded` queries to uint8 points."""
+    products = precision.float_products(queries, precision.centered_pixels(points, product), product)
     return query_sq_norms[:, None] + (sq_norms[None].astype(jnp.float32) - 2 * products)
 
 
 def float_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
     """Return float32 squared distances of centred float32 queries ``[Q, d]`` to centred points ``[b, d]``."""
-    products = sum(_chunked_products(queries, points))
+    products = precision.matmul_t(queries, points)
     return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
 
 

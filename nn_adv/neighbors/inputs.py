@@ -12,6 +12,7 @@ import numpy as np
 
 from nn_adv.border import as_images, as_integers
 from nn_adv.neighbors.reference import Reference
+from nn_adv.neighbors.streamed import Streamed
 from nn_adv.threat import check_norm
 
 # Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
@@ -22,19 +23,20 @@ _MEAN_SIZE = 2.0
 _LEAST, _MOST = 2.0**-50, 2.0**60
 
 
-def flatten_queries(reference: Reference, queries: chex.Array) -> jax.Array:
+def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> chex.Array:
     """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
-    size = reference.blocks.shape[-1]
-    queries = as_images(queries, name="queries", num_pixels=size, float_dtype=np.float32)
+    queries = as_images(queries, name="queries", num_pixels=reference.size, float_dtype=np.float32)
     problem = other_units(reference, queries, "queries")
     if problem and queries.dtype == np.uint8:
         raise ValueError(problem)
     if problem:  # floats may lie anywhere
         warnings.warn(problem, stacklevel=3)
-    return jnp.asarray(queries).reshape(len(queries), size)
+    queries = queries.reshape(len(queries), reference.size)
+    # In a cluster an array of one process is no argument beside those of a mesh, one of the host is.
+    return jnp.asarray(queries) if reference.mesh is None or not isinstance(queries, np.ndarray) else queries
 
 
-def check_metric(reference: Reference, norm: str) -> None:
+def check_metric(reference: Reference | Streamed, norm: str) -> None:
     """Refuse an unknown norm, and one that the points of a linear map are not measured in.
 
     Raises:
@@ -45,7 +47,7 @@ def check_metric(reference: Reference, norm: str) -> None:
         raise ValueError(f"norm must be 'l2' for a reference with a linear_map, got {norm!r}")
 
 
-def check_unmapped(reference: Reference) -> None:
+def check_unmapped(reference: Reference | Streamed) -> None:
     """Refuse points with a linear map, where distances between pixels are meant.
 
     Raises:
@@ -55,7 +57,7 @@ def check_unmapped(reference: Reference) -> None:
         raise ValueError("reference must be fitted without a linear_map, got one with it")
 
 
-def check_leave_out(reference: Reference, leave_out: chex.Array | None, count: int) -> chex.Array:
+def check_leave_out(reference: Reference | Streamed, leave_out: chex.Array | None, count: int) -> chex.Array:
     """Return the index of the point that each of ``count`` images may not use, -1 for none.
 
     Raises:
@@ -68,12 +70,12 @@ def check_leave_out(reference: Reference, leave_out: chex.Array | None, count: i
     return as_integers(leave_out, "leave_out", low=-1, count=count, **limits)
 
 
-def other_units(reference: Reference, images: chex.Array, name: str) -> str | None:
+def other_units(reference: Reference | Streamed, images: chex.Array, name: str) -> str | None:
     """Say in one line why images ``[N, ...]`` cannot be in the units of the points; None where they can, or inside jit.
 
     uint8 pixels v stand for v / 255, so floats beside them must be pixels of 0..1.
     """
-    points_are_integers, in_integers = (array.dtype == np.uint8 for array in (reference.blocks, images))
+    points_are_integers, in_integers = (array.dtype == np.uint8 for array in (reference, images))
     if any(isinstance(array, jax.core.Tracer) for array in (reference.pixel_range, images)):
         return None
     low, high = np.asarray(reference.pixel_range).tolist()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from nn_adv import precision
 from nn_adv.border import as_count, as_images, as_labels
 from nn_adv.neighbors.linear import as_linear_map, map_points
 
@@ -49,6 +50,8 @@ class Reference:
       pixel_range: lowest and highest pixel ``[2]`` of the points, in [0, 1] units.
       num_classes: C.
       image_shape: shape of one point as it was given.
+      products: what the products of a screen against uint8 points are formed in; a choice of speed, not of answers.
+      mesh: the devices that the blocks are split over, from `shard`; None for one device.
       linear_map: M ``[k, d]`` float32, if distances are those of ``M x`` to ``M z``; None: of x to z.
       mapped: the points ``M z`` in the same places; None without a map.
     """
@@ -63,6 +66,8 @@ class Reference:
     pixel_range: chex.Array
     num_classes: int = struct.field(pytree_node=False)
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    products: precision.Products = struct.field(pytree_node=False)
+    mesh: jax.sharding.Mesh | None = struct.field(pytree_node=False, default=None)
     linear_map: chex.Array | None = None
     mapped: Reference | None = None
 
@@ -72,11 +77,21 @@ class Reference:
         return self if self.mapped is None else self.mapped
 
     @property
+    def size(self) -> int:
+        """Number of pixels of a point."""
+        return self.blocks.shape[-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the points: uint8 or float32."""
+        return self.blocks.dtype
+
+    @property
     def num_points(self) -> int | None:
         """Number of points, or None inside a transformation, where it is not known."""
         if isinstance(self.index, jax.core.Tracer):
             return None
-        return int(np.sum(np.asarray(self.index) != NO_POINT))
+        return int(jnp.sum(self.index != NO_POINT))
 
 
 def sums_fit_int32(norm: str, size: int) -> bool:
@@ -91,6 +106,7 @@ def fit(
     *,
     block_size: int | None = None,
     linear_map: chex.Array | None = None,
+    products: precision.Products | None = None,
 ) -> Reference:
     """Prepare labelled points for search; runs on the host and copies the points once.
 
@@ -107,11 +123,13 @@ def fit(
       linear_map: M ``[k, d]``, any matrix with a column for each pixel: the classifier then measures
         ``||M x - M z||_2`` (principal components, a low-pass filter, a learned Mahalanobis distance). M and the points
         ``M z`` are rounded to float32, and so meant; ``M x`` is not rounded, but for its computation in float64.
+      products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process.
+        The answers are the same.
 
     Raises:
       ValueError: no points, labels of another length or outside the classes, NaN or infinite points, a dtype that
-        is neither uint8 nor float, num_classes or block_size below 1, or a linear_map of another shape, not of floats,
-        not finite, or that maps a point beyond float32.
+        is neither uint8 nor float, num_classes or block_size below 1, products of other names, or a linear_map of
+        another shape, not of floats, not finite, or that maps a point beyond float32.
     """
     points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
     if not len(points):
@@ -139,16 +157,11 @@ def fit(
     index[row_of_point] = np.arange(len(points))
     labels_by_index = np.zeros(rows, np.int32)
     labels_by_index[: len(points)] = labels
-    unit = np.float32(255) if points.dtype == np.uint8 else np.float32(1)
-    center = (_without_far(points).mean(axis=0, dtype=np.float64) / unit).astype(np.float32)
-    is_point = index != NO_POINT
-    with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
-        centered = np.where(is_point, _sq_norms(stored, center, unit), np.inf).astype(np.float32)
-    sq_norms: np.ndarray = centered
-    if points.dtype == np.uint8:
-        fits = sums_fit_int32("l2", points.shape[1])
-        padding, dtype = (PADDING_SQ_NORM, np.int32) if fits else (np.inf, np.float32)
-        sq_norms = np.where(is_point, _integer_sq_norms(stored), padding).astype(dtype)
+    center = mean_pixels(points)
+    norms = squared_norms(stored, center)
+    centered, sq_norms = (
+        np.where(index == NO_POINT, padding_of(some.dtype), some).astype(some.dtype) for some in norms
+    )
 
     per_block = (int(class_start[-1]), size)
     return Reference(
@@ -159,9 +172,10 @@ def fit(
         sq_norms=jnp.asarray(sq_norms.reshape(per_block)),
         center=jnp.asarray(center),
         centered_sq_norms=jnp.asarray(centered.reshape(per_block)),
-        pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / unit),
+        pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / _unit(points)),
         num_classes=num_classes,
         image_shape=image_shape,
+        products=_products(products, points.dtype),
         linear_map=None if linear_map is None else jnp.asarray(linear_map),
         mapped=None if linear_map is None else _fit_mapped(points, labels, num_classes, size, linear_map),
     )
@@ -172,6 +186,37 @@ def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: n
     if not np.isfinite(mapped).all():
         raise ValueError(f"linear_map must map points to numbers that float32 holds, got {mapped.max()}")
     return fit(mapped, labels, num_classes, block_size=block_size)
+
+
+def _products(given: precision.Products | None, dtype) -> precision.Products:
+    if given is not None:
+        return precision.check_products(given)
+    # Float points are multiplied as they are: there is nothing to choose.
+    return precision.fastest() if dtype == np.uint8 else precision.Products("float32", "float32")
+
+
+def mean_pixels(points: np.ndarray) -> np.ndarray:
+    """Return the mean ``[d]`` of points ``[N, d]``, those far out left aside, in [0, 1] units."""
+    return (_without_far(points).mean(axis=0, dtype=np.float64) / _unit(points)).astype(np.float32)
+
+
+def squared_norms(points: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `Reference.centered_sq_norms` and `Reference.sq_norms` of points ``[N, d]``."""
+    with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
+        centered = _sq_norms(points, center, _unit(points)).astype(np.float32)
+    if points.dtype != np.uint8:
+        return centered, centered
+    dtype = np.int32 if sums_fit_int32("l2", points.shape[-1]) else np.float32
+    return centered, _integer_sq_norms(points).astype(dtype)
+
+
+def padding_of(dtype: np.dtype) -> float:
+    """Return what padding rows have for a squared norm of some dtype."""
+    return PADDING_SQ_NORM if dtype == np.int32 else np.inf
+
+
+def _unit(points: np.ndarray) -> np.float32:
+    return np.float32(255 if points.dtype == np.uint8 else 1)
 
 
 def _choose_block_size(counts: np.ndarray) -> int:

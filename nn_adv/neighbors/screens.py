@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv import precision
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.linear import map_queries
 from nn_adv.neighbors.reference import NO_POINT, Reference, sums_fit_int32
@@ -72,20 +73,22 @@ def _elementwise_screen(reference: Reference, queries: chex.Array, norm: str, is
 
 
 def _integer_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
-    centered = distances.centered_pixels(queries)
+    product = reference.products.integers
+    centered = precision.centered_pixels(queries, product)
     norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1, dtype=jnp.int32)
 
     def tile(number):
-        return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number])
+        return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number], product)
 
     return Screen(queries, tile, None)
 
 
 def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
-    """Screen against uint8 points in bfloat16: they are exact, as are uint8 queries; others are moved a little."""
+    """Screen against uint8 points, exact in any product, as uint8 queries are; others are moved a little."""
+    product = reference.products.floats
     size, in_integers = queries.shape[-1], queries.dtype == jnp.uint8
     exact = queries.astype(jnp.float32) - 128 if in_integers else queries * 255 - 128
-    centered, moved = distances.round_to_bfloat16(exact)
+    centered, moved = precision.rounded(exact, product)
     rounding = jnp.zeros(len(queries), jnp.float32)
     if not in_integers:
         # Rounding of 255 q, and of the float32 pixel v / 255 that a point means, in units of 1/255.
@@ -94,7 +97,7 @@ def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
     norms = distances.float64_norms(moved)
 
     def tile(number):
-        return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number])
+        return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number], product)
 
     bound = distances.l2_ceiling(norms, rounding, size)
     return Screen(queries, tile, lambda distance: bound(distance * 255))

@@ -16,13 +16,15 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nn_adv.border import as_count
-from nn_adv.neighbors import distances
+from nn_adv.neighbors import distances, sharded
 from nn_adv.neighbors.inputs import check_leave_out, check_metric, flatten_queries
 from nn_adv.neighbors.reference import GROUP_SIZE, NO_POINT, PADDING_SQ_NORM, Reference
 from nn_adv.neighbors.screens import Screen, largest, make_screen
+from nn_adv.neighbors.streamed import Streamed
 
 _QUERY_BLOCK = 1024
 # Groups measured again in float64 beside the k needed: points closer than the error of the screen rarely fill them.
@@ -54,7 +56,7 @@ class _Candidates(NamedTuple):
 
 
 def nearest(
-    reference: Reference,
+    reference: Reference | Streamed,
     queries: chex.Array,
     k: int = 1,
     *,
@@ -69,7 +71,7 @@ def nearest(
     Of a reference with a linear map, distances are those of ``M x`` to the points ``M z``, in float64.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: ``[Q, ...]`` with as many pixels as a point; uint8, or floats in the units of the points. Q may be 0.
       k: number of neighbours; it may be above the number of points (see `Neighbors`).
       norm: "l1", "l2" or "linf"; "l2" with a linear map.
@@ -84,17 +86,19 @@ def nearest(
     queries = lax.stop_gradient(flatten_queries(reference, queries))
     if leave_out is not None:
         leave_out = check_leave_out(reference, leave_out, len(queries))
+    if isinstance(reference, Streamed):
+        return _nearest_streamed(reference, queries, leave_out, k=k, norm=norm)
     return _nearest(reference, queries, leave_out, k=k, norm=norm)
 
 
-def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
+def class_distances(reference: Reference | Streamed, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
     """Return distances from every query to every class ``[Q, C]``: *squared* for l2, plain for l1, linf. Jittable.
 
     As exact as `nearest`, rounded once to float32: squares of distances below 1.1e-19 are 0, above 1.8e19 they are inf.
     A class without points is at inf. Inside jit a query that is not finite is at NaN.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: as in `nearest`.
       norm: as in `nearest`.
 
@@ -102,17 +106,23 @@ def class_distances(reference: Reference, queries: chex.Array, *, norm: str = "l
       ValueError: as in `nearest`.
     """
     check_metric(reference, norm)
-    return _class_distances(reference, lax.stop_gradient(flatten_queries(reference, queries)), norm=norm)
+    queries = lax.stop_gradient(flatten_queries(reference, queries))
+    if not isinstance(reference, Streamed):
+        return _class_distances(reference, queries, norm=norm)
+    classes = [np.flatnonzero(reference.labels == label) for label in range(reference.num_classes)]
+    found = [_among(reference, queries, some, k=1, norm=norm)[0][:, 0] for some in classes]
+    with jax.enable_x64(True):
+        return _finish_float64(jnp.stack(found, axis=1), norm, norm == "l2", _are_integers(reference, queries))
 
 
-def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
+def predict(reference: Reference | Streamed, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
     """Return the class of every query's nearest point, ``[Q]`` int32; ties go to the lowest index. Jittable.
 
     A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
     integers: rounding 1/255 decides such a tie between floats. Inside jit a query that is not finite gets class -1.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: as in `nearest`.
       norm: as in `nearest`.
 
@@ -120,14 +130,16 @@ def predict(reference: Reference, queries: chex.Array, *, norm: str = "l2") -> j
       ValueError: as in `nearest`.
     """
     index = nearest(reference, queries, norm=norm).indices[:, 0]
-    return jnp.where(index < 0, -1, reference.labels[index])
+    return jnp.where(index < 0, -1, jnp.asarray(reference.labels)[index])
 
 
-def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Numeric, k: int = 1) -> Neighbors:
+def nearest_in_class(
+    reference: Reference | Streamed, queries: chex.Array, label: chex.Numeric, k: int = 1
+) -> Neighbors:
     """Find the k nearest points of one class in l2, exactly; otherwise as `nearest`. Jittable.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit`, `shard` or `stream` (not under jit).
       queries: as in `nearest`.
       label: the class, traced.
       k: number of neighbours; it may be above the number of points of the class.
@@ -138,6 +150,9 @@ def nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Nume
     k = as_count(k, "k")
     if not isinstance(label, jax.core.Tracer):
         label = as_count(label, "label", low=0, high=reference.num_classes - 1)
+    if isinstance(reference, Streamed):
+        mine = np.flatnonzero(reference.labels == label)
+        return _nearest_streamed(reference, flatten_queries(reference, queries), None, mine, k=k, norm="l2")
     return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label, jnp.int32), k=k)
 
 
@@ -148,7 +163,12 @@ def _nearest(
     limits = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
     if leave_out is None:
         return _nearest_between(reference, queries, limits, k=k, norm=norm)
-    found = _nearest_between(reference, queries, limits, k=k + 1, norm=norm)
+    return _without(_nearest_between(reference, queries, limits, k=k + 1, norm=norm), leave_out)
+
+
+def _without(found: Neighbors, leave_out: chex.Array) -> Neighbors:
+    """Return the k nearest of k + 1 without the points left out."""
+    k = found.indices.shape[1] - 1
     is_left_out = (found.indices == leave_out[:, None]) & (found.indices >= 0)
     order = jnp.argsort(is_left_out, axis=1, stable=True)[:, :k]
     found = Neighbors(jnp.where(is_left_out, jnp.inf, found.distances), jnp.where(is_left_out, -1, found.indices))
@@ -163,41 +183,112 @@ def _nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Arr
 
 def _nearest_between(reference: Reference, queries: chex.Array, limits, *, k: int, norm: str) -> Neighbors:
     """Search the blocks between limits; what is not there has index -1."""
-    width = min(k, reference.index.size + 1)  # with one more than there can be, the last is not there
+    in_integers = _are_integers(reference, queries)
 
-    def search(block):
-        return _search(reference.searched, make_screen(reference, block, norm), *limits, k=width, norm=norm)
+    def finish(values, indices):
+        return _finish_float64(values, norm, False, in_integers), jnp.where(indices == NO_POINT, -1, indices)
 
-    distances, indices = _map_query_blocks(search, queries)
-    found = Neighbors(distances, jnp.where(indices == NO_POINT, -1, indices))
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, k - width)), mode="edge"), found)
+    return Neighbors(*_of_finite(lambda q: finish(*nearest_exactly(reference, q, limits, k=k, norm=norm)), queries))
+
+
+def _nearest_streamed(reference: Streamed, queries, leave_out, some=None, *, k: int, norm: str) -> Neighbors:
+    """Search points on disk, or some of them."""
+    values, indices = _among(reference, queries, some, k=k + (leave_out is not None), norm=norm)
+    with jax.enable_x64(True):
+        values = _finish_float64(values, norm, False, _are_integers(reference, queries))
+    found = Neighbors(values, jnp.where(indices == NO_POINT, -1, indices))
+    return found if leave_out is None else _without(found, leave_out)
+
+
+def _among(reference: Streamed, queries: chex.Array, some: np.ndarray | None, *, k: int, norm: str):
+    """Return what `nearest_exactly` does, of points on disk, or of some ``[n]`` of them."""
+    shape = (len(queries), k)
+    best = np.full(shape, np.inf), np.full(shape, NO_POINT, np.int32)
+    for slab, _ in reference.slabs(some):
+        with jax.enable_x64(True):
+            best = _nearest_of_both(slab, queries, *best, norm=norm)
+    return best
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _nearest_of_both(slab: Reference, queries: chex.Array, values: chex.Array, indices: chex.Array, *, norm: str):
+    """Return the k nearest of those found so far and of the points of a slab."""
+    with jax.enable_x64(False):
+        found = nearest_exactly(slab, queries, (0, slab.blocks.shape[0]), k=values.shape[1], norm=norm)
+    return _nearest_of(_concatenate(values, found[0]), _concatenate(indices, found[1]), values.shape[1])[:2]
+
+
+def nearest_exactly(reference: Reference, queries: chex.Array, limits, *, k: int, norm: str):
+    """Return the k nearest points of finite queries in the blocks between limits, nearest first, ties by the index.
+
+    Returns:
+      Distances ``[Q, k]`` as `distances.float64_distances` has them, inf for none, and indices, `NO_POINT` for none.
+    """
+
+    def local(reference, first, queries, *limits):
+        width = min(k, reference.index.size + 1)  # with one more than there can be, the last is not there
+        limits = tuple(jnp.clip(limit - first, 0, reference.blocks.shape[0]) for limit in limits)
+
+        def search(block):
+            return _search(reference.searched, make_screen(reference, block, norm), limits, k=width, norm=norm)
+
+        values, indices = _map_blocks(search, queries)
+        with jax.enable_x64(True):
+            return jnp.stack([values, indices.astype(jnp.float64)], axis=2)
+
+    def merge(parts):
+        with jax.enable_x64(True):
+            pairs = jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1, 2)
+            values, indices = pairs[:, :, 0], pairs[:, :, 1].astype(jnp.int32)
+            if len(parts) > 1:
+                values, indices = _nearest_of(values, indices, min(k, values.shape[1]))[:2]
+            missing = (0, 0), (0, k - values.shape[1])
+            return jnp.pad(values, missing, mode="edge"), jnp.pad(indices, missing, mode="edge")
+
+    return sharded.search(local, merge, reference, queries, *limits)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _class_distances(reference: Reference, queries: chex.Array, *, norm: str) -> jax.Array:
-    def search(block):
-        screen = make_screen(reference, block, norm)
+    in_integers = _are_integers(reference, queries)
 
-        def search_class(limits):
-            return _search(reference.searched, screen, *limits, k=1, norm=norm, squared=norm == "l2")[0][:, 0]
+    def local(reference, first, queries):
+        starts = jnp.clip(reference.class_start - first, 0, reference.blocks.shape[0])
 
-        return lax.map(search_class, (reference.class_start[:-1], reference.class_start[1:])).T
+        def search(block):
+            screen = make_screen(reference, block, norm)
 
-    return _map_query_blocks(search, queries)
+            def search_class(limits):
+                return _search(reference.searched, screen, limits, k=1, norm=norm)[0][:, 0]
+
+            return lax.map(search_class, (starts[:-1], starts[1:])).T
+
+        return _map_blocks(search, queries)
+
+    def merge(parts):
+        with jax.enable_x64(True):
+            return _finish_float64(parts.min(axis=0), norm, norm == "l2", in_integers)
+
+    return _of_finite(lambda finite: sharded.search(local, merge, reference, finite), queries)
 
 
-def _map_query_blocks(search: Callable, queries: chex.Array):
-    """Apply ``search`` to equal blocks of queries, one after the other; what is not finite gets NaN and -1."""
+def _are_integers(reference: Reference | Streamed, queries: chex.Array) -> bool:
+    return queries.dtype == reference.searched.dtype == jnp.uint8
+
+
+def _of_finite(search: Callable, queries: chex.Array):
+    """Apply ``search`` to all queries; what is not finite gets NaN and -1."""
     if queries.dtype == jnp.uint8:
-        return _map_finite_blocks(search, queries)
+        return search(queries)
     is_finite = jnp.all(jnp.isfinite(queries), axis=1)[:, None]
-    results = _map_finite_blocks(search, jnp.where(is_finite, queries, 0))
+    results = search(jnp.where(is_finite, queries, 0))
     return jax.tree.map(
         lambda x: jnp.where(is_finite, x, jnp.asarray(jnp.nan if x.dtype == jnp.float32 else -1, x.dtype)), results
     )
 
 
-def _map_finite_blocks(search: Callable, queries: chex.Array):
+def _map_blocks(search: Callable, queries: chex.Array):
+    """Apply ``search`` to equal blocks of queries, one after the other."""
     count = len(queries)
     num_blocks = max(1, -(-count // _QUERY_BLOCK))
     if num_blocks == 1 and count:
@@ -208,21 +299,22 @@ def _map_finite_blocks(search: Callable, queries: chex.Array):
     return jax.tree.map(lambda x: x.reshape(num_blocks * size, *x.shape[2:])[:count], results)
 
 
-def _search(reference: Reference, screen: Screen, first, last, *, k: int, norm: str, squared: bool = False):
-    """Return float32 distances and indices ``[Q, k]`` of the nearest points in blocks ``first`` to ``last``."""
+def _search(reference: Reference, screen: Screen, limits, *, k: int, norm: str):
+    """Return exact distances (see `nearest_exactly`) and indices ``[Q, k]`` of the nearest points in blocks."""
+    first, last = limits
     if screen.ceiling is None:
         found = _screen_blocks(reference, screen, first, last, k)
         if k > 1:  # the k nearest are in the k best groups, but two of them may share one
-            return _measure_again(reference, screen.queries, found.groups, k, norm, squared)
-        return _finish_integers(found.scores, norm, squared), found.keys
+            return _measure_again(reference, screen.queries, found.groups, k, norm)
+        return _integers_as_float64(found.scores), found.keys
     # The last group is not measured: its score bounds all that was left out.
     found = _screen_blocks(reference, screen, first, last, k + _SPARE_GROUPS + 1)
-    values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm, squared)
-    farthest = jnp.sqrt(values[:, -1]) if squared else values[:, -1]
+    values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm)
+    farthest = _finish_float64(values[:, -1], norm, False, screen.queries.dtype == jnp.uint8)
     bound = found.scores[:, -1]
     # Either the list has room left, or what it left out is farther. Overflow and NaN count as unproven.
     proven = (bound > screen.ceiling(farthest)) | (jnp.isinf(bound) & (found.keys[:, -1] == NO_POINT))
-    return _search_unproven(reference, screen.queries, ~proven, values, indices, (first, last), norm, squared)
+    return _search_unproven(reference, screen.queries, ~proven, values, indices, limits, norm)
 
 
 def _screen_blocks(reference: Reference, screen: Screen, first, last, num_groups: int) -> _Candidates:
@@ -272,7 +364,7 @@ def _smallest(candidates: _Candidates, count: int) -> _Candidates:
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), taken)
 
 
-def _measure_again(reference: Reference, queries, groups, k: int, norm: str, squared: bool = False):
+def _measure_again(reference: Reference, queries, groups, k: int, norm: str):
     """Return the k nearest among the points of the given groups ``[Q, m]``, measured exactly."""
     size = reference.blocks.shape[1]
     groups_per_block = size // GROUP_SIZE
@@ -283,16 +375,16 @@ def _measure_again(reference: Reference, queries, groups, k: int, norm: str, squ
         first = group // groups_per_block * size + group % groups_per_block
         rows = (first[:, None] + groups_per_block * jnp.arange(GROUP_SIZE, dtype=jnp.int32)).reshape(-1)
         known = jnp.where(jnp.repeat(group, GROUP_SIZE) == _NO_GROUP, NO_POINT, index[rows])
-        return _exact_nearest(query, points[rows], known, k, norm, squared)
+        return _exact_nearest(query, points[rows], known, k, norm)
 
     return lax.map(measure, (queries, groups), batch_size=_RERANK_BATCH)
 
 
-def _exact_nearest(query, points, index, k: int, norm: str, squared: bool):
-    """Return exact distances, rounded once to float32, and indices ``[k]`` of one query among points ``[m, d]``."""
+def _exact_nearest(query, points, index, k: int, norm: str):
+    """Return exact distances and indices ``[k]`` of one query among points ``[m, d]``."""
     with jax.enable_x64(True):
         best = _nearest_of(distances.float64_distances(norm, query, points), index, k)
-        return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
+        return best.scores, best.keys
 
 
 def _nearest_of(values, index, k: int) -> _Candidates:
@@ -300,7 +392,7 @@ def _nearest_of(values, index, k: int) -> _Candidates:
     return _smallest(_Candidates(values, index, index), k)
 
 
-def _search_unproven(reference: Reference, queries, unproven, values, indices, limits, norm: str, squared: bool):
+def _search_unproven(reference: Reference, queries, unproven, values, indices, limits, norm: str):
     """Replace the answers of ``unproven`` queries, one at a time, by a float64 scan of all blocks."""
     k = values.shape[-1]
 
@@ -314,7 +406,7 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
                 return _smallest(_Candidates(*map(_concatenate, best, found)), k)
 
             best = lax.fori_loop(*limits, visit, start)
-            return _finish_float64(best.scores, norm, squared, query.dtype == jnp.uint8), best.keys
+            return best.scores, best.keys
 
     def replace(state):
         unproven, values, indices = state
@@ -325,14 +417,15 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
     return lax.while_loop(lambda state: jnp.any(state[0]), replace, (unproven, values, indices))[1:]
 
 
-def _finish_integers(values: chex.Array, norm: str, squared: bool) -> jax.Array:
+def _integers_as_float64(scores: chex.Array) -> jax.Array:
     with jax.enable_x64(True):
-        exact = jnp.where(values >= PADDING_SQ_NORM, jnp.inf, values.astype(jnp.float64))
-        return _finish_float64(exact, norm, squared, in_integers=True)
+        return jnp.where(scores >= PADDING_SQ_NORM, jnp.inf, scores.astype(jnp.float64))
 
 
 def _finish_float64(values: chex.Array, norm: str, squared: bool, in_integers: bool) -> jax.Array:
-    if in_integers:
-        values = values * (1 / 255**2 if norm == "l2" else 1 / 255)
-    root = norm == "l2" and not squared
-    return (jnp.sqrt(values) if root else values).astype(jnp.float32)
+    """Return exact distances as float32 ones in the units of the points, squared or not."""
+    with jax.enable_x64(True):
+        if in_integers:
+            values = values * (1 / 255**2 if norm == "l2" else 1 / 255)
+        root = norm == "l2" and not squared
+        return (jnp.sqrt(values) if root else values).astype(jnp.float32)

@@ -6,6 +6,7 @@ memory does not grow with the number of points. Whether an attack succeeded is f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nn_adv.neighbors import distances
+from nn_adv import precision
+from nn_adv.neighbors import sharded
 from nn_adv.neighbors.inputs import flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
@@ -45,7 +47,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     are the mapped ones, and the gradient is that in pixels.
 
     Args:
-      reference: points from `fit`.
+      reference: points from `fit` or `shard`.
       queries: ``[Q, ...]`` with as many pixels as a point; float in the units of the points, or uint8.
       temperature: T > 0, a scalar in squared units of distance; traced.
 
@@ -53,15 +55,32 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
 
     Raises:
-      ValueError: queries as in `nearest`.
+      ValueError: queries as in `nearest`, or points on disk.
     """
+    if not isinstance(reference, Reference):
+        raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
     queries = flatten_queries(reference, queries)
     if queries.dtype == jnp.uint8:
         queries = as_float(queries)
     if reference.mapped is not None:
-        queries = distances.matmul_t(queries, reference.linear_map)
+        queries = precision.matmul_t(queries, reference.linear_map)
         reference = reference.mapped
-    return _soft_logits(reference, queries - reference.center, jnp.asarray(temperature, jnp.float32))
+    temperature = jnp.asarray(temperature, jnp.float32)
+    if reference.mesh is None:
+        return _soft_logits(reference, queries - reference.center, temperature)
+    return _over_mesh(reference, queries - reference.center, temperature)
+
+
+@jax.jit
+def _over_mesh(reference: Reference, queries: chex.Array, temperature: chex.Array) -> jax.Array:
+    together = functools.partial(jax.nn.logsumexp, axis=0)
+    return sharded.search(_logits_of_part, together, reference, queries, temperature)
+
+
+def _logits_of_part(reference: Reference, first: chex.Array, queries: chex.Array, temperature: chex.Array):
+    """Return the logits of some blocks, of which the first is number ``first`` of all."""
+    part = dataclasses.replace(reference, class_start=reference.class_start - first)
+    return _soft_logits(part, queries, temperature)
 
 
 @jax.custom_vjp
@@ -110,7 +129,7 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
         if points.dtype == jnp.uint8:
             points = points.astype(jnp.float32) * (1 / 255)
         points = points - reference.center
-        products = distances.matmul_t(queries, points)
+        products = precision.matmul_t(queries, points)
         sq = jnp.maximum(query_sq_norms[:, None] + (reference.centered_sq_norms[number][None] - 2 * products), 0)
         label = block_class[number]
         old = jax.tree.map(lambda x: x[label], moments)
@@ -129,7 +148,7 @@ def _add_block(old: _Moments, sq: chex.Array, points: chex.Array, temperature: c
     finite_sq = jnp.where(jnp.isinf(sq), 0, sq)  # padding has weight 0 at distance inf
     point = None
     if old.point is not None:
-        point = old.point * keep[:, None] + lax.dot(weights, points, precision=lax.Precision.HIGHEST)
+        point = old.point * keep[:, None] + precision.matmul(weights, points)
     return _Moments(
         peak=peak,
         weight=old.weight * keep + weights.sum(axis=-1),

@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nn_adv.border import as_count, as_images, as_integers, as_labels
 from nn_adv.training import steps
 from nn_adv.training.recipe import Recipe
+from nn_adv.training.spread import Spread
 
 
 class Member(NamedTuple):
@@ -76,6 +78,7 @@ def train(
     steps_per_epoch: int | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_every: int = 1,
+    mesh: Mesh | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
 ) -> Trained:
     """Train ``model`` once per member.
@@ -102,6 +105,9 @@ def train(
         make results and compilations independent of the grouping.
       checkpoint_dir: a folder of this training's own. A training found there continues, and a finished one is loaded.
       checkpoint_every: save after so many epochs, and at the end.
+      mesh: of one axis, "data", over whose devices the batches of one member, or the members, are split evenly. A batch
+        stays one batch: its losses and the statistics of its normalisation are those of all devices. What was saved
+        continues on any mesh.
       on_epoch: called after each epoch with its number and the history so far.
 
     Returns:
@@ -109,8 +115,8 @@ def train(
 
     Raises:
       ImportError: ``checkpoint_dir`` is given, and Orbax is not installed.
-      ValueError: images, indices or labels that are none, members or seeds that do not fit, or ``checkpoint_dir`` holds
-        another training.
+      ValueError: images, indices or labels that are none, members or seeds that do not fit, ``checkpoint_dir`` holds
+        another training, or a mesh of other axes or over which batch or members cannot be split evenly.
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe must be a Recipe, got {recipe!r}")
@@ -122,8 +128,9 @@ def train(
     if steps_per_epoch is None:
         steps_per_epoch = needed
     steps_per_epoch = as_count(steps_per_epoch, "steps_per_epoch", low=needed, what="to show every image")
-    images = jnp.asarray(images)
     grouped = len(members) > 1
+    spread = Spread.over(mesh, len(members), recipe.batch_size)
+    images = jnp.asarray(spread.whole(images))
     init_keys, train_keys, select_keys = _keys(seeds, grouped)
     state = steps.init(model, recipe, init_keys, images.shape[1:], grouped=grouped)
     history = History(*(np.full((len(members), recipe.num_epochs), np.nan) for _ in History._fields))
@@ -134,13 +141,14 @@ def train(
             identity = _identity(model, images, members, recipe, seeds, steps_per_epoch)
             saved = stack.enter_context(_checkpoints(checkpoint_dir, identity))
             first_epoch, (state, history) = saved.restore((state, history))
+        state, train_keys, select_keys = (spread.members(some) for some in (state, train_keys, select_keys))
         for epoch in range(first_epoch, recipe.num_epochs):
             start = time.perf_counter()
             order = [
                 _order(member, seed, epoch, steps_per_epoch, recipe.batch_size)
                 for member, seed in zip(members, seeds, strict=True)
             ]
-            state, loss = _run_epoch(model, recipe, state, images, order, train_keys, grouped)
+            state, loss = _run_epoch(model, recipe, state, images, order, train_keys, grouped, spread)
             history.loss[:, epoch] = loss
             last = epoch + 1 == recipe.num_epochs
             if recipe.select_every and ((epoch + 1) % recipe.select_every == 0 or last):
@@ -163,7 +171,7 @@ def _checkpoints(folder, identity):
     return Checkpoints(folder, identity)
 
 
-def _run_epoch(model, recipe, state, images, order, keys, grouped):
+def _run_epoch(model, recipe, state, images, order, keys, grouped, spread):
     """Make one epoch's steps and give the mean loss of each member ``[M]``."""
     indices, labels = (_stack(list(field), grouped) for field in zip(*order, strict=True))
     num_steps = order[0][0].shape[0]
@@ -173,8 +181,9 @@ def _run_epoch(model, recipe, state, images, order, keys, grouped):
     for start in range(0, num_steps, chunk):
         part = np.s_[:, start : start + chunk] if grouped else np.s_[start : start + chunk]
         state, loss = steps.advance(
-            model, recipe, state, images, indices[part], labels[part], keys, steps_per_epoch=num_steps, grouped=grouped
-        )
+            model, recipe, state, images, *spread.batches((indices[part], labels[part])), keys,
+            steps_per_epoch=num_steps, grouped=grouped,
+        )  # fmt: skip
         losses.append(loss)
     return state, np.mean(np.concatenate([np.atleast_2d(jax.device_get(loss)) for loss in losses], axis=1), axis=1)
 

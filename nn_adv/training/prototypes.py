@@ -111,14 +111,13 @@ def learn_prototypes(
     shape = prototypes.shape
     images, of = map(jnp.asarray, _checked(points, labels))
     images = images.reshape(len(images), -1)
-    members = jnp.asarray(classes)
     weights = jnp.asarray(prototypes.reshape(len(prototypes), -1))
     rate = (float(learning_rate), num_steps)
     state = _optimizer(rate).init(weights)
     sizes = tuple((threat.norm, float(np.asarray(threat.epsilon))) for threat in threats)
     for number in range(num_steps):
         step_key = jax.random.fold_in(batch_key, number)
-        weights, state = _step(weights, state, images, of, members, step_key, sizes, rate, batch_size)
+        weights, state = _step(weights, state, images, of, jnp.asarray(classes), step_key, sizes, rate, batch_size)
     return np.asarray(weights).reshape(shape), classes
 
 

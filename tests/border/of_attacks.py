@@ -81,6 +81,17 @@ def _perturb(x, y, indices):
     )
 
 
+def _eot(key):
+    def random(images, key):
+        return _linear(_WEIGHTS[:, :NUM_CLASSES], images) + jax.random.normal(key, (NUM_CLASSES,))
+
+    return attacks.eot(random, key=key, num_samples=2)(jnp.zeros((1, *SHAPE)))
+
+
+def _flags(images, labels):
+    return np.array(attacks.flags(logits_fn, images, labels))
+
+
 @functools.cache
 def _art():
     pytest.importorskip("art")
@@ -115,6 +126,8 @@ ENTRIES = (
     Entry("attacks.art_classifier.loss_gradient", lambda x, y: _art().loss_gradient(x, y),
           {"x": "points", "y": "labels"}, narrows={"y": {"one-hot": "ART's own form"}}),
     Entry("attacks.art_classifier.class_gradient", lambda x: _art().class_gradient(x), {"x": "points"}),
+    Entry("attacks.flags", _flags, {"images": "points", "labels": "labels"}),
+    Entry("attacks.eot", _eot, {"key": "key"}, shared=("key",)),
     Entry("attacks.example_keys", lambda key, indices: jax.random.key_data(attacks.example_keys(key, indices)),
           {"key": "key", "indices": "indices"},
           narrows={"indices": {"one too few": "any number of them"}}),
@@ -133,6 +146,7 @@ EXEMPT = {
     "attacks.EnsembleState": _RESULT,
     "attacks.are_probabilities": "tells of any array what it is",
     "attacks.count_unbroken": "counts what the ensemble made",
+    "attacks.square_flag": "reads what that counted",
     "attacks.named_attack": "takes a name and whole numbers: tests/attacks/test_ensemble.py",
     "attacks.standard_attacks": "takes a whole number: tests/attacks/test_ensemble.py",
 }

@@ -19,9 +19,15 @@ def _search(fn, *arguments):
     return lambda queries, **options: fn(reference(), queries, *arguments, **options)
 
 
+_OTHER_FLOATS = ("float16", "bfloat16", "<f8", ">f8", "<f16", "lists", "JAX array of bfloat16", "NaN", "infinity",
+                 "NaN, in half precision")  # fmt: skip
+
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
+    Entry("neighbors.stream", lambda points, labels: neighbors.stream(points, labels, NUM_CLASSES).head.center,
+          {"points": "points", "labels": "labels"}, needs_some="nothing is nearest",
+          narrows={"points": dict.fromkeys(_OTHER_FLOATS, "they would have to be converted")}),
     Entry("neighbors.nearest", _search(neighbors.nearest),
           {"queries": "queries", "k": "k", "norm": "norm", "leave_out": "leave_out"},
           narrows={"leave_out": {"none of them": "then no point is left out"}}),
@@ -35,5 +41,10 @@ ENTRIES = (
 
 EXEMPT = {
     "neighbors.Neighbors": "a result",
+    "neighbors.Products": "checked by fit",
     "neighbors.Reference": "made by fit",
+    "neighbors.Streamed": "made by stream",
+    "neighbors.shard": "takes what fit made, and a mesh",
+    "precision.Products": "checked by neighbors.fit",
+    "precision.fastest": "takes nothing",
 }

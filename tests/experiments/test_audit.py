@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, failures, files, main, plan, radii, report, runner, store
+from experiments import audit, failures, files, main, named_attacks, plan, radii, report, runner, store
 from experiments.report import audit as audit_report
 from experiments.report.records import Run
 from nn_adv import data
@@ -46,13 +46,13 @@ def _rows(workdir):
 
 def test_one_thing_is_changed_at_a_time_or_everything():
     config = tiny_config()
-    assert [attack.name for attack in audit.make_variants(config, "linf")] == [
+    assert [attack.name for attack in audit.make_subjects(config, "linf")] == [
         "T0.03-3x1-margin",
         "T0.3-3x1-margin",
         "T0.3-3x2-cross-entropy",
     ]
     config.every_variant_at_every_temperature = True
-    assert len(audit.make_variants(config, "linf")) == 4
+    assert len(audit.make_subjects(config, "linf")) == 4
 
 
 def test_rows_count_what_the_radii_say(finished):
@@ -84,7 +84,7 @@ def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp
     assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
     for name, row in after.items():
         assert row["audited"] == _rows(finished[0])[name]["audited"]
-    monkeypatch.setattr(audit.Plan, "_audit", lambda *_: pytest.fail("an attack was run twice"))
+    monkeypatch.setattr(audit.Plan, "_nearest", lambda *_: pytest.fail("an attack was run twice"))
     runner.run(audit, config, tmp_path)
     config.step_share = 1.0
     with pytest.raises(files.ResultsError, match="step_share"):
@@ -155,11 +155,14 @@ def test_points_beside_bounds_are_a_range():
     assert [audit_report.points(item) for _, item in found.iterrows()] == ["+1.0 to +11.0", "0"]
 
 
-@pytest.mark.parametrize("argument", [*config_file.DATASETS, "npz:/some/where.npz"])
+@pytest.mark.parametrize(
+    "argument",
+    [*config_file.DATASETS, "npz:/some/where.npz", "digits,named", "cifar10,named", "npz:/some,where.npz,named"],
+)
 def test_every_configuration_passes_the_checks(argument):
     config = config_file.get_config(argument)
     audit.check(config)
-    assert audit.make_variants(config, "linf")
+    assert audit.make_subjects(config, "linf")
 
 
 def test_every_sweep_item_passes_the_checks():
@@ -177,6 +180,9 @@ def test_every_sweep_item_passes_the_checks():
         ({"epsilons": {"linf": (-0.1,)}}, "epsilon must be a number"),
         ({"temperatures": (0.0,)}, "temperatures must be above 0"),
         ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"best_of_temperatures": ()}, "best_of_temperatures must be above 0"),
+        ({"attacks": ("pgd", "cleverhans-pgd")}, "attacks must be some of .*cleverhans-pgd"),
+        ({"attacks": ("pgd", "pgd")}, "attacks must not hold anything twice"),
         ({"variants": ()}, "variants must hold"),
         ({"variants": ((3, 1, "hinge"),)}, "variants must be .*hinge"),
         ({"variants": ((3, 0, "margin"),)}, "variants must be"),
@@ -216,3 +222,58 @@ def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished, run_he
     assert done.status == 0 and "Report: " in done.stdout and "% of the images are robust" in done.stdout
     done = run_here([*command, "--config.batch_size=0"])
     assert done.status == 2 and done.stderr.splitlines()[-1].startswith("error: batch_size must be at least 1")
+
+
+NAMED = {"variants": (), "best_of_temperatures": (0.3,), "epsilons": {"linf": (), "l2": (0.4, 0.8), "l1": ()}}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """The workdir of a named attack of each library, one of which finds distances, and one by labels alone."""
+    pytest.importorskip("foolbox")
+    pytest.importorskip("art")
+    workdir = tmp_path_factory.mktemp("named")
+    config = tiny_config(**NAMED, attacks=("foolbox-pgd", "foolbox-fmn", "art-hopskipjump"))
+    return workdir, runner.run(audit, config, workdir).page
+
+
+@pytest.mark.slow
+def test_attacks_of_other_libraries_are_held_against_the_radii(named):
+    workdir, page = named
+    rows = _rows(workdir)
+    known = radii.load(workdir / "radii" / "3v8-l2.npz")
+    assert {name.rpartition("/")[2] for name in rows} == {"foolbox-pgd", "foolbox-fmn", "art-hopskipjump"}
+    for row in rows.values():
+        for item in row["audited"]:
+            assert item["certified"] <= item["unbroken"] <= row["correct"] == known.correct.sum()
+        assert row["audited"][1]["unbroken"] < row["correct"], "an attack that breaks nothing tests nothing"
+        is_by_labels = row["attack"]["sees"] == "labels"
+        assert row["spent"]["queries"] > 40 and (row["spent"]["gradients"] == 0) == is_by_labels
+        assert ("distances" in row) == (row["attack"]["finds"] == "distance")
+    pgd, fmn = (rows[f"digits/3v8/l2/foolbox-{name}"] for name in ("pgd", "fmn"))
+    # Their own number of steps: at each radius, and one query more to end with.
+    assert pgd["spent"] == {"queries": 51.0, "gradients": 50.0} and fmn["spent"]["gradients"] == 100
+    assert 1 <= fmn["distances"]["median_ratio"] < 1.1 and fmn["distances"]["not_found"] == 0
+    text = (page.parent / "report.md").read_text()
+    assert re.search(r"\| foolbox-fmn \(foolbox 3\.3\.4\) \| gradients \|.*\| 1\.\d{3} \|", text)
+
+
+def test_what_our_attacks_ask_for_is_counted(tmp_path):
+    runner.run(audit, tiny_config(**NAMED, attacks=("fmn",)), tmp_path)
+    (row,) = _rows(tmp_path).values()
+    known = radii.load(tmp_path / "radii" / "3v8-l2.npz")
+    assert row["spent"]["gradients"] == 100  # steps; the soft 1NN and 1NN are asked at each, at the start and the end
+    assert row["spent"]["queries"] == pytest.approx(2 * 101, abs=6)
+    assert 1 <= row["distances"]["median_ratio"] < 1.1
+    # A distance below the radius would have ended the run.
+    assert all(item["certified"] <= item["unbroken"] <= known.correct.sum() for item in row["audited"])
+
+
+def test_attacks_without_their_library_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(named_attacks, "is_installed", lambda package: package != "art")
+    monkeypatch.setattr(audit.Plan, "_nearest", lambda *_: (np.full(20, np.inf), {"queries": 1.0, "gradients": 0.0}))
+    config = tiny_config(**NAMED, attacks=("square", "art-zoo", "art-square"))
+    page = runner.run(audit, config, tmp_path).page
+    line = "left out, for want of their library: art-zoo, art-square; pip install adversarial-robustness-toolbox"
+    assert line in capsys.readouterr().err and len(_rows(tmp_path)) == 1
+    assert line in (page.parent / "report.md").read_text().replace("\n", " ")

@@ -42,6 +42,15 @@ def test_reports_of_frozen_rows_are_the_same_to_the_byte(name, tmp_path, monkeyp
         assert text == (FOLDER / f"{name}.{ending}").read_text(), ending
 
 
+def test_warnings_of_a_network_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda _, file, **options: file.write(b"drawn"))
+    case = json.loads((FOLDER / "pairs-run.json").read_text())
+    row = next(row for row in case["rows"] if row["method"] != "1nn")
+    row["warnings"] = ["zero gradient: that of the margin"]
+    text = _write(case, tmp_path)["md"]
+    assert f"- {row['unit']}: zero gradient: that of the margin" in text.partition("## ")[0]
+
+
 def test_every_experiment_that_reports_has_a_case():
     kinds = {json.loads((FOLDER / f"{name}.json").read_text())["experiment"] for name in CASES}
     assert kinds == {"binary_tasks", "audit", "leaderboard"}

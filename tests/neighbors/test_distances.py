@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_adv import neighbors
+from nn_adv import neighbors, precision
 from nn_adv.neighbors import distances
 from nn_adv.neighbors.screens import make_screen
 from tests.neighbors import truths
@@ -17,29 +17,15 @@ def _images(seed: int, count: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size)).astype(np.uint8)
 
 
-def test_rounding_to_bfloat16_is_seen():
-    values = np.float32([100.24, -0.3, 127.0])
-    low, kept = jax.jit(distances.round_to_bfloat16)(values)
-    np.testing.assert_array_equal(low.astype(jnp.float32), kept)
-    np.testing.assert_allclose(kept, [100.0, -0.30078125, 127.0])
-
-
 @pytest.mark.parametrize("size", [1, 1024, 1025])
 def test_integer_products_are_exact(size):
     points, queries = _images(0, 16, size), _images(1, 5, size)
     points[0], queries[0], queries[1] = 0, 0, 255  # the longest sums
     norms = [np.square(x.astype(np.int32) - 128).sum(axis=1) for x in (queries, points)]
-    found = jax.jit(distances.integer_sq_l2)(distances.centered_pixels(queries), norms[0], points, norms[1])
-    np.testing.assert_array_equal(found, np.round(truths.pairwise(points, queries, "l2") * 255**2))
-
-
-def test_products_are_not_computed_in_low_precision():
-    a, b = (np.random.default_rng(i).standard_normal((8, 1024)).astype(np.float32) for i in range(2))
-    with jax.default_matmul_precision("bfloat16"):
-        assert "HIGHEST" in jax.jit(distances.matmul_t).lower(a, b).as_text()
-        found = distances.matmul_t(a, b)
-    bound = 1024 * 2.0**-24 * np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
-    assert (np.abs(found - a.astype(np.float64) @ b.astype(np.float64).T) <= bound).all()
+    for product in precision.INTEGERS:
+        centered = precision.centered_pixels(jnp.asarray(queries), product)
+        found = distances.integer_sq_l2(centered, norms[0], jnp.asarray(points), norms[1], product)
+        np.testing.assert_array_equal(found, np.round(truths.pairwise(points, queries, "l2") * 255**2))
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])

@@ -100,7 +100,8 @@ def vote_bounds(
       batch_size: images at a time; memory grows with it times the number of points.
 
     Raises:
-      ValueError: unknown norm, a number below 1, a reference with a linear map, or what `check_question` refuses.
+      ValueError: unknown norm, a number below 1, a reference with a linear map or with points on disk, or what
+        `check_question` refuses.
     """
     check_norm(norm)
     check_unmapped(reference)
@@ -108,6 +109,8 @@ def vote_bounds(
         as_count(value, name)
         for name, value in (("k", k), ("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size))
     )
+    if not isinstance(reference, neighbors.Reference):
+        raise ValueError("reference must be from fit or shard: vote_bounds need points in memory")
     clean, labels, bounds, left_out = check_question(reference, images, labels, bounds=bounds, leave_out=leave_out)
     check_scale(reference, clean)
     points = host_points(reference)

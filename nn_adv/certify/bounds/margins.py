@@ -75,7 +75,7 @@ def margin_bound(
       ValueError: unknown norm, a reference with a linear map, or images and labels as refused by `check_question`.
     """
     check_unmapped(reference)
-    size = reference.blocks.shape[-1]
+    size = reference.size
     ratio = norm_ratio(distance_norm, threat_norm, size)
     images, labels, *_ = check_question(reference, images, labels)
     table = np.asarray(neighbors.class_distances(reference, images, norm=distance_norm), np.float64)
@@ -87,7 +87,7 @@ def margin_bound(
     own = table[rows, labels]
     table[rows, labels] = np.inf
     other = table.min(axis=1, initial=np.inf)
-    allowance = _absolute_rounding(reference.blocks.dtype, distance_norm, size)
+    allowance = _absolute_rounding(reference.dtype, distance_norm, size)
     with np.errstate(invalid="ignore"):  # inf - inf: neither class has points
         margin = other * (1 - _RELATIVE_ROUNDING) - own * (1 + _RELATIVE_ROUNDING) - 2 * allowance
     return np.where(margin > 0, margin / (2 * ratio) * (1 - 1e-12), 0.0)

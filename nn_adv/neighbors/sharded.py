@@ -1,0 +1,153 @@
+"""One search over many devices: points split over one axis of a mesh, queries over the other.
+
+Every device searches its own blocks for its own queries. What it found, Q x k pairs of an exact distance and an index,
+is gathered once, and every device takes the k nearest of all: no point leaves its device, and the answers are whole on
+each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nn_adv.neighbors.reference import NO_POINT, Reference, padding_of
+from nn_adv.precision import FLOATS, INTEGERS, Products
+
+POINTS, QUERIES = "points", "queries"
+_SPLIT = ("blocks", "index", "sq_norms", "centered_sq_norms")  # by blocks; all else is whole on every device
+
+
+def shard(reference: Reference, mesh: Mesh) -> Reference:
+    """Split the points over the devices of a mesh; every search of them then runs on all devices.
+
+    Answers are those of one device, to the bit where integers decide, and whole on every device and process. In a
+    cluster every process calls this with the same points, and then the same functions with the same queries.
+
+    Args:
+      reference: points from `fit`.
+      mesh: of the axes "points", over which blocks of points are split, and "queries", in any order, as from
+        ``jax.make_mesh((4, 2), ("points", "queries"))``.
+
+    Raises:
+      ValueError: a mesh of other axes, or a reference with a linear map.
+    """
+    if reference.mapped is not None:
+        raise ValueError("reference must be fitted without a linear_map, got one with it")
+    return place(agreed(reference), check_mesh(mesh))
+
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """Return a mesh whose axes the compiler splits by, refusing others than those of `shard`.
+
+    Raises:
+      ValueError: a mesh of other axes.
+    """
+    if not isinstance(mesh, Mesh) or set(mesh.axis_names) != {POINTS, QUERIES}:
+        got = mesh.axis_names if isinstance(mesh, Mesh) else type(mesh).__name__
+        raise ValueError(f"mesh must be a Mesh of the axes ('{POINTS}', '{QUERIES}'), got {got}")
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def agreed(reference: Reference) -> Reference:
+    """Return a reference with the products that the first process chose: all must run the same program."""
+    if jax.process_count() == 1:
+        return reference
+    ours = np.array([INTEGERS.index(reference.products.integers), FLOATS.index(reference.products.floats)])
+    first = multihost_utils.broadcast_one_to_all(ours)
+    return dataclasses.replace(reference, products=Products(INTEGERS[int(first[0])], FLOATS[int(first[1])]))
+
+
+def place(reference: Reference, mesh: Mesh) -> Reference:
+    """Split a reference over a mesh from `check_mesh`."""
+    filling = -reference.blocks.shape[0] % mesh.shape[POINTS]
+    values = {
+        "blocks": 128 if reference.dtype == np.uint8 else 0,
+        "index": NO_POINT,
+        "sq_norms": padding_of(reference.sq_norms.dtype),
+        "centered_sq_norms": np.inf,
+    }
+
+    def placed(name: str, array: chex.Array) -> jax.Array:
+        array = np.asarray(array)
+        if name in _SPLIT:
+            array = np.pad(array, ((0, filling), *((0, 0),) * (array.ndim - 1)), constant_values=values[name])
+        sharding = NamedSharding(mesh, PartitionSpec(POINTS if name in _SPLIT else None))
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    fields = ("labels", "class_start", "center", "pixel_range", *_SPLIT)
+    arrays: dict[str, Any] = {name: placed(name, getattr(reference, name)) for name in fields}
+    return dataclasses.replace(reference, mesh=mesh, **arrays)
+
+
+def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):
+    """Return ``local(reference, first, *arguments)`` of every device, put together as ``out`` says.
+
+    Args:
+      local: given the blocks of a device as a reference without a mesh, and the number of its first block.
+      reference: a sharded one.
+      arguments: arrays.
+      specs: how each is split.
+      out: how the results are.
+    """
+    whole = jax.tree.map(lambda _: PartitionSpec(), reference)
+    of_reference = whole.replace(**{name: PartitionSpec(POINTS) for name in _SPLIT})
+
+    def on_one(reference, *arguments):
+        first = lax.axis_index(POINTS).astype(jnp.int32) * reference.blocks.shape[0]
+        return local(reference.replace(mesh=None), first, *arguments)
+
+    in_specs = of_reference, *specs
+    split = jax.shard_map(on_one, mesh=reference.mesh, in_specs=in_specs, out_specs=out, check_vma=False)
+    return split(reference, *arguments)
+
+
+def search(local: Callable, merge: Callable, reference: Reference, queries: chex.Array, *others: chex.Array):
+    """Return ``merge(parts)`` for queries ``[Q, d]``, with what ``local`` found on each device; ``others`` are whole.
+
+    Without a mesh there is one part. ``local`` gives an array ``[q, ...]``, see `on_each`, and ``merge`` gets those of
+    all shares of points, ``[P, Q, ...]``, by one all-gather.
+    """
+    if reference.mesh is None:
+        return merge(local(reference, 0, queries, *others)[None])
+    shares = reference.mesh.shape[QUERIES]
+
+    def gathered(*arguments):
+        part = local(*arguments)
+        parts = lax.all_gather(part, (POINTS, QUERIES))
+        return merge(parts.reshape(-1, shares * part.shape[0], *part.shape[1:]))
+
+    specs = PartitionSpec(QUERIES), *(PartitionSpec() for _ in others)
+    found = on_each(gathered, reference, (_filled(queries, shares), *others), specs, PartitionSpec())
+    return jax.tree.map(lambda x: x[: len(queries)], found)
+
+
+def of_all_points(local: Callable, reference: Reference, *per_query: chex.Array) -> jax.Array:
+    """Return what ``local(reference, *per_query)`` says of each query and point, ``[Q, P]``, which stays there."""
+    if reference.mesh is None:
+        return local(reference, *per_query)
+    filled = tuple(_filled(some, reference.mesh.shape[QUERIES]) for some in per_query)
+    specs = (PartitionSpec(QUERIES),) * len(per_query)
+    found = on_each(
+        lambda reference, _, *some: local(reference, *some), reference, filled, specs, PartitionSpec(QUERIES, POINTS)
+    )
+    return found[: len(per_query[0])]
+
+
+def _filled(queries: chex.Array, shares: int) -> jax.Array:
+    return jnp.pad(queries, ((0, -queries.shape[0] % shares), *((0, 0),) * (queries.ndim - 1)))
+
+
+def on_host(array: chex.Array) -> np.ndarray:
+    """Return all of an array as a NumPy array, also where other processes hold parts of it; they must ask too."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -1,0 +1,135 @@
+"""Points that stay on disk: searched slab by slab, the next one read while the device works on this one."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nn_adv.border import as_array, as_count, as_images, as_labels
+from nn_adv.neighbors.reference import NO_POINT, Reference, fit, mean_pixels, padding_of, squared_norms
+from nn_adv.neighbors.sharded import agreed, check_mesh, place
+
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """Labelled points on disk, made by `stream`; what `Reference` is for points in memory.
+
+    Attributes:
+      points: ``[N, d]`` uint8 or float32, mapped from a file.
+      labels: ``[N]`` classes.
+      centered_sq_norms: of the points ``[N]``, as in `Reference`; all that memory holds of them.
+      sq_norms: likewise.
+      head: a reference to one point, for what does not depend on the points.
+      pixel_range: lowest and highest pixel ``[2]``.
+      rows: points of a slab.
+      mesh: the devices that a slab is split over; None for one.
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+    centered_sq_norms: np.ndarray
+    sq_norms: np.ndarray
+    head: Reference
+    pixel_range: np.ndarray
+    rows: int
+    mesh: Mesh | None
+
+    num_classes = property(lambda self: self.head.num_classes)
+    image_shape = property(lambda self: self.head.image_shape)
+    size = property(lambda self: self.points.shape[1])
+    dtype = property(lambda self: self.points.dtype)
+    num_points = property(lambda self: len(self.points))
+    searched = property(lambda self: self)
+    linear_map = mapped = None  # points on disk are measured as they are
+
+    def slabs(self, some: np.ndarray | None = None) -> Iterator[tuple[Reference, np.ndarray]]:
+        """Yield the points, or some of them ``[n]``, as references of one shape, and the index of each ``[rows]``.
+
+        The next slab is read while the caller works on this one. Blocks are filled in the order of the index, whatever
+        the classes.
+        """
+        count = self.num_points if some is None else len(some)
+        rows = min(self.rows, max(1, -(-count // _BLOCK)) * _BLOCK)
+
+        def read(start: int) -> tuple[Reference, np.ndarray]:
+            stop = min(start + rows, count)
+            index = np.arange(start, stop) if some is None else some[start:stop]
+            return self._slab(slice(start, stop) if some is None else index, index, rows), index
+
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            following = reader.submit(read, 0)
+            for start in range(0, count, rows):
+                slab = following.result()
+                if start + rows < count:
+                    following = reader.submit(read, start + rows)
+                yield slab
+
+    def _slab(self, part: slice | np.ndarray, index: np.ndarray, rows: int) -> Reference:
+        def blocks(values: np.ndarray, filling: float) -> np.ndarray:
+            missing = (0, rows - len(values)), *((0, 0),) * (values.ndim - 1)
+            return np.pad(values, missing, constant_values=filling).reshape(-1, _BLOCK, *values.shape[1:])
+
+        slab = dataclasses.replace(
+            self.head,
+            blocks=blocks(self.points[part], 128 if self.dtype == np.uint8 else 0),
+            index=blocks(index.astype(np.int32), NO_POINT),
+            sq_norms=blocks(self.sq_norms[part], padding_of(self.sq_norms.dtype)),
+            centered_sq_norms=blocks(self.centered_sq_norms[part], np.inf),
+        )
+        return jax.tree.map(jnp.asarray, slab) if self.mesh is None else place(slab, self.mesh)
+
+
+def stream(
+    points: str | os.PathLike | np.ndarray,
+    labels: chex.Array,
+    num_classes: int,
+    *,
+    rows: int = 2**16,
+    mesh: Mesh | None = None,
+) -> Streamed:
+    """Open labelled points that stay on disk; searches and radii take the result where they take that of `fit`.
+
+    The answers are those of `fit`. A search reads the file once, `nearest_in_class` only the points of the class, and
+    memory holds three slabs. Opening reads the file twice: to check the pixels, and for the norms of the points.
+
+    Args:
+      points: the name of a .npy file of ``[N, ...]`` images, uint8 or float32, or such an array.
+      labels: ``[N]`` integers in ``0 .. num_classes - 1``.
+      num_classes: number of classes C.
+      rows: points of a slab, rounded up to a multiple of 1024.
+      mesh: devices to split a slab over, as for `shard`.
+
+    Raises:
+      ValueError: as `fit`; or points of another dtype, which would have to be converted.
+      OSError: a file that cannot be read.
+    """
+    opened = np.load(points, mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    opened = as_array(opened, "points")
+    if jnp.issubdtype(opened.dtype, jnp.floating) and opened.dtype != np.float32:
+        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {opened.dtype}")
+    images = np.asarray(as_images(opened, name="points"))
+    if not len(images):
+        raise ValueError(f"points must be [N, ...] with at least one point, got shape {images.shape}")
+    labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(images))
+    rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
+    head = fit(images[:1], labels[:1], num_classes)
+    if mesh is not None:
+        mesh, head = check_mesh(mesh), agreed(head)
+    flat = images.reshape(len(images), -1)
+    center = mean_pixels(flat[:rows])
+    parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]
+    norms = [np.concatenate(some) for some in zip(*(squared_norms(part, center) for part in parts), strict=True)]
+    ends = np.array([min(part.min() for part in parts), max(part.max() for part in parts)])
+    ends = ends / (np.float32(255) if flat.dtype == np.uint8 else np.float32(1))
+    head = dataclasses.replace(head, center=jnp.asarray(center), pixel_range=jnp.asarray(ends))
+    return Streamed(flat, labels, norms[0], norms[1], head=head, pixel_range=ends, rows=rows, mesh=mesh)

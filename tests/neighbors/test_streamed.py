@@ -1,0 +1,54 @@
+"""Points on disk beside the same points in memory."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from nn_adv import neighbors
+from tests.neighbors.test_sharded import DTYPES, images, mesh
+
+
+def _both(tmp_path, dtype: str, count: int = 2500, **options):
+    points, labels = images(0, count, dtype), np.random.default_rng(7).integers(0, 3, count)
+    np.save(tmp_path / "points.npy", points.reshape(count, 3, 3))
+    streamed = neighbors.stream(
+        tmp_path / "points.npy", labels, 4, rows=1, **options
+    )  # slabs of 1024; class 3 is empty
+    return neighbors.fit(points.reshape(count, 3, 3), labels, 4), streamed
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("norm", ["l2", "l1", "linf"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_answers_are_those_of_points_in_memory(tmp_path, norm, dtype):
+    fitted, streamed = _both(tmp_path, dtype)
+    queries, leave_out = images(1, 7, dtype).reshape(7, 3, 3), np.array([0, -1, 1024, 2499, -1, 5, 6])
+
+    def answers(reference):
+        return (
+            neighbors.nearest(reference, queries, 3, norm=norm, leave_out=leave_out),
+            neighbors.class_distances(reference, queries, norm=norm),
+            neighbors.predict(reference, queries, norm=norm),
+            neighbors.nearest_in_class(reference, queries, 1, 2),
+        )
+
+    jax.tree.map(np.testing.assert_array_equal, answers(fitted), answers(streamed))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
+def test_over_a_mesh(tmp_path):
+    fitted, streamed = _both(tmp_path, "uint8", mesh=mesh((4, 2)))
+    queries = images(1, 7, "uint8").reshape(7, 3, 3)
+    jax.tree.map(np.testing.assert_array_equal, *(neighbors.nearest(some, queries, 3) for some in (fitted, streamed)))
+
+
+def test_wrong_points(tmp_path):
+    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype float64"):
+        neighbors.stream(np.zeros((3, 2)), [0, 0, 0], 1)
+    with pytest.raises(ValueError, match="reference must be from fit or shard: soft_logits need points in memory"):
+        neighbors.soft_logits(
+            neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), np.zeros((1, 2), np.uint8), 1.0
+        )
