@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from experiments.report.labels import condition_label, in_grey_levels, method_label, norm_label, radius
 from experiments.report.means import Mean
@@ -88,6 +88,12 @@ def curves(
         if axes_options.get("yscale") != "log":
             axes.set_ylim(bottom=0)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes_options)
+        if "xticks" in axes_options:
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        if axes_options.get("yscale") == "log":
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter())  # which writes all of few and none of many
     return buffer.getvalue()
 
 

@@ -161,22 +161,23 @@ def _missing_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition
     for place, (task, one) in enumerate(of.items()):
         color, marker = figures.PALETTE[place]
         inside = one.mean < 1
-        sizes, missing = one.sizes[inside], 1 - one.mean[inside]
+        sizes, missing = one.sizes[inside], 100 * (1 - one.mean[inside])
         if len(sizes) > 1:
             lines.append(figures.Curve(list(zip(sizes, missing, strict=True)), names[task], color, marker))
             a, b = one.power()
             style = {"linestyle": figures.BROKEN, "linewidth": 0.9}
-            fitted = list(zip(sizes, a * sizes**-b, strict=True))
-            lines.append(figures.Curve(fitted, f"n^−{b:.2f}", color, None, style))
-    return _panel(lines, condition, "missing", "share not robust", xscale="log", yscale="log")
+            fitted = list(zip(sizes, 100 * a * sizes**-b, strict=True))
+            lines.append(figures.Curve(fitted, f"n to the power −{b:.2f}", color, None, style))
+    return _panel(lines, condition, "missing", "share not robust in %", xscale="log", yscale="log")
 
 
 def _panel(lines: Sequence[figures.Curve], condition: Condition, name: str, ylabel: str, **scales: str) -> Image:
+    sizes = sorted({size for line in lines for size, _ in line.points})
     title = f"test images, {condition_label(condition)}"
 
     def draw(form: str) -> bytes:
         xlabel = "training images"
-        return figures.curves(lines, title=title, xlabel=xlabel, ylabel=ylabel, form=form, **scales)
+        return figures.curves(lines, title=title, xlabel=xlabel, ylabel=ylabel, form=form, **scales, xticks=sizes)
 
     return image(draw, f"{ylabel} against the number of training images, {title}", name, condition.norm or "")
 
