@@ -51,7 +51,10 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "test": [*EXPERIMENTS, *ZOO, *TEST],
-        "peers": ["foolbox==3.3.4", "adversarial-robustness-toolbox==1.20.1"],  # an audit and tests that attack with them
+        "peers": [
+            "foolbox==3.3.4",
+            "adversarial-robustness-toolbox==1.20.1",
+        ],  # an audit and tests that attack with them
         "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "latex2mathml>=3.77"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
     },
