@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from experiments import configuration, documents, store
+from experiments import configuration, documents, excerpts, store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def test_damaged_rows_are_not_printed(study):
     (rows,) = study.glob("rows-*.jsonl")
     rows.write_bytes(rows.read_bytes().replace(b'"robust": 1', b'"robust": 2', 1))
     with pytest.raises(ValueError, match=r"digits is not fit to be printed: rows-\S+ line \d+: damaged"):
-        documents.Study(study)
+        excerpts.Study(study)
 
 
 def test_rows_of_another_configuration_are_not_printed(study):
@@ -55,7 +55,7 @@ def test_rows_of_another_configuration_are_not_printed(study):
         other.append({**row, "unit": "digits/0v1/other/0", "config_hash": other.config_hash})
     shutil.copy(study.parent / "other" / "rows-00000-of-00001.jsonl", study / "rows-00001-of-00002.jsonl")
     with pytest.raises(ValueError, match="line 1: row of another configuration"):
-        documents.Study(study)
+        excerpts.Study(study)
 
 
 def test_methods_without_a_common_task_are_not_printed(study, tmp_path):
@@ -64,7 +64,7 @@ def test_methods_without_a_common_task_are_not_printed(study, tmp_path):
         for unit in ("digits/0v1/1nn/0", "digits/0v2/standard/0"):
             rows.append({name: value for name, value in found[unit].items() if name != "checksum"})
     with pytest.raises(ValueError, match="has no task that all methods of its table were run on"):
-        documents.Study(tmp_path / "parts")
+        excerpts.Study(tmp_path / "parts")
 
 
 def test_rows_of_other_data_are_not_printed(study):
@@ -74,7 +74,7 @@ def test_rows_of_other_data_are_not_printed(study):
     with store.open_store(study, config, shard=(1, 2)) as rows:
         rows.append({**row, "unit": "digits/0v1/other/0", "dataset": "other digits"})
     with pytest.raises(ValueError, match="must have rows of one kind of data, got .*other digits"):
-        documents.Study(study)
+        excerpts.Study(study)
 
 
 @pytest.fixture

@@ -1,0 +1,240 @@
+"""What the documents quote: numbers, tables and figures of the studies in results/ and of docs/benchmarks/."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import report
+from experiments.report import (
+    binary_tasks,
+    cost,
+    figures,
+    findings,
+    labels,
+    means,
+    neighbor_variants,
+    page,
+    pairs,
+    rates,
+    records,
+    sweeps,
+)
+from experiments.report.records import Results
+
+
+class Study:
+    """What the documents say of the rows in a folder, on the tasks that all of these methods have; none named: all.
+
+    Raises:
+      ValueError: rows are missing, damaged, contradict each other, or are of more than one kind of data.
+    """
+
+    def __init__(self, folder: Path, methods: Sequence[str] = ()):
+        _, run = report.read(folder)
+        _check(folder, run)
+        rows = [row for row in run.rows if not methods or row["method"] in methods]
+        labels_of_data = {f"{row['dataset']} ({row['dataset_note']})" for row in rows}
+        if len(labels_of_data) != 1:
+            raise ValueError(f"{folder} must have rows of one kind of data, got {', '.join(labels_of_data) or 'none'}")
+        self.tasks = records.index(rows)[0].common_tasks
+        if not self.tasks:
+            raise ValueError(f"{folder} has no task that all methods of its table were run on")
+        self.rows = [row for row in rows if row["task"] in self.tasks]
+        (results,) = records.index(self.rows)
+        self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
+        lines = means.main_table(results, self.tasks)
+        self.lines = [line for line in lines if line.method != records.CEILING]
+        self._ceilings = [line for line in lines if line.method == records.CEILING]
+        self.collapsed = binary_tasks.collapsed_networks(self.rows)
+
+    def says(self, split: str, norm: str) -> str:
+        """Say whether 1NN is ahead of the best other method in a norm at its main epsilon, and by how much."""
+        condition = next(one for one in self.results.main_conditions if one.norm == norm)
+        return findings.comparison(self.results, split, condition, self.tasks) or ""
+
+    @property
+    def hides(self) -> list[str]:
+        """Say what the mean over train and test images hides."""
+        told = (findings.hidden(self.results, one, self.tasks) for one in self.results.main_conditions[1:])
+        return [sentence for sentence in told if sentence]
+
+    @property
+    def ceiling(self) -> str:
+        """Say what no classifier can exceed on these images at the main epsilons (`nn_adv.evaluation.ceiling`)."""
+        (line,) = self._ceilings
+        found = {
+            f"{split} images, {labels.condition_label(condition)}": line.cells[split][condition]
+            for split in self.results.single_splits
+            for condition in self.results.main_conditions
+            if condition.norm in self.results.main_epsilons
+        }
+        if all(mean and mean.value == 1 for mean in found.values()):
+            return (
+                "No two of these images of different classes of a pair are closer than two radii: 100 % is possible on "
+                "every pair, at both radii."
+            )
+        told = (f"{where}: {labels.percent(mean, error=False)} %" for where, mean in found.items())
+        return f"What no classifier can exceed on these images: {'; '.join(told)}."
+
+    @property
+    def wins(self) -> str:
+        """The table of how many pairs 1NN and the best TRADES network of each win."""
+        return _table(pairs.tally_blocks(self.results))
+
+    @property
+    def sizes(self) -> str:
+        """Say which attacks there were, and how many steps and queries they took."""
+        settings = next(row["attack"] for row in self.rows if row["attack"])
+        queries = f" and {settings['num_queries']} queries" if "square" in settings["attacks"] else ""
+        return f"attacks {', '.join(settings['attacks'])}, {settings['num_steps']} steps a run{queries}"
+
+    @property
+    def attacks(self) -> str:
+        """The table of what each attack left."""
+        return _table(binary_tasks.attack_blocks(self.results, self.rows))
+
+    @functools.cached_property
+    def figures(self) -> dict[str, page.Image]:
+        """The report's figures by their names, which begin with the name of the study."""
+        blocks = [*pairs.curve_blocks(self.results, self.tasks), *pairs.heat_map_blocks(self.results)]
+        return {image.name: image for block in blocks if isinstance(block, page.Panels) for image in block.images}
+
+
+class Excerpts:
+    """What a template may ask for: the names in ``offered``. Pictures that it shows are kept in ``files``, by name.
+
+    Args:
+      root: of the repository.
+      way: from the document to the folder of its pictures.
+    """
+
+    def __init__(self, root: Path, way: str):
+        self._root, self._way = root, way
+        self.files: dict[str, bytes] = {}
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """Every public method by its name."""
+        return {name: getattr(self, name) for name, value in vars(Excerpts).items() if _is_offered(name, value)}
+
+    def study(self, name: str, *methods: str) -> Study:
+        """Read a study of pairs, see `Study`."""
+        return _study(self._root / "results" / name, methods)
+
+    def figure(self, of: Study, *parts: str) -> str:
+        """Show a figure of a study of pairs."""
+        return self._image(of.figures[page.file_name(of.results.dataset, *parts)])
+
+    def section(self, of: str, heading: str) -> str:
+        """Quote what the report of a study has below a heading."""
+        return self._blocks(section(self._folder(of), heading))
+
+    def sweep(self, of: str, setting: str, base: float) -> str:
+        """Show what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
+        folder = self._folder(of)
+        runs = {}
+        for workdir in sorted(folder.iterdir()):
+            name, _, value = workdir.name.partition("-")[2].partition("=")
+            if name in ("base", setting):
+                runs[float(value or base)] = _read(workdir)
+        return self._blocks([page.renamed(block, f"{of}-") for block in sweeps.blocks(runs, setting)])
+
+    def costs(self, of: Study, measured: str) -> str:
+        """Show robust accuracy beside cost, with what `benchmarks/cost.py` measured."""
+        return self._blocks(cost.blocks(of.results, of.rows, self.benchmark(measured)))
+
+    def command(self, of: str) -> str:
+        """Return the command of a study."""
+        return _read(self._folder(of)).settings["command"]
+
+    def needed(self, of: str, networks: Study) -> str:
+        """Show how many images 1NN would need to reach networks, by its growth in a study."""
+        return _table([rates.needed_table(_read(self._folder(of)).rows, networks.results)])
+
+    def lead(self, of: str, networks: Study) -> str:
+        """Show how much of the lead of networks each variant of 1NN wins back."""
+        (results,) = records.index(_read(self._folder(of)).rows)
+        return _table([neighbor_variants.lead_table(results, networks.results)])
+
+    def histogram(self, of: str, norm: str) -> str:
+        """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
+        return self._image(_histogram(of, self.benchmark(of), norm))
+
+    def benchmark(self, name: str) -> Any:
+        """Read a file of docs/benchmarks/."""
+        return json.loads((self._root / "docs" / "benchmarks" / f"{name}.json").read_bytes())
+
+    def _folder(self, of: str) -> Path:
+        return self._root / "results" / of
+
+    def _image(self, image: page.Image) -> str:
+        self.files |= image.files
+        return f"![{image.alt}]({self._way}/{image.name})"
+
+    def _blocks(self, blocks: Sequence[page.Block]) -> str:
+        for image in page.images(blocks):
+            self.files |= image.files
+        return page.to_markdown(blocks, folder=self._way).strip()
+
+
+def _is_offered(name: str, value: Any) -> bool:
+    return callable(value) and not name.startswith("_")
+
+
+@functools.cache
+def _study(folder: Path, methods: tuple[str, ...]) -> Study:
+    return Study(folder, methods)
+
+
+def section(folder: Path, heading: str) -> list[page.Block]:
+    """Return what the report of a study has below a heading; the names of its figures begin with that of the study.
+
+    Raises:
+      ValueError: the rows are damaged or contradict each other, or there is no such heading.
+    """
+    experiment, run = report.read(folder)
+    _check(folder, run)
+    found: list[page.Block] = []
+    level = 0
+    for block in report.blocks(experiment, run):
+        if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
+            level = block.level if block.text == heading else 0
+        elif level:
+            found.append(page.renamed(block, f"{folder.name}-"))
+    if not found:
+        raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
+    return found
+
+
+def _read(folder: Path) -> records.Run:
+    _, run = report.read(folder)
+    _check(folder, run)
+    return run
+
+
+def _check(folder: Path, run: records.Run) -> None:
+    if wrong := [*run.problems, *run.contradictions]:
+        raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
+
+
+def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
+    """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
+    sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
+    edges = found["norms"][norm]["edges"]
+    middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]
+    lines = []
+    for (what, one), (color, _) in zip(sets.items(), figures.PALETTE, strict=False):
+        shares = [100 * count / one["images"] for count in one["histogram"]]
+        lines.append(figures.Curve(list(zip(middles, shares, strict=True)), what, color))
+    title = f"{found['data']}, {labels.norm_label(norm)}"
+    xlabel = "distance to the nearest image of another class"
+    png = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
+    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", png)
+
+
+def _table(blocks: Sequence[page.Block]) -> str:
+    return page.to_markdown([block for block in blocks if isinstance(block, page.Table)], folder="").strip()
