@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from experiments.report import figures
-from experiments.report.labels import condition_label, signed_points
+from experiments.report.labels import MISSING, condition_label, signed_points
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CLEAN, Condition, Results, Row, tidy
 
@@ -129,7 +129,7 @@ def _rates(grown: Mapping[tuple[str, Condition], Growth], results: Results) -> T
                 [
                     f"{_task_label(results, task)}, {condition_label(condition)}",
                     *(f"{100 * share:.1f}" for share in (one.mean[0], one.mean[-1])),
-                    f"{one.power()[1]:.3f} ({low:.3f} to {high:.3f})",
+                    MISSING if math.isnan(high) else f"{one.power()[1]:.3f} ({low:.3f} to {high:.3f})",
                     signed_points(one.per_doubling()),
                 ]
             )
