@@ -139,8 +139,9 @@ def _rates(grown: Mapping[tuple[str, Condition], Growth], results: Results) -> T
 
 
 def _task_label(results: Results, task: str) -> str:
-    classes = results.classes[task]
-    return task if task == "all" else " / ".join(classes)
+    """Name the classes; two that differ after a comma only are one kind."""
+    kinds = dict.fromkeys(name.partition(",")[0] for name in results.classes[task])
+    return task if task == "all" else " / ".join(kinds)
 
 
 def _accuracy_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition: Condition) -> Image:
