@@ -20,7 +20,7 @@ def _search(fn, *arguments):
 
 
 _OTHER_FLOATS = ("float16", "bfloat16", "<f8", ">f8", "<f16", "lists", "JAX array of bfloat16", "NaN", "infinity",
-                 "NaN, in half precision")  # fmt: skip
+                 "NaN, in half precision", "too large for a float32")  # fmt: skip
 
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),

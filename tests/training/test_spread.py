@@ -57,7 +57,7 @@ def test_batches_over_devices_have_the_losses_of_one_and_its_statistics(tmp_path
     np.testing.assert_allclose(found.history.loss, expected.history.loss, rtol=1e-5, atol=1e-5)
     for name in ("params", "batch_stats"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
             found.variables[0][name], expected.variables[0][name],
         )  # fmt: skip
 
