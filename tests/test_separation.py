@@ -56,7 +56,7 @@ def test_digits_are_as_far_apart_as_certify_says():
     assert kept["least"] == pytest.approx(found.distance) and sorted(kept["between"]) == sorted(found.pair)
 
 
-@pytest.mark.parametrize("name", ["mnist", "digits"])
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "digits"])
 def test_kept_figures_belong_together(name):
     kept = _kept(name)
     for of_sets in kept["norms"].values():
@@ -72,3 +72,11 @@ def test_mnist_is_as_others_measured_it():
     assert round(kept["norms"]["linf"]["train to train"]["least"] * 255, 3) == 188
     assert len(kept["published"]) == 4 and all(row["equal"] for row in kept["published"])
     assert kept["errors_of_1nn"]["count"] == 309  # which ones depends on the order of the files
+
+
+def test_the_jpeg_copy_is_near_the_original_but_not_equal():
+    kept = _kept("cifar10")
+    assert "JPEG" in kept["data"] and not all(row["equal"] for row in kept["published"])
+    for row in kept["published"]:
+        if "images within" not in row["what"]:
+            assert row["here"] == pytest.approx(row["published"], rel=0.15)
