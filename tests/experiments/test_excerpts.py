@@ -1,0 +1,49 @@
+"""What is quoted beside whole sections: sweeps of one setting, and cost."""
+
+import pathlib
+
+import pytest
+
+from experiments import excerpts, report
+from experiments.report import cost, page, sweeps
+
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / "results"
+MEASURED = {"flop": {"1nn": 2e6, "network": 1e4}, "milliseconds": {"1nn": 0.5, "network": 0.01}}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return report.read(RESULTS / "digits")[1]
+
+
+def test_a_sweep_has_a_column_for_each_value_in_order_and_a_panel_for_each_condition(run):
+    blocks = sweeps.blocks({10.0: run, 2.0: run}, "beta")
+    panels, table = blocks[:2]
+    assert [image.name for image in panels.images] == ["beta-clean.png", "beta-linf.png", "beta-l2.png"]
+    assert table.header == ["beta", "2", "10"]
+    assert all(line[1] == line[2] for line in table.rows)
+    assert any(line[0] == "TRADES-l2, test images, L2 0.8" for line in table.rows)
+
+
+def test_runs_without_a_common_task_are_no_sweep(run):
+    halves = [[row for row in run.rows if (row["task"] == "0v1") == is_first] for is_first in (True, False)]
+    parts = {float(number): run._replace(rows=half) for number, half in enumerate(halves)}
+    with pytest.raises(ValueError, match="the runs of beta have no task that all methods of all of them were run on"):
+        sweeps.blocks(parts, "beta")
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"), [("1nn", 0), ("standard", 3), ("trades-linf", 2 * 7 + 7), ("trades-both", 4 * 7 + 10)]
+)
+def test_training_costs_its_passes(run, method, passes):
+    row = next(row for row in run.rows if row["method"] == method)
+    epochs = (row["training"] or {"num_epochs": 0})["num_epochs"]
+    assert cost.training_flop(row, 1e4) == passes * 1e4 * epochs * row["num_train"]
+
+
+def test_cost_has_a_line_for_each_method_beside_its_robust_accuracy():
+    study = excerpts.Study(RESULTS / "digits", ("1nn", "standard", "trades-l2"))
+    table, panels = cost.blocks(study.results, study.rows, MEASURED)
+    assert [line[0] for line in table.rows] == ["1NN", "TRADES-l2", "standard"]
+    assert table.rows[0][1] == "0.00" and table.rows[0][3:5] == ["2.0", "0.500"]
+    assert len(panels.images) == 2 and all(isinstance(image, page.Image) for image in panels.images)
