@@ -56,6 +56,11 @@ class Study:
         condition = next(one for one in self.results.main_conditions if one.norm == norm)
         return findings.comparison(self.results, split, condition, self.tasks) or ""
 
+    def mean(self, method: str, split: str, norm: str) -> means.Mean | None:
+        """Return the mean accuracy of a method in a norm at its main epsilon."""
+        (line,) = (line for line in self.lines if line.method == method and not line.certified)
+        return next(mean for one, mean in line.cells[split].items() if one.norm == norm)
+
     @property
     def hides(self) -> list[str]:
         """Say what the mean over train and test images hides."""

@@ -12,7 +12,7 @@ from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
 from experiments.report.means import mean_over_tasks, task_accuracies
 from experiments.report.page import Block, Image, Panels, Table, file_name
-from experiments.report.records import Results, Row
+from experiments.report.records import CEILING, Results, Row
 
 _STEP = 3  # forward passes' worth of a forward and a backward one
 
@@ -27,7 +27,7 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
     """
     conditions = [one for one in results.main_conditions if one.norm not in (None, "worst")]
     lines, dots = [], {}
-    for method in results.methods:
+    for method in (method for method in results.methods if method != CEILING):
         own = [row for row in rows if row["method"] == method]
         kind = "1nn" if method == "1nn" else "network"
         seconds = float(np.median([row["seconds"]["train"] for row in own]))

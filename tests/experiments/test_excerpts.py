@@ -42,7 +42,7 @@ def test_training_costs_its_passes(run, method, passes):
 
 
 def test_cost_has_a_line_for_each_method_beside_its_robust_accuracy():
-    study = excerpts.Study(RESULTS / "digits", ("1nn", "standard", "trades-l2"))
+    study = excerpts.Study(RESULTS / "digits", ("1nn", "standard", "trades-l2", "ceiling"))
     table, panels = cost.blocks(study.results, study.rows, MEASURED)
     assert [line[0] for line in table.rows] == ["1NN", "TRADES-l2", "standard"]
     assert table.rows[0][1] == "0.00" and table.rows[0][3:5] == ["2.0", "0.500"]
