@@ -8,6 +8,7 @@ configs/audit.py:DATA            how far attacks on 1NN are from its exact radii
 configs/leaderboard.py:cifar10   RobustBench's networks, or your own, beside 1NN
 configs/small_zoo.py:cifar10     small networks for a leaderboard
 configs/neighbor_variants.py:QUESTION,DATA   exact robust accuracy of variants of 1NN
+configs/ablations.py:base        TRADES on pairs of digits; with --sweep one setting after the other is changed
 DATA: digits (nothing to download), mnist, fashion_mnist, cifar10 or npz:/my/data.npz. Each file says what else it
 takes, and every value in it is a flag: --config.training.num_epochs=5. docs/guide.md tells the rest.
 """

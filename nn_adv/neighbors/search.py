@@ -238,7 +238,7 @@ def nearest_exactly(reference: Reference, queries: chex.Array, limits, *, k: int
 
     def merge(parts):
         with jax.enable_x64(True):
-            pairs = jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1, 2)
+            pairs = jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], parts.shape[0] * parts.shape[2], 2)
             values, indices = pairs[:, :, 0], pairs[:, :, 1].astype(jnp.int32)
             if len(parts) > 1:
                 values, indices = _nearest_of(values, indices, min(k, values.shape[1]))[:2]

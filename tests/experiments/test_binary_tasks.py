@@ -469,7 +469,7 @@ def test_what_can_be_run_is_listed_where_nothing_is_named(flags, message, lists,
     done = run_here(["experiments.main", *flags])
     assert done.status == 2 and done.stderr.splitlines()[-1].startswith(f"error: {message}")
     named = [f"configs/{path.name}:" in done.stderr for path in (ROOT / "configs").glob("[a-z]*.py")]
-    assert named == [lists] * 4
+    assert named == [lists] * 7
 
 
 _POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
