@@ -28,6 +28,7 @@ def test_every_shard_is_run_and_a_killed_one_again(tmp_path, file, bounds):
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "LOG": str(log),
+        "PYTHON": "python",
         "HOME": str(_LAUNCH.parents[1]),
     }
     environment |= {"NAME": "slice", "ZONE": "zone", "HOSTS": "3", "REPOSITORY": _LAUNCH.parent.name}
