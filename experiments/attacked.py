@@ -103,7 +103,6 @@ def broken_by(
             threat=threat,
             attacks=suite,
             batch_size=batch_size,
-            predict_fn=classifier.predict_fn,
             indices=indices,
             state=state,
             on_batch=keep,

@@ -226,8 +226,6 @@ class Plan(plan.Plan):
         if not subject.is_named:
             attack = {"name": "pgd", "temperature": subject.temperatures[0]}
         fields = {
-            "task": task.name,
-            "classes": list(task.class_names),
             "norm": subject.norm,
             "num_train": len(task.train_index),
             "count": len(shared.images),

@@ -172,6 +172,11 @@ class Plan(plan.Plan):
         members = zip(trained.variables, trained.selected_epoch, trained.history.seconds, strict=True)
         return {unit.name: member for unit, member in zip(group, members, strict=True)}
 
+    def about(self, unit: Unit) -> dict[str, Any]:
+        """See `plan.Plan.about`; a row of a method says also how many images it had."""
+        num_train = len(unit.task.train_index) + len(unit.task.holdout_index)
+        return super().about(unit) | {"method": unit.subject, "seed": unit.seed, "num_train": num_train}
+
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
         """Evaluate 1NN or a network of the group, or say what no classifier exceeds."""
         task = unit.task
@@ -184,11 +189,6 @@ class Plan(plan.Plan):
         else:
             fields = self._network_fields(unit, chosen, shared[unit.name], workdir, show)
         return self.about(unit) | {
-            "task": task.name,
-            "classes": list(task.class_names),
-            "method": unit.subject,
-            "seed": unit.seed,
-            "num_train": len(task.train_index) + len(task.holdout_index),
             "main_radii": self.evaluation.epsilons,
             **fields,
         }

@@ -15,12 +15,10 @@ class Classifier(NamedTuple):
     """A classifier, a pytree of its arrays: one compilation serves all whose arrays have the same shapes.
 
     Attributes:
-      logits_fn: differentiable, images to logits ``[B, C]``; what an attack climbs.
-      predict_fn: images to labels ``[B]``, what decides. None: the argmax of the logits.
+      logits_fn: differentiable, images to logits ``[B, C]``: what an attack climbs, and whose argmax decides.
     """
 
     logits_fn: Partial
-    predict_fn: Partial | None = None
 
 
 def network(model: nn.Module, variables: Any) -> Classifier:
@@ -31,6 +29,4 @@ def network(model: nn.Module, variables: Any) -> Classifier:
 @jax.jit
 def predict(classifier: Classifier, images: chex.Array) -> chex.Array:
     """Classify images ``[B, ...]``; returns labels ``[B]``."""
-    if classifier.predict_fn is not None:
-        return classifier.predict_fn(images)
     return jnp.argmax(classifier.logits_fn(images), axis=1)

@@ -117,11 +117,6 @@ class Plan(binary_tasks.Plan):
                 changed = corrupt(clean, name, strength, chosen.number)
                 found += self._counts(predict, chosen, clean, changed, {"corruption": name, "strength": strength})
         return self.about(unit) | {
-            "task": task.name,
-            "classes": list(task.class_names),
-            "method": unit.subject,
-            "seed": unit.seed,
-            "num_train": len(task.train_index) + len(task.holdout_index),
             "corrupted": found,
             "files": [],
             "seconds": {"evaluate": round(time.perf_counter() - start, 3)},

@@ -92,8 +92,6 @@ class Plan(plan.Plan):
         known = self._radii(made, task.num_classes, chosen)
         records = evaluate.exact_records(self.evaluation, known)
         return self.about(unit) | {
-            "task": task.name,
-            "classes": list(task.class_names),
             "method": unit.subject,
             "seed": unit.seed,
             "num_train": len(task.train_index),

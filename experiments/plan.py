@@ -121,7 +121,8 @@ class Plan:
     def about(self, unit: Unit) -> dict[str, Any]:
         """Return what every row says of its unit, of the data, of the machine and of the moment that made it."""
         dataset = {"dataset": self.dataset.title, "dataset_note": self.dataset.note}
-        return {"schema": 1, "unit": unit.name, **dataset, **provenance()}
+        task = {} if unit.task is None else {"task": unit.task.name, "classes": list(unit.task.class_names)}
+        return {"schema": 1, "unit": unit.name, **dataset, **provenance(), **task}
 
 
 def provenance() -> dict[str, Any]:

@@ -12,14 +12,12 @@ import chex
 import numpy as np
 from scipy import sparse, stats
 from scipy.sparse.csgraph import maximum_bipartite_matching
-from scipy.spatial import distance
 
 from nn_adv.border import as_count, as_images, as_labels, check_size
+from nn_adv.conflicts import conflicts
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
 
-_METRICS = {"l1": "cityblock", "l2": "euclidean", "linf": "chebyshev"}
-_MEASURED_AT_A_TIME = 2**22  # distances: 32 MiB
 _TIE = 1e-6  # relative: so close to 2 epsilon no conflict is claimed, since pixels are rounded
 
 
@@ -139,8 +137,8 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
     if not count:
         raise ValueError(f"images must hold at least one image, got shape {images.shape}")
     limits = 2 * np.asarray(epsilons, np.float64) * (1 - _TIE)
-    pixels = np.asarray(as_float(images)).reshape(count, -1)
-    first, second, apart = _conflicts(pixels, labels, limits.max(initial=0), _METRICS[norm])
+    pixels = np.asarray(as_float(images), np.float64).reshape(count, -1)
+    first, second, apart = conflicts(pixels, labels, limits.max(initial=0), norm=norm)
     given_up = []
     for limit in limits:
         some = (apart < limit) | (apart == 0)
@@ -148,19 +146,6 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
         graph = sparse.csr_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(count, count))
         given_up.append(np.count_nonzero(maximum_bipartite_matching(graph) >= 0) / 2)
     return 1 - np.array(given_up) / count
-
-
-def _conflicts(pixels: np.ndarray, labels: np.ndarray, limit: float, metric: str) -> tuple[np.ndarray, ...]:
-    """Return the positions of two images of different classes, and their distance, for all below ``limit`` or at 0."""
-    found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))]
-    for label in np.unique(labels)[:-1]:
-        own, others = np.flatnonzero(labels == label), np.flatnonzero(labels > label)
-        step = max(1, _MEASURED_AT_A_TIME // len(others))
-        for rows in (own[start : start + step] for start in range(0, len(own), step)):
-            table = distance.cdist(pixels[rows], pixels[others], metric)
-            one, two = np.nonzero((table < limit) | (table == 0))
-            found.append((rows[one].astype(np.int32), others[two].astype(np.int32), table[one, two]))
-    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple[float, float]:

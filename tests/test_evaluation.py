@@ -128,7 +128,7 @@ def test_ceiling_counts_what_touches_as_apart_and_copies_as_conflicts_at_any_rad
 
 def test_blocks_of_distances_do_not_change_the_ceiling(monkeypatch):
     whole = evaluation.ceiling(IMAGES, LABELS, [0.5, 0.7, 0.8], norm="l2")
-    monkeypatch.setattr(evaluation, "_MEASURED_AT_A_TIME", 30)
+    monkeypatch.setattr("nn_adv.conflicts._MEASURED_AT_A_TIME", 30)
     np.testing.assert_array_equal(evaluation.ceiling(IMAGES, LABELS, [0.5, 0.7, 0.8], norm="l2"), whole)
     assert 0 < whole.min() < 1
 

@@ -11,14 +11,11 @@ import chex
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.spatial.distance import cdist
 
 from nn_adv.border import as_images, as_labels
+from nn_adv.conflicts import conflicts
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm, check_size
-
-_METRICS = {"l1": "cityblock", "linf": "chebyshev"}
-_ROWS_AT_A_TIME = 512
 
 
 def prune(points: chex.Array, labels: chex.Array, *, radius: float, norm: str = "l2") -> np.ndarray:
@@ -45,21 +42,12 @@ def prune(points: chex.Array, labels: chex.Array, *, radius: float, norm: str = 
     points = as_images(points, name="points")
     labels = as_labels(labels, 2, count=len(points))
     flat = np.asarray(as_float(points), np.float64).reshape(len(points), -1)
-    first, second = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
-    if not len(first) or not len(second):
-        return np.arange(len(points))
-    blocks = np.split(first, range(_ROWS_AT_A_TIME, len(first), _ROWS_AT_A_TIME))
-    edges = sparse.vstack([sparse.csr_matrix(_closer(flat[block], flat[second], 2 * radius, norm)) for block in blocks])
-    rows, columns = _minimum_vertex_cover(edges.tocsr())
-    return np.setdiff1d(np.arange(len(points)), np.concatenate([first[rows], second[columns]]))
-
-
-def _closer(one: np.ndarray, other: np.ndarray, distance: float, norm: str) -> np.ndarray:
-    """Tell which pairs of rows are closer than a distance."""
-    if norm != "l2":
-        return cdist(one, other, _METRICS[norm]) < distance
-    squares = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1) - 2 * one @ other.T
-    return squares < distance**2
+    first, second, apart = conflicts(flat, labels, 2 * radius, norm=norm)
+    cut = apart < 2 * radius  # equal points conflict even at radius 0, where all are kept
+    shape = (len(points), len(points))  # a row for each point of the first class, a column for each of the second
+    edges = sparse.csr_matrix((np.ones(int(np.sum(cut))), (first[cut], second[cut])), shape=shape)
+    rows, columns = _minimum_vertex_cover(edges)
+    return np.setdiff1d(np.arange(len(points)), np.concatenate([rows, columns]))
 
 
 def _minimum_vertex_cover(edges: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
