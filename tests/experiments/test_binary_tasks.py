@@ -435,43 +435,6 @@ def test_a_shard_without_work_makes_no_report(tmp_path):
     assert runner.run(binary_tasks, config, tmp_path, shard=(5, 6)) is None
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config=configs/binary_tasks.py:imagenet"], "config argument must start with"),
-        (["--config.nonsense=1"], "nonsense"),
-        (["--config.methods=('magic',)"], "methods must be some of"),
-        (["--config.tasks.names=('3v3',)"], "tasks.names must be some of"),
-        (["--config.evaluation.attacks=('apgd-dlr',)"], "evaluation.attacks: apgd-dlr needs at least 3 classes, got 2"),
-        (["--config.evaluation.splits=('dev',)"], "evaluation.splits must be one or both of train, test"),
-        (["--shard=2/2"], "--shard must be i/n"),
-        (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
-        (["--workers=2", "--distributed"], "--distributed and --workers do not go together"),
-        (["--workers=0"], "--workers must be at least 1, got 0"),
-    ],
-)
-def test_mistakes_end_in_one_line(flags, message, tmp_path, run_here):
-    done = run_here(_command(tmp_path / "new", *flags))
-    assert done.status == 2 and "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and message in last, done.stderr
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message", "lists"),
-    [
-        ([], "--config is missing", True),
-        (["--config=configs/binary_tasks.py:digits"], "--workdir is missing", False),
-    ],
-)
-def test_what_can_be_run_is_listed_where_nothing_is_named(flags, message, lists, run_here):
-    done = run_here(["experiments.main", *flags])
-    assert done.status == 2 and done.stderr.splitlines()[-1].startswith(f"error: {message}")
-    named = [f"configs/{path.name}:" in done.stderr for path in (ROOT / "configs").glob("[a-z]*.py")]
-    assert named == [lists] * 7
-
-
 _POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
