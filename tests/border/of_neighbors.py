@@ -45,6 +45,7 @@ EXEMPT = {
     "neighbors.Reference": "made by fit",
     "neighbors.Streamed": "made by stream",
     "neighbors.shard": "takes what fit made, and a mesh",
+    "conflicts.conflicts": "takes what neighbors.prune and evaluation.ceiling have checked",
     "precision.Products": "checked by neighbors.fit",
     "precision.fastest": "takes nothing",
 }
