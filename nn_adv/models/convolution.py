@@ -103,7 +103,7 @@ def _backward(strides, padding, precision, saved, cotangent):
         return total + _kernel_gradient(*part, kernel.shape, strides, padding, precision), None
 
     zero = jnp.zeros_like(_wide(kernel))
-    kernel_gradient = _over_parts(add_kernel_gradient, zero, (images, cotangent), count)[0].astype(kernel.dtype)
+    kernel_gradient = _over_parts(add_kernel_gradient, zero, (images, cotangent), count).astype(kernel.dtype)
     gradient = _scattered if images.shape[3] <= _FEW_CHANNELS else _turned
     return gradient(images, kernel, cotangent, strides, padding, precision), kernel_gradient
 
@@ -183,20 +183,17 @@ def _images_cached(images, kernel, cotangent):
 
 
 def _over_parts(body, carry, arrays, count):
-    """`jax.lax.scan` over parts of ``count`` along the leading axis, the last one maybe smaller."""
-    num = jax.tree.leaves(arrays)[0].shape[0]
+    """`jax.lax.scan` without outputs over parts of ``count`` along the leading axis, the last one maybe smaller."""
+    num = arrays[0].shape[0]
     whole = num - num % count
     if whole == num == count:
-        return body(carry, arrays)
-    outputs = []
+        return body(carry, arrays)[0]
     if whole:
         parts = jax.tree.map(lambda a: a[:whole].reshape(-1, count, *a.shape[1:]), arrays)
-        carry, output = lax.scan(body, carry, parts)
-        outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
+        carry, _ = lax.scan(body, carry, parts)
     if whole < num or not num:
-        carry, output = body(carry, jax.tree.map(lambda a: a[whole:], arrays))
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
+        carry, _ = body(carry, jax.tree.map(lambda a: a[whole:], arrays))
+    return carry
 
 
 _convolve.defvjp(_forward, _backward)

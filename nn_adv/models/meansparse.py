@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from nn_adv.models.preact_resnet import PreActResNet
 from nn_adv.models.robust_architectures import RA_FORM, ra_wide_resnet
 from nn_adv.models.wide_resnet import DM_FORM, dm_wide_resnet
 
@@ -33,26 +32,8 @@ class MeanSparse(nn.Module):
         return jnp.where(near, mean, x)
 
 
-def meansparse_dm_wide_resnet(
-    num_classes: int, *, depth: int = 94, widen_factor: int = 16, **options: Any
-) -> PreActResNet:
-    """Build `dm_wide_resnet`, by default WRN-94-16, with `MeanSparse` after each normalisation and addition.
-
-    Args:
-      num_classes: number of logits.
-      depth: as of `wide_resnet`.
-      widen_factor: likewise.
-      **options: ``mean``, ``std`` and ``dtype`` of `dm_wide_resnet`.
-    """
-    dense = dm_wide_resnet(num_classes, depth=depth, widen_factor=widen_factor, **options)
-    return dense.clone(form=DM_FORM._replace(sparsify=MeanSparse))
-
-
-def meansparse_ra_wide_resnet(num_classes: int, **options: Any) -> PreActResNet:
-    """Build `ra_wide_resnet` with `MeanSparse` after each normalisation and addition.
-
-    Args:
-      num_classes: number of logits.
-      **options: ``stage_sizes``, ``widths``, ``stem_features``, ``mean`` and ``std`` of `ra_wide_resnet`.
-    """
-    return ra_wide_resnet(num_classes, form=RA_FORM._replace(sparsify=MeanSparse), **options)
+# Both with `MeanSparse` after each normalisation and addition.
+meansparse_dm_wide_resnet = functools.partial(
+    dm_wide_resnet, depth=94, widen_factor=16, form=DM_FORM._replace(sparsify=MeanSparse)
+)
+meansparse_ra_wide_resnet = functools.partial(ra_wide_resnet, form=RA_FORM._replace(sparsify=MeanSparse))

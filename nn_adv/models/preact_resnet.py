@@ -224,22 +224,14 @@ def preact_resnet18(
     return PreActResNet(num_classes, (2, 2, 2, 2), widths, stem_features, form, **options)
 
 
-def dm_preact_resnet18(
-    num_classes: int,
-    *,
-    width: int = 64,
-    mean: tuple[float, ...] | None = layers.CIFAR10_MEAN,
-    std: tuple[float, ...] | None = layers.CIFAR10_STD,
-    dtype: str | None = None,
-) -> PreActResNet:
+def dm_preact_resnet18(num_classes: int, *, width: int = 64, **options: Any) -> PreActResNet:
     """Build the PreActResNet-18 with SiLU of Rebuffi et al. 2021, arXiv 2103.01946.
 
     Args:
       num_classes: number of logits.
       width: channels of the stem and of the first stage; each further one has twice as many.
-      mean: as of `PreActResNet`.
-      std: likewise.
-      dtype: likewise.
+      **options: ``mean`` and ``std``, by default those of CIFAR-10, and ``dtype`` of `PreActResNet`.
     """
+    options = {"mean": layers.CIFAR10_MEAN, "std": layers.CIFAR10_STD} | options
     widths = tuple(width * 2**stage for stage in range(4))
-    return PreActResNet(num_classes, (2, 2, 2, 2), widths, width, DM_PREACT_FORM, mean=mean, std=std, dtype=dtype)
+    return PreActResNet(num_classes, (2, 2, 2, 2), widths, width, DM_PREACT_FORM, **options)

@@ -11,42 +11,32 @@ from nn_adv.models import layers
 _EXPANSION = 4
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation, and a shortcut; ReLU comes after the addition."""
+class _Block(nn.Module):
+    """Convolutions with batch normalisation, and a shortcut; ReLU comes between them and after the addition.
+
+    Two 3x3 ones, or a bottleneck: a 3x3 one between two 1x1 ones, the last four times as wide. The first 3x3 one is
+    strided.
+    """
 
     features: int
     stride: int
+    bottleneck: bool
     dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-        """Map features ``[B, H, W, F]`` to ``[B, H / stride, W / stride, features]``."""
-        shortcut = _shortcut(x, self.features, self.stride, train, self.dtype)
-        x = layers.conv(self.features, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn1")(x))
-        x = layers.conv(self.features, 3, dtype=self.dtype, name="conv2")(x)
-        x = layers.batch_norm(train, dtype=self.dtype, name="bn2")(x)
-        return nn.relu(x + shortcut)
-
-
-class BottleneckBlock(nn.Module):
-    """A 3x3 convolution, strided, between two 1x1 ones, the last four times as wide; otherwise as `BasicBlock`."""
-
-    features: int
-    stride: int
-    dtype: str | None = None
-
-    @nn.compact
-    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-        """Map features ``[B, H, W, F]`` to ``[B, H / stride, W / stride, 4 * features]``."""
-        outputs = _EXPANSION * self.features
-        shortcut = _shortcut(x, outputs, self.stride, train, self.dtype)
-        x = layers.conv(self.features, 1, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn1")(x))
-        x = layers.conv(self.features, 3, stride=self.stride, dtype=self.dtype, name="conv2")(x)
-        x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn2")(x))
-        x = layers.conv(outputs, 1, dtype=self.dtype, name="conv3")(x)
-        x = layers.batch_norm(train, dtype=self.dtype, name="bn3")(x)
+        features, outputs = self.features, _EXPANSION * self.features if self.bottleneck else self.features
+        sizes = [(features, 3, self.stride), (features, 3, 1)]
+        if self.bottleneck:
+            sizes = [(features, 1, 1), (features, 3, self.stride), (outputs, 1, 1)]
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != outputs:
+            shortcut = layers.conv(outputs, 1, stride=self.stride, dtype=self.dtype, name="shortcut.0")(x)
+            shortcut = layers.batch_norm(train, dtype=self.dtype, name="shortcut.1")(shortcut)
+        for number, (features, kernel, stride) in enumerate(sizes, start=1):
+            x = nn.relu(x) if number > 1 else x
+            x = layers.conv(features, kernel, stride=stride, dtype=self.dtype, name=f"conv{number}")(x)
+            x = layers.batch_norm(train, dtype=self.dtype, name=f"bn{number}")(x)
         return nn.relu(x + shortcut)
 
 
@@ -56,7 +46,8 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: number of logits.
       stage_sizes: blocks per stage; each stage after the first halves the side and doubles the channels.
-      bottleneck: whether blocks are `BottleneckBlock`, as from ResNet-50 on, or `BasicBlock`.
+      bottleneck: whether blocks are bottlenecks, as from ResNet-50 on: a 3x3 convolution between two 1x1 ones, the
+        last four times as wide.
       width: channels of the stem and of the first stage, within its blocks.
       mean: subtracted from the pixels, one value per channel or one for all; None for none.
       std: the pixels are divided by it, likewise.
@@ -74,7 +65,6 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: chex.Array, train: bool = False) -> chex.Array:
         """Map images ``[B, H, W, C]`` in [0, 1] to logits ``[B, num_classes]``."""
-        block_class = BottleneckBlock if self.bottleneck else BasicBlock
         x = layers.Normalize(self.mean, self.std, ("mu", "sigma"), name="")(images)
         x = layers.conv(self.width, 3, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn1")(x))
@@ -82,13 +72,5 @@ class ResNet(nn.Module):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}.{block}"
-                x = block_class(self.width * 2**stage, stride, self.dtype, name=name)(x, train)
+                x = _Block(self.width * 2**stage, stride, self.bottleneck, self.dtype, name=name)(x, train)
         return layers.logits_head(jnp.mean(x, axis=(1, 2)), self.num_classes, dtype=self.dtype, name="linear")
-
-
-def _shortcut(x, features, stride, train, dtype):
-    """Bring the input of a block into the shape of its output."""
-    if stride == 1 and x.shape[-1] == features:
-        return x
-    x = layers.conv(features, 1, stride=stride, dtype=dtype, name="shortcut.0")(x)
-    return layers.batch_norm(train, dtype=dtype, name="shortcut.1")(x)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
 from nn_adv.models import layers
-from nn_adv.models.preact_resnet import Form, PreActResNet
+from nn_adv.models.preact_resnet import PreActResNet
 from nn_adv.models.wide_resnet import DM_FORM, ROBUST_FORM
 
 _REDUCTION = 4
@@ -30,48 +31,13 @@ class SqueezeExcitation(nn.Module):
 WRN_A4_FORM = ROBUST_FORM._replace(shortcut="shortcut.0", last_norm="norm1", activation="silu")
 RA_FORM = DM_FORM._replace(gate=SqueezeExcitation)
 
-
-def wrn_a4(
-    num_classes: int,
-    *,
-    stage_sizes: tuple[int, ...] = (27, 28, 13),
-    widths: tuple[int, ...] = (160, 448, 384),
-    mean: tuple[float, ...] | None = layers.CIFAR10_MEAN,
-    std: tuple[float, ...] | None = layers.CIFAR10_STD,
-) -> PreActResNet:
-    """Build WRN-A4 of Huang et al. 2023, arXiv 2212.11005.
-
-    Args:
-      num_classes: number of logits.
-      stage_sizes: blocks of each of the three stages.
-      widths: their channels.
-      mean: as of `PreActResNet`.
-      std: likewise.
-    """
-    return PreActResNet(num_classes, stage_sizes, widths, 16, WRN_A4_FORM, mean=mean, std=std)
-
-
-def ra_wide_resnet(
-    num_classes: int,
-    *,
-    stage_sizes: tuple[int, ...] = (30, 31, 10),
-    widths: tuple[int, ...] = (216, 432, 864),
-    stem_features: int = 96,
-    form: Form = RA_FORM,
-    mean: tuple[float, ...] | None = layers.CIFAR10_MEAN,
-    std: tuple[float, ...] | None = layers.CIFAR10_STD,
-    **options: Any,
-) -> PreActResNet:
-    """Build RaWRN-70-16 of Peng et al. 2023, arXiv 2308.16258: `dm_wide_resnet` with squeeze-and-excitation.
-
-    Args:
-      num_classes: number of logits.
-      stage_sizes: blocks of each of the three stages.
-      widths: their channels.
-      stem_features: channels of the first convolution.
-      form: `RA_FORM`, or one made of it.
-      mean: as of `PreActResNet`.
-      std: likewise.
-      **options: ``name`` of the module.
-    """
-    return PreActResNet(num_classes, stage_sizes, widths, stem_features, form, mean=mean, std=std, **options)
+# WRN-A4 of Huang et al. 2023, arXiv 2212.11005.
+wrn_a4: Callable[..., PreActResNet] = functools.partial(
+    PreActResNet, stage_sizes=(27, 28, 13), widths=(160, 448, 384), stem_features=16, form=WRN_A4_FORM,
+    mean=layers.CIFAR10_MEAN, std=layers.CIFAR10_STD,
+)  # fmt: skip
+# RaWRN-70-16 of Peng et al. 2023, arXiv 2308.16258: `dm_wide_resnet` with squeeze-and-excitation.
+ra_wide_resnet: Callable[..., PreActResNet] = functools.partial(
+    PreActResNet, stage_sizes=(30, 31, 10), widths=(216, 432, 864), stem_features=96, form=RA_FORM,
+    mean=layers.CIFAR10_MEAN, std=layers.CIFAR10_STD,
+)  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from nn_adv.models import layers
@@ -50,40 +52,11 @@ def wide_resnet(
     return PreActResNet(num_classes, (blocks,) * 3, widths, 16, form, **options)
 
 
-def dm_wide_resnet(
-    num_classes: int | None,
-    *,
-    mean: tuple[float, ...] | None = layers.CIFAR10_MEAN,
-    std: tuple[float, ...] | None = layers.CIFAR10_STD,
-    **options: Any,
-) -> PreActResNet:
-    """Build the wide network with SiLU of Gowal et al. 2020, arXiv 2010.03593.
-
-    Args:
-      num_classes: number of logits; None for the features before them.
-      mean: as of `PreActResNet`.
-      std: likewise.
-      **options: ``depth``, ``widen_factor`` and ``dtype`` of `wide_resnet`.
-
-    Raises:
-      ValueError: as of `wide_resnet`.
-    """
-    return wide_resnet(num_classes, form=DM_FORM, mean=mean, std=std, **options)
-
-
-def robust_wide_resnet(
-    num_classes: int,
-    *,
-    stage_sizes: tuple[int, ...] = (5, 5, 5),
-    widths: tuple[int, ...] = (320, 640, 512),
-    **options: Any,
-) -> PreActResNet:
-    """Build the wide network of Huang et al. 2021, arXiv 2110.03825, whose last stage is narrow.
-
-    Args:
-      num_classes: number of logits.
-      stage_sizes: blocks of each of the three stages.
-      widths: their channels.
-      **options: ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
-    """
-    return PreActResNet(num_classes, stage_sizes, widths, 16, ROBUST_FORM, **options)
+# With SiLU, of Gowal et al. 2020, arXiv 2010.03593; without a number of classes it ends with the features.
+dm_wide_resnet: Callable[..., PreActResNet] = functools.partial(
+    wide_resnet, form=DM_FORM, mean=layers.CIFAR10_MEAN, std=layers.CIFAR10_STD
+)
+# Of Huang et al. 2021, arXiv 2110.03825, whose last stage is narrow.
+robust_wide_resnet: Callable[..., PreActResNet] = functools.partial(
+    PreActResNet, stage_sizes=(5, 5, 5), widths=(320, 640, 512), stem_features=16, form=ROBUST_FORM
+)
