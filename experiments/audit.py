@@ -144,8 +144,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
     plan.check_distinct(config, ("attacks",))
-    if unknown := [name for name in config.attacks if name not in named_attacks.NAMED]:
-        raise ValueError(f"attacks must be some of {', '.join(named_attacks.NAMED)}, got {', '.join(unknown)}")
+    plan.check_named("attacks", config.attacks, named_attacks.NAMED, may_be_empty=True)
     if not config.variants and not config.attacks:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
     for variant in config.variants:
@@ -220,7 +219,8 @@ class Plan(plan.Plan):
         show(f"{subject.name} in {subject.norm} on {task.name}")
         start = time.perf_counter()
         nearest, spent = self._nearest(unit, shared)
-        (least, most), epsilons = self._robust(known, subject.norm), self.epsilons[subject.norm]
+        epsilons = self.epsilons[subject.norm]
+        least, most = radii.robust_between(known, subject.norm, epsilons)
         attack = {"name": subject.name, "sees": subject.attack.sees, "finds": subject.attack.finds}
         attack |= {"package": _version(subject.attack.package), "temperatures": subject.temperatures}
         if not subject.is_named:
@@ -251,10 +251,6 @@ class Plan(plan.Plan):
             fields["distances"] = _ratios(nearest[known.correct], known.upper[0, known.correct])
         return self.about(unit) | fields
 
-    def _robust(self, known: radii.Radii, norm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tell which images are robust at each epsilon: at least, and at most; ``[E, N]``."""
-        return radii.robust_between(known, norm, self.epsilons[norm])
-
     def _inside(self, known: radii.Radii, is_robust: np.ndarray) -> np.ndarray:
         """Return some images that an attack at a radius must not break: those that are nearest to breaking."""
         inside = np.flatnonzero(is_robust)
@@ -267,7 +263,8 @@ class Plan(plan.Plan):
         nearest, num_attacked = np.full(len(known.correct), np.inf), 0
         jobs: list[tuple[float | None, np.ndarray]] = [(None, np.flatnonzero(known.correct))]
         if subject.attack.finds == "radius":  # what can break there, and some that cannot
-            epsilons, (least, _) = self.epsilons[subject.norm], self._robust(known, subject.norm)
+            epsilons = self.epsilons[subject.norm]
+            least, _ = radii.robust_between(known, subject.norm, epsilons)
             attacked = [np.concatenate([np.flatnonzero(known.correct & ~of), self._inside(known, of)]) for of in least]
             jobs = list(zip(epsilons, attacked, strict=True))
         for epsilon, rows in jobs:

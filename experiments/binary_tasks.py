@@ -31,11 +31,8 @@ _NOT_IN_A_ROW = (
 
 def check(config: ml_collections.ConfigDict) -> tuple[plan.Evaluation, dict[str, training.Recipe]]:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
-    unknown = [method for method in config.methods if method not in plan.METHODS]
-    if unknown or not config.methods:
-        raise ValueError(f"methods must be some of {', '.join(plan.METHODS)}, got {', '.join(unknown) or 'none'}")
-    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
-        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+    plan.check_named("methods", config.methods, plan.METHODS)
+    plan.check_seeds(config)
     plan.check_distinct(config, ("methods", "seeds", "tasks.names"))
     evaluation = plan.Evaluation.read(config)
     for name in NOT_IN_A_RECIPE:
@@ -179,19 +176,18 @@ class Plan(plan.Plan):
 
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
         """Evaluate 1NN or a network of the group, or say what no classifier exceeds."""
-        task = unit.task
+        task, start = unit.task, time.perf_counter()
         chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
         if unit.subject == "1nn":
             show(f"radii of 1nn on {task.name}")
             fields = self._neighbor_fields(unit, chosen, workdir)
         elif unit.subject == CEILING:
-            fields = self._ceiling_fields(chosen)
+            records = [record.stored() for record in evaluate.ceiling_records(self.evaluation, chosen)]
+            fields = {"evaluations": records, "files": [], "seconds": _seconds(0.0, time.perf_counter() - start)}
         else:
             fields = self._network_fields(unit, chosen, shared[unit.name], workdir, show)
-        return self.about(unit) | {
-            "main_radii": self.evaluation.epsilons,
-            **fields,
-        }
+        none = {"attack": None, "radii": None, "training": None}
+        return self.about(unit) | {"main_radii": self.evaluation.epsilons} | none | fields
 
     def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
         """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
@@ -208,23 +204,9 @@ class Plan(plan.Plan):
         radii.save(workdir / file, known)
         return {
             "evaluations": [record.stored() for record in evaluate.exact_records(self.evaluation, known)],
-            "attack": None,
             "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
-            "training": None,
             "files": [file, *self._keep_pictures(unit, chosen, is_solved, witnesses, workdir)],
             "seconds": _seconds(fitted - start, time.perf_counter() - fitted),
-        }
-
-    def _ceiling_fields(self, chosen: evaluate.Images) -> dict[str, Any]:
-        start = time.perf_counter()
-        records = evaluate.ceiling_records(self.evaluation, chosen)
-        return {
-            "evaluations": [record.stored() for record in records],
-            "attack": None,
-            "radii": None,
-            "training": None,
-            "files": [],
-            "seconds": _seconds(0.0, time.perf_counter() - start),
         }
 
     def _network_fields(self, unit: Unit, chosen: evaluate.Images, member, workdir: Path, show) -> dict[str, Any]:
@@ -234,9 +216,9 @@ class Plan(plan.Plan):
         classifier = classifiers.network(self.model, variables)
         outcomes = evaluate.attack(
             self.evaluation,
-            self.suite,
             classifier,
             chosen,
+            suite=self.suite,
             seed=unit.seed,
             progress_file=_progress_file(workdir, unit),
             examples=self._examples(unit, chosen),
@@ -252,7 +234,6 @@ class Plan(plan.Plan):
         return {
             "evaluations": [record.stored() for record in records],
             "attack": {"attacks": names} | sizes,
-            "radii": None,
             "training": made | {"selected_epoch": int(epoch) + 1},
             "files": self._keep_pictures(unit, chosen, is_correct, adversarial, workdir),
             **({"warnings": list(flags)} if flags else {}),
@@ -293,8 +274,5 @@ def fit_neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference
 
 
 def _points(dataset: data.Dataset, task: data.Task) -> tuple[np.ndarray, np.ndarray]:
-    """1NN has nothing to select, so the held-out training images are among its points: both methods see them all."""
-    index = np.concatenate([task.train_index, task.holdout_index])
-    labels = np.concatenate([task.train_labels, task.holdout_labels])
-    order = np.argsort(index)  # ties between neighbours go to the first in the dataset
-    return dataset.train_images[index[order]], labels[order]
+    whole = plan.with_holdout(task)
+    return dataset.train_images[whole.train_index], whole.train_labels

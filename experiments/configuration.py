@@ -58,7 +58,10 @@ def check_same(workdir: Path, stored: Mapping[str, Any], config: Mapping[str, An
     new_hash = config_hash(config)
     if new_hash == stored["hash"]:
         return
-    old, new = _flatten(stored["config"]), _flatten(json.loads(dumps(config)))
+    old, new = (
+        {name: json.dumps(value) for name, value in flatten(some).items()}
+        for some in (stored["config"], json.loads(dumps(config)))
+    )
     changes = [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
@@ -92,10 +95,9 @@ def write_asked(workdir: Path, units: Iterable[str], settings: Mapping[str, Any]
     write_whole(workdir / ASKED_FILE, content + "\n")
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return what nested mappings hold by dotted names; any other value by the prefix."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = [flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}

@@ -8,21 +8,21 @@ trained again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import PIL.Image
 from scipy import ndimage
 
-from experiments import binary_tasks, classifiers, evaluate
+from experiments import binary_tasks, classifiers, evaluate, plan
 from experiments.plan import Unit
-from nn_adv import neighbors
+from nn_adv import evaluation, neighbors
 from nn_adv.pixels import as_float
 
 
@@ -75,9 +75,7 @@ def corrupt(images: np.ndarray, name: str, strength: float, numbers: np.ndarray)
 
 def check(config: ml_collections.ConfigDict) -> dict[str, tuple[float, ...]]:
     """Return the strengths of each corruption; ValueError for those that no run could use."""
-    unknown = [name for name in config.corruptions if name not in CORRUPTIONS]
-    if unknown or not len(config.corruptions):
-        raise ValueError(f"corruptions must be some of {', '.join(CORRUPTIONS)}, got {', '.join(unknown) or 'none'}")
+    plan.check_named("corruptions", config.corruptions, CORRUPTIONS)
     for name, strengths in config.corruptions.items():
         most = 99 if name == "jpeg" else np.inf
         if not strengths or not all(0 < strength <= most for strength in strengths):
@@ -126,13 +124,8 @@ class Plan(binary_tasks.Plan):
         if unit.subject == "1nn":
             reference = binary_tasks.fit_neighbors(self.dataset, unit.task)
             return lambda images: np.asarray(neighbors.predict(reference, images))
-        classifier, size = classifiers.network(self.model, shared[unit.name][0]), self.evaluation.batch_size
-        return lambda images: np.concatenate(
-            [
-                jax.device_get(classifiers.predict(classifier, images[start : start + size]))
-                for start in range(0, len(images), size)
-            ]
-        )
+        predict = functools.partial(classifiers.predict, classifiers.network(self.model, shared[unit.name][0]))
+        return lambda images: evaluation.map_batches(predict, images, batch_size=self.evaluation.batch_size)
 
     def _counts(self, predict, chosen: evaluate.Images, clean, changed, what: dict[str, Any]) -> list[dict[str, Any]]:
         is_right = predict(changed) == chosen.labels

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,29 +87,18 @@ def choose_images(dataset: data.Dataset, task: data.Task | None, evaluation: Eva
 
 
 def attack(
-    evaluation: Evaluation,
-    suite: Sequence[attacks.Attack],
-    classifier: Classifier,
-    chosen: Images,
-    *,
-    seed: int,
-    progress_file: Path,
-    examples: Sequence[int] | np.ndarray = (),
-    show: Callable[[str], None],
+    evaluation: Evaluation, classifier: Classifier, chosen: Images, *, seed: int, **options: Any
 ) -> list[attacked.Outcome]:
-    """Attack images in every threat of the evaluation, see `attacked.broken_by`."""
+    """Attack images in every threat of the evaluation; further options are those of `attacked.broken_by`."""
     return attacked.broken_by(
         classifier,
         np.asarray(as_float(chosen.images)),
         chosen.labels,
-        suite=suite,
         threats=evaluation.threats,
         key=jax.random.key(seed),
         indices=chosen.number,
         batch_size=evaluation.batch_size,
-        progress_file=progress_file,
-        examples=examples,
-        show=show,
+        **options,
     )
 
 

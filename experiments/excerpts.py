@@ -34,9 +34,7 @@ class Study:
     """
 
     def __init__(self, folder: Path, methods: Sequence[str] = ()):
-        _, run = report.read(folder)
-        _check(folder, run)
-        rows = [row for row in run.rows if not methods or row["method"] in methods]
+        rows = [row for row in _read(folder)[1].rows if not methods or row["method"] in methods]
         labels_of_data = {f"{row['dataset']} ({row['dataset_note']})" for row in rows}
         if len(labels_of_data) != 1:
             raise ValueError(f"{folder} must have rows of one kind of data, got {', '.join(labels_of_data) or 'none'}")
@@ -124,7 +122,8 @@ class Excerpts:
     @property
     def offered(self) -> dict[str, Any]:
         """Every public method by its name."""
-        return {name: getattr(self, name) for name, value in vars(Excerpts).items() if _is_offered(name, value)}
+        names = [name for name, value in vars(Excerpts).items() if callable(value) and not name.startswith("_")]
+        return {name: getattr(self, name) for name in names}
 
     def study(self, name: str, *methods: str) -> Study:
         """Read a study of pairs, see `Study`."""
@@ -145,7 +144,7 @@ class Excerpts:
         for workdir in sorted(folder.iterdir()):
             name, _, value = workdir.name.partition("-")[2].partition("=")
             if name in ("base", setting):
-                runs[float(value or base)] = _read(workdir)
+                runs[float(value or base)] = _read(workdir)[1]
         return self._blocks([page.renamed(block, f"{of}-") for block in sweeps.blocks(runs, setting)])
 
     def costs(self, of: Study, measured: str) -> str:
@@ -154,15 +153,15 @@ class Excerpts:
 
     def command(self, of: str) -> str:
         """Return the command of a study."""
-        return _read(self._folder(of)).settings["command"]
+        return _read(self._folder(of))[1].settings["command"]
 
     def needed(self, of: str, networks: Study) -> str:
         """Show how many images 1NN would need to reach networks, by its growth in a study."""
-        return _table([rates.needed_table(_read(self._folder(of)).rows, networks.results)])
+        return _table([rates.needed_table(_read(self._folder(of))[1].rows, networks.results)])
 
     def lead(self, of: str, networks: Study) -> str:
         """Show how much of the lead of networks each variant of 1NN wins back."""
-        (results,) = records.index(_read(self._folder(of)).rows)
+        (results,) = records.index(_read(self._folder(of))[1].rows)
         return _table([neighbor_variants.lead_table(results, networks.results)])
 
     def histogram(self, of: str, norm: str) -> str:
@@ -186,13 +185,7 @@ class Excerpts:
         return page.to_markdown(blocks, folder=self._way).strip()
 
 
-def _is_offered(name: str, value: Any) -> bool:
-    return callable(value) and not name.startswith("_")
-
-
-@functools.cache
-def _study(folder: Path, methods: tuple[str, ...]) -> Study:
-    return Study(folder, methods)
+_study = functools.cache(Study)
 
 
 def section(folder: Path, heading: str) -> list[page.Block]:
@@ -201,8 +194,7 @@ def section(folder: Path, heading: str) -> list[page.Block]:
     Raises:
       ValueError: the rows are damaged or contradict each other, or there is no such heading.
     """
-    experiment, run = report.read(folder)
-    _check(folder, run)
+    experiment, run = _read(folder)
     found: list[page.Block] = []
     level = 0
     for block in report.blocks(experiment, run):
@@ -215,15 +207,12 @@ def section(folder: Path, heading: str) -> list[page.Block]:
     return found
 
 
-def _read(folder: Path) -> records.Run:
-    _, run = report.read(folder)
-    _check(folder, run)
-    return run
-
-
-def _check(folder: Path, run: records.Run) -> None:
+def _read(folder: Path) -> tuple[str, records.Run]:
+    """Read a workdir as `report.read` does, refusing what is damaged or contradicts itself."""
+    experiment, run = report.read(folder)
     if wrong := [*run.problems, *run.contradictions]:
         raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
+    return experiment, run
 
 
 def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:

@@ -171,14 +171,13 @@ class Plan(plan.Plan):
         names = [attack.name for attack in self.suite]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            progress_file = _progress_file(workdir, unit)
             outcomes = evaluate.attack(
                 self.evaluation,
-                self.suite,
                 classifier,
                 self.images,
+                suite=self.suite,
                 seed=unit.seed,
-                progress_file=progress_file,
+                progress_file=_progress_file(workdir, unit),
                 show=show,
             )
         file = f"outcomes/{failures.file_name(unit.name)}.npz"

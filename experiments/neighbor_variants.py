@@ -53,8 +53,7 @@ def check(config: ml_collections.ConfigDict) -> plan.Evaluation:
     chosen = [name for name in config.variants if len(variants.alternatives(name)) > 1]
     if chosen and not (config.tasks.holdout and config.num_choosing > 0):
         raise ValueError(f"tasks.holdout and num_choosing must be above 0 to choose among {chosen[0]}")
-    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
-        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+    plan.check_seeds(config)
     for norm in config.separation:
         check_norm(norm)
     plan.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
@@ -84,7 +83,7 @@ class Plan(plan.Plan):
         names = variants.alternatives(unit.subject)
         held_out = {name: self._held_out(unit, name) for name in names} if len(names) > 1 else {}
         name = max(names, key=lambda name: held_out.get(name, 0.0))
-        task = variants.of_task(name, _with_holdout(unit.task), unit.seed)
+        task = variants.of_task(name, plan.with_holdout(unit.task), unit.seed)
         made = self._make(name, task, unit.seed)
         distances = {norm: certify.separation(*made[:2], norm=norm).distance for norm in self.separation}
         ready = time.perf_counter()
@@ -102,10 +101,7 @@ class Plan(plan.Plan):
             "separation": distances,
             "least_radius": _least(known),
             "radii": radii.SETTINGS | {"images_only_bounded": radii.num_bounded(known)},
-            "seconds": {
-                "train": round(ready - start, 3),
-                "evaluate": round(time.perf_counter() - ready, 3),
-            },
+            "seconds": {"train": round(ready - start, 3), "evaluate": round(time.perf_counter() - ready, 3)},
         }
 
     def _make(self, name: str, task: data.Task, seed: int) -> variants.Made:
@@ -145,17 +141,6 @@ class Plan(plan.Plan):
         return radii.Radii(
             np.array(norms), np.stack(bounds), np.broadcast_to(upper, shape), np.zeros(shape, bool), correct, **where
         )
-
-
-def _with_holdout(task: data.Task) -> data.Task:
-    """Put the held-out images back among the training images."""
-    index = np.concatenate([task.train_index, task.holdout_index])
-    order = np.argsort(index)  # ties between neighbours go to the first in the dataset
-    labels = np.concatenate([task.train_labels, task.holdout_labels])[order]
-    none = task.holdout_index[:0]
-    return dataclasses.replace(
-        task, train_index=index[order], train_labels=labels, holdout_index=none, holdout_labels=none
-    )
 
 
 def _rows(known: radii.Radii) -> list[tuple[int, str]]:

@@ -309,6 +309,20 @@ def dataset_name(config: ml_collections.ConfigDict) -> str:
     return "npz" if config.dataset.startswith("npz:") else config.dataset
 
 
+def check_named(name: str, values: Iterable[str], known: Iterable[str], *, may_be_empty: bool = False) -> None:
+    """Raise ValueError for values that are not among the known ones, or for none."""
+    values = list(values)
+    unknown = [value for value in values if value not in known]
+    if unknown or not (values or may_be_empty):
+        raise ValueError(f"{name} must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+
+
+def check_seeds(config: ml_collections.ConfigDict) -> None:
+    """Raise ValueError for seeds that are none."""
+    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
+        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+
+
 def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
     """Raise ValueError for the first of these dotted names whose value holds something twice."""
     for name in names:
@@ -320,7 +334,16 @@ def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> N
 def named_tasks(tasks: Sequence[data.Task], names: Sequence[str]) -> list[data.Task]:
     """Return the tasks of these names, in their order; all tasks if there are no names."""
     known = {task.name: task for task in tasks}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"tasks.names must be some of {', '.join(known)}, got {', '.join(unknown)}")
+    check_named("tasks.names", names, known, may_be_empty=True)
     return [known[name] for name in names] or list(tasks)
+
+
+def with_holdout(task: data.Task) -> data.Task:
+    """Put the held-out images back among the training images: 1NN has nothing to select, so that it sees them all."""
+    index = np.concatenate([task.train_index, task.holdout_index])
+    order = np.argsort(index)  # ties between neighbours go to the first in the dataset
+    labels = np.concatenate([task.train_labels, task.holdout_labels])[order]
+    none = task.holdout_index[:0]
+    return dataclasses.replace(
+        task, train_index=index[order], train_labels=labels, holdout_index=none, holdout_labels=none
+    )

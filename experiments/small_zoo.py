@@ -34,9 +34,7 @@ _NOT_IN_A_ROW = ("data_dir", "methods", "training.checkpoint_every")
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
-    unknown = [method for method in config.methods if method not in NETWORKS]
-    if unknown or not config.methods:
-        raise ValueError(f"methods must be some of {', '.join(NETWORKS)}, got {', '.join(unknown) or 'none'}")
+    plan.check_named("methods", config.methods, NETWORKS)
     plan.check_distinct(config, ("methods",))
     recipes = plan.read_recipes(config, config.methods)
     if importlib.util.find_spec("torch") is None:

@@ -20,11 +20,7 @@ _LARGEST = np.iinfo(np.int32).max
 
 
 def as_array(values: Any, name: str) -> chex.Array:
-    """Return an array of the machine's byte order: of JAX as it came, any other of NumPy.
-
-    Raises:
-      ValueError: values that are no array, as rows of different lengths.
-    """
+    """Return an array of the machine's byte order, of JAX as it came, any other of NumPy; ValueError for no array."""
     if isinstance(values, jax.Array):
         return values
     try:

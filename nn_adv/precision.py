@@ -50,11 +50,7 @@ class Products(NamedTuple):
 
 
 def check_products(products: Products) -> Products:
-    """Return products, refusing what is none.
-
-    Raises:
-      ValueError: something else, or other names.
-    """
+    """Return products; raise ValueError for something else, or other names."""
     if not isinstance(products, Products) or products.integers not in INTEGERS or products.floats not in FLOATS:
         raise ValueError(
             f"products must be Products(integers, floats), of {', '.join(INTEGERS)} and of {', '.join(FLOATS)}, "

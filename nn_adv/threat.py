@@ -51,6 +51,10 @@ class Threat:
             check_size(self.epsilon, "epsilon")
         object.__setattr__(self, "bounds", as_bounds(self.bounds))
 
+    def clip(self, images: chex.Array) -> chex.Array:
+        """Move pixels that are outside the bounds onto them."""
+        return images if self.bounds is None else jnp.clip(images, *self.bounds)
+
 
 def check_threat(threat: Threat) -> None:
     """Raise ValueError for anything but a `Threat` with a radius, or radii, of 0 or more."""
@@ -156,7 +160,7 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
         offset = jnp.clip(offset, jnp.maximum(lower, -epsilon), jnp.minimum(upper, epsilon))
     else:
         offset = (_project_l2 if threat.norm == "l2" else _project_l1)(offset, epsilon, lower, upper)
-    return _within_bounds(threat, center + offset)
+    return threat.clip(center + offset)
 
 
 def random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex.Array:
@@ -173,7 +177,7 @@ def random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> chex
     draw = jax.vmap(lambda key: _draw_direction(threat.norm, key, images.shape[1:], images.dtype))
     direction, share = draw(keys)
     # One factor per image: of two, compilers may multiply either first, depending on the batch.
-    return _within_bounds(threat, images + per_image(threat.epsilon * share, images) * direction)
+    return threat.clip(images + per_image(threat.epsilon * share, images) * direction)
 
 
 def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> chex.Array:
@@ -255,10 +259,6 @@ def _room(threat: Threat, center: chex.Array) -> tuple[chex.Numeric, chex.Numeri
     if threat.bounds is None:
         return -jnp.inf, jnp.inf
     return threat.bounds[0] - center, threat.bounds[1] - center
-
-
-def _within_bounds(threat: Threat, images: chex.Array) -> chex.Array:
-    return images if threat.bounds is None else jnp.clip(images, *threat.bounds)
 
 
 def _project_l2(offset, epsilon, lower, upper):

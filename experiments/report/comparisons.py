@@ -23,6 +23,11 @@ def single_conditions(results: Results) -> list[Condition]:
     return [condition for condition in results.main_conditions if condition != WORST]
 
 
+def robust_conditions(results: Results) -> list[Condition]:
+    """Return each norm at its main epsilon."""
+    return [condition for condition in single_conditions(results) if condition != CLEAN]
+
+
 class Comparison(NamedTuple):
     """1NN beside all networks in one column.
 
@@ -45,8 +50,8 @@ class Comparison(NamedTuple):
 
 def comparisons(results: Results) -> list[Comparison]:
     """Hold 1NN against all networks, column by column but clean; nothing without 1NN or without networks."""
-    columns = [(split, condition) for split in results.splits for condition in single_conditions(results)]
-    found = [_compare(results, split, condition) for split, condition in columns if condition != CLEAN]
+    columns = [(split, condition) for split in results.splits for condition in robust_conditions(results)]
+    found = [_compare(results, split, condition) for split, condition in columns]
     return [comparison for comparison in found if comparison]
 
 

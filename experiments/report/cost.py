@@ -10,7 +10,7 @@ import numpy as np
 from experiments.plan import NETWORKS
 from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
-from experiments.report.means import mean_over_tasks, task_accuracies
+from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, file_name
 from experiments.report.records import CEILING, Results, Row
 
@@ -32,7 +32,7 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
         kind = "1nn" if method == "1nn" else "network"
         seconds = float(np.median([row["seconds"]["train"] for row in own]))
         means = {
-            (split, one): mean_over_tasks(task_accuracies(results, method, split, one), results.tasks)
+            (split, one): mean_of(results, method, split, one, results.tasks)
             for split in results.single_splits
             for one in conditions
         }

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.report.labels import condition_phrase, error_points, method_label, percent, signed_points
-from experiments.report.means import (
-    Difference,
-    interval_over_tasks,
-    mean_over_tasks,
-    paired_difference,
-    task_accuracies,
-)
+from experiments.report.means import Difference, interval_over_tasks, mean_of, paired_difference
 from experiments.report.records import CLEAN, Condition, Results
 
 FOCUS = "1nn"
@@ -31,7 +25,7 @@ def best_of(
     results: Results, methods: Sequence[str], split: str, condition: Condition, tasks: Sequence[str]
 ) -> str | None:
     """Return the method with the highest mean over `tasks`, the first of equals; None if none was evaluated."""
-    means = {method: mean_over_tasks(task_accuracies(results, method, split, condition), tasks) for method in methods}
+    means = {method: mean_of(results, method, split, condition, tasks) for method in methods}
     found = {method: mean.value for method, mean in means.items() if mean is not None}
     return max(found, key=found.__getitem__) if found else None
 

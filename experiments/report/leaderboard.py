@@ -16,6 +16,7 @@ from experiments.report.comparisons import (
     NEIGHBOR,
     beaten_blocks,
     comparisons,
+    robust_conditions,
     sentence,
     share_percent,
     single_conditions,
@@ -28,7 +29,7 @@ from experiments.report.labels import (
     method_label,
     norm_label,
 )
-from experiments.report.means import Mean, share, standard_error
+from experiments.report.means import Mean, share, standard_error, weakest
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Row, Run, index, tidy
@@ -69,7 +70,12 @@ def table(run: Run) -> pd.DataFrame:
         for row in run.rows
     ]
     failed = [
-        {"unit": one["unit"], "model": _model(one), "dataset": results.dataset, "failed": one["reason"]}
+        {
+            "unit": one["unit"],
+            "model": one["unit"].partition("/")[2],
+            "dataset": results.dataset,
+            "failed": one["reason"],
+        }
         | _check(one.get("clean"), {})
         for one in run.failed
     ]
@@ -95,10 +101,6 @@ def _check(clean: Mapping[str, Any] | None, model: Mapping[str, Any]) -> dict[st
     }
 
 
-def _model(failure: Mapping[str, Any]) -> str:
-    return failure["unit"].partition("/")[2]
-
-
 def _sort_by(run: Run) -> str:
     return run.settings.get("sort_by", "linf")
 
@@ -113,10 +115,7 @@ def ordered(results: Results, sort_by: str) -> list[str]:
     split = "test" if "test" in results.splits else results.splits[0]
     wanted = [condition for condition in single_conditions(results) if (condition.norm or "clean") == sort_by]
     if sort_by == "mean":
-        split, wanted = (
-            results.splits[-1],
-            [condition for condition in single_conditions(results) if condition != CLEAN],
-        )
+        split, wanted = results.splits[-1], robust_conditions(results)
 
     def value(name: str) -> float:
         found = [cell.value for condition in wanted if (cell := share(results, name, split, condition))]
@@ -181,7 +180,7 @@ def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
 
 
 def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
-    conditions = [condition for condition in single_conditions(results) if condition != CLEAN][:2]
+    conditions = robust_conditions(results)[:2]
     if len(conditions) < 2:
         return []
     images = []
@@ -197,7 +196,7 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
 
 def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
     found: list[Block] = []
-    for condition in (condition for condition in single_conditions(results) if condition != CLEAN):
+    for condition in robust_conditions(results):
         images = []
         for split in results.single_splits:
             points = {name: points for name in names if len(points := _points(results, name, split, condition)) > 2}
@@ -224,8 +223,7 @@ def _curves(lines: Mapping[str, Sequence[tuple[float, Mean]]]) -> list[figures.C
     colors = {name: figures.PALETTE[1 + place][0] for place, name in enumerate(sorted(set(lines) - {NEIGHBOR})[:8])}
     found = []
     for name, points in lines.items():
-        kinds = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
-        label = f"{method_label(name)} ({'attacked' if 'attacked' in kinds else kinds.pop()})"
+        label = f"{method_label(name)} ({weakest(mean for epsilon, mean in points if epsilon > 0)})"
         style: dict[str, Any] = {"linestyle": figures.BROKEN, "linewidth": 1.4 if are_named else 0.7, "zorder": 2}
         color = colors[name] if are_named and name in colors else figures.PALETTE[1][0]
         if name == NEIGHBOR:

@@ -48,7 +48,7 @@ def task_accuracies(
     if split == "both":
         train, test = (task_accuracies(results, method, name, condition, kinds) for name in ("train", "test"))
         return {
-            task: Accuracy((train[task].value + test[task].value) / 2, _weakest([train[task], test[task]]))
+            task: Accuracy((train[task].value + test[task].value) / 2, weakest([train[task], test[task]]))
             for task in train
             if task in test
         }
@@ -69,6 +69,26 @@ def mean_over_tasks(accuracies: Mapping[str, Accuracy], tasks: Iterable[str]) ->
     return _mean(found) if found else None
 
 
+def mean_of(
+    results: Results,
+    method: str,
+    split: str,
+    condition: Condition,
+    tasks: Iterable[str],
+    kinds: Sequence[str] = SHOWN,
+) -> Mean | None:
+    """Average a method over those of `tasks` that it was evaluated on, as `mean_over_tasks` of `task_accuracies`."""
+    return mean_over_tasks(task_accuracies(results, method, split, condition, kinds), tasks)
+
+
+def points_of_curve(
+    results: Results, method: str, split: str, norm: str, tasks: Sequence[str], kinds: Sequence[str] = SHOWN
+) -> list[tuple[float, Mean]]:
+    """Return the mean at each epsilon of a norm that there is one of."""
+    means = [(at, mean_of(results, method, split, Condition(norm, at), tasks, kinds)) for at in results.epsilons(norm)]
+    return [(at, mean) for at, mean in means if mean is not None]
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and its standard error s / sqrt(n), s with n - 1; None instead of an error for n = 1."""
     error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
@@ -85,7 +105,7 @@ def interval_over_tasks(value: float, error: float | None, num_tasks: int) -> tu
 
 def share(results: Results, method: str, split: str, condition: Condition, kinds: Sequence[str] = SHOWN) -> Mean | None:
     """Return the share of a split's images where there is one task; its error is binomial, over images."""
-    mean = mean_over_tasks(task_accuracies(results, method, split, condition, kinds), results.tasks)
+    mean = mean_of(results, method, split, condition, results.tasks, kinds)
     if mean is None:
         return None
     counts = [_images(results, method, name, condition, kinds) for name in _parts(split)]
@@ -129,10 +149,7 @@ def main_table(results: Results, tasks: Sequence[str]) -> list[Line]:
     for method in results.methods:
         for certified, kinds in ((False, SHOWN), (True, PROVEN)):
             cells = {
-                split: {
-                    condition: mean_over_tasks(task_accuracies(results, method, split, condition, kinds), tasks)
-                    for condition in results.main_conditions
-                }
+                split: {one: mean_of(results, method, split, one, tasks, kinds) for one in results.main_conditions}
                 for split in results.splits
             }
             found = {mean.kind for by_condition in cells.values() for mean in by_condition.values() if mean}
@@ -164,9 +181,10 @@ def paired_difference(
 
 def _mean(accuracies: Sequence[Accuracy]) -> Mean:
     value, error = mean_and_error([accuracy.value for accuracy in accuracies])
-    return Mean(value, error, len(accuracies), _weakest(accuracies))
+    return Mean(value, error, len(accuracies), weakest(accuracies))
 
 
-def _weakest(accuracies: Iterable[Accuracy]) -> str:
+def weakest(accuracies: Iterable[Accuracy | Mean]) -> str:
+    """Return the kind of several accuracies together, that of the one that says least; "clean" of none."""
     kinds = {accuracy.kind for accuracy in accuracies}
-    return next(kind for kind in ("attacked", "certified", "exact", "ceiling", "clean") if kind in kinds)
+    return next((kind for kind in ("attacked", "certified", "exact", "ceiling") if kind in kinds), "clean")

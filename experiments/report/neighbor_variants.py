@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
-from experiments.report.means import PROVEN, Mean, mean_over_tasks, task_accuracies
+from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve, weakest
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
@@ -75,12 +75,7 @@ def _conditions(results: Results) -> list[Condition]:
 
 
 def _cells(results: Results, method: str, split: str, conditions: Sequence[Condition]) -> list[str]:
-    means = [
-        mean_over_tasks(
-            task_accuracies(results, method, split, condition, ("clean", "exact", "certified")), results.tasks
-        )
-        for condition in conditions
-    ]
+    means = [mean_of(results, method, split, one, results.tasks, ("clean", *PROVEN)) for one in conditions]
     return [percent(mean, error=_several(results)) for mean in means]
 
 
@@ -99,11 +94,13 @@ def lead_table(results: Results, networks: Results) -> Table:
     tasks = [task for task in results.tasks if task in networks.tasks]
 
     def mean(of: Results, method: str, condition: Condition) -> Mean | None:
-        return mean_over_tasks(task_accuracies(of, method, "test", condition), tasks)
+        return mean_of(of, method, "test", condition, tasks)
 
     conditions = [condition for condition in _conditions(results) if mean(networks, rivals[0], condition)]
     best = {
-        condition: max((found for rival in rivals if (found := mean(networks, rival, condition))), key=_value)
+        condition: max(
+            (found for rival in rivals if (found := mean(networks, rival, condition))), key=lambda mean: mean.value
+        )
         for condition in conditions
     }
     lines = []
@@ -117,10 +114,6 @@ def lead_table(results: Results, networks: Results) -> Table:
         lines.append([method_label(method), *cells])
     lines.append(["best TRADES network", *(percent(best[condition], error=False) for condition in conditions)])
     return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, conditions)], lines)
-
-
-def _value(mean: Mean) -> float:
-    return mean.value
 
 
 def _choice_blocks(run: Run) -> list[Block]:
@@ -188,16 +181,9 @@ def _train_panel(results: Results, norm: str, half: float) -> Image:
     lines = []
     for place, method in enumerate(results.methods):
         color, marker = figures.PALETTE[place % len(figures.PALETTE)]
-        shares = {
-            epsilon: mean_over_tasks(
-                task_accuracies(results, method, "train", Condition(norm, epsilon), PROVEN), results.tasks
-            )
-            for epsilon in results.epsilons(norm)
-        }
-        found = {epsilon: mean for epsilon, mean in shares.items() if mean is not None}
-        if found:
-            kind = "exact" if {mean.kind for mean in found.values()} == {"exact"} else "certified"
-            points = [(0.0, 100.0), *((epsilon, 100 * mean.value) for epsilon, mean in found.items())]
+        if found := points_of_curve(results, method, "train", norm, results.tasks, PROVEN):
+            kind = weakest(mean for _, mean in found)
+            points = [(0.0, 100.0), *((epsilon, 100 * mean.value) for epsilon, mean in found)]
             style = {"linestyle": figures.LINE_STYLES[kind]}
             lines.append(figures.Curve(points, f"{method_label(method)} ({kind})", color, marker, style))
     title = f"train images, {norm_label(norm)}"

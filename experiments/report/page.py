@@ -157,9 +157,9 @@ def _anchored(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
     return found
 
 
-def file_name(*parts: object, ending: str = ".png") -> str:
-    """Join texts to the name of a file, without separators and signs."""
-    return re.sub(r"[^\w.]+", "-", "-".join(map(str, parts))).strip("-") + ending
+def file_name(*parts: object) -> str:
+    """Join texts to the name of a picture's file, without separators and signs."""
+    return re.sub(r"[^\w.]+", "-", "-".join(map(str, parts))).strip("-") + ".png"
 
 
 def _html_text(text: str) -> Markup:

@@ -24,8 +24,10 @@ from experiments.report.means import (
     Mean,
     interval_over_tasks,
     mean_and_error,
-    mean_over_tasks,
+    mean_of,
+    points_of_curve,
     task_accuracies,
+    weakest,
 )
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CEILING, CLEAN, WORST, Condition, Results, parse_pair
@@ -62,13 +64,12 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
         known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
         color, marker = _CEILING_LINE if method == CEILING else figures.PALETTE[known % len(figures.PALETTE)]
         for kinds in (SHOWN, PROVEN):
-            points = _curve_points(results, method, split, norm, tasks, kinds)
+            points = points_of_curve(results, method, split, norm, tasks, kinds)
             if not points or (kinds == PROVEN and all(mean.kind == "exact" for _, mean in points)):
                 continue
-            if points[0][0] > 0 and (clean := mean_over_tasks(task_accuracies(results, method, split, CLEAN), tasks)):
+            if points[0][0] > 0 and (clean := mean_of(results, method, split, CLEAN, tasks)):
                 points.insert(0, (0.0, clean))
-            of = {mean.kind for epsilon, mean in points if epsilon > 0} or {"clean"}
-            kind = next((kind for kind in ("attacked", "certified") if kind in of), min(of))  # its weakest point
+            kind = weakest(mean for epsilon, mean in points if epsilon > 0)
             name = "highest possible" if method == CEILING else f"{method_label(method)} ({kind})"
             lines.append(
                 figures.Curve(
@@ -81,14 +82,6 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
                 )
             )
     return lines
-
-
-def _curve_points(results, method, split, norm, tasks, kinds) -> list[tuple[float, Mean]]:
-    means = [
-        (epsilon, mean_over_tasks(task_accuracies(results, method, split, Condition(norm, epsilon), kinds), tasks))
-        for epsilon in results.epsilons(norm)
-    ]
-    return [(epsilon, mean) for epsilon, mean in means if mean is not None]
 
 
 def pair_scores(results: Results, split: str, condition: Condition) -> dict[tuple[int, int], tuple[Accuracy, Accuracy]]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.configuration import flatten
 from experiments.report.labels import counted, method_label, norm_label
 from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.records import Results, Row, Run
@@ -123,19 +124,14 @@ def _summary(settings: Iterable[Any]) -> dict[str, str]:
     """Write each setting's value; where units differ, their range or their different values."""
     found: dict[str, list] = defaultdict(list)
     for item in settings:
-        for name, value in _flatten(item):
-            found[name].append(value)
+        for name, value in flatten(item).items():
+            if value is not None:
+                found[name].append(value)
     return {name: _values(values) for name, values in found.items()}
 
 
 def _listed(settings: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" if name else value for name, value in settings.items())
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(prefix, value)] if value is not None else []
-    return [pair for key, item in value.items() for pair in _flatten(item, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _values(values: Iterable[Any]) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from experiments.report import figures
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
-from experiments.report.means import mean_over_tasks, task_accuracies
+from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, Text, file_name
-from experiments.report.records import Condition, Results, Run, index
+from experiments.report.records import Run, index
 
 
 def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
@@ -33,7 +33,7 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
         curves = []
         for number, method in enumerate(first.methods):
             for split in first.single_splits:
-                means = [_mean(one, method, split, condition, tasks) for one in indexed.values()]
+                means = [mean_of(one, method, split, condition, tasks) for one in indexed.values()]
                 label = f"{method_label(method)}, {split} images"
                 lines.append([f"{label}, {condition_label(condition)}", *map(percent, means)])
                 points = [(value, 100 * mean.value) for value, mean in zip(indexed, means, strict=True) if mean]
@@ -50,7 +50,3 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
         Table([setting, *(f"{value:g}" for value in indexed)], lines),
         Text(f"Per cent ± standard error over {counted(len(tasks), 'task')}; ≤ attacked, an upper bound.", "note"),
     ]
-
-
-def _mean(results: Results, method: str, split: str, condition: Condition, tasks: list[str]):
-    return mean_over_tasks(task_accuracies(results, method, split, condition), tasks)

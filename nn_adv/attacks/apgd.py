@@ -15,6 +15,7 @@ from nn_adv.attacks.common import (
     AttackResult,
     Highest,
     Visited,
+    attack_in_turn,
     better,
     check_clean_logits,
     check_inputs,
@@ -90,7 +91,8 @@ def apgd(
         inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
-    _check_options(num_steps, num_restarts, num_samples)
+    num_steps, num_restarts = as_count(num_steps, "num_steps", low=0), as_count(num_restarts, "num_restarts")
+    num_samples = None if num_samples is None else as_count(num_samples, "num_samples")
     if starts is not None:
         starts = as_images(starts, name="starts", takes_uint8=False)
         if starts.shape != images.shape:
@@ -147,15 +149,8 @@ def _search(
             return judge(ascend_l1(evaluate, start, images, threat, num_steps), 1 + number)
         return judge(_ascend(evaluate, start, images, threat, num_steps)[0], 1 + number)
 
-    def attack_survivors(state):
-        number, best = state
-        return number + 1, where_each(best.success, best, better(best, ascend(number)))
-
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
-    clean = judge(visit(images, clean_logits), 0)
-    _, best = jax.lax.while_loop(
-        lambda state: (state[0] < num_runs) & ~jnp.all(state[1].success), attack_survivors, (0, clean)
-    )
+    best = attack_in_turn(ascend, num_runs, judge(visit(images, clean_logits), 0))
     if num_samples is not None:
         best = judge(best, 1 + num_runs)
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
@@ -330,10 +325,3 @@ def _random_start(threat: Threat, keys: chex.PRNGKey, images: chex.Array) -> che
     # A point drawn from the l1 ball changes every pixel by next to nothing; projected noise changes some by much.
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
     return images + noise
-
-
-def _check_options(num_steps, num_restarts, num_samples) -> None:
-    num_steps = as_count(num_steps, "num_steps", low=0)
-    num_restarts = as_count(num_restarts, "num_restarts")
-    if num_samples is not None:
-        num_samples = as_count(num_samples, "num_samples")

@@ -128,6 +128,23 @@ def is_judged_wrong(predict_fn: Callable, points: chex.Array, labels: chex.Array
     return (predicted != labels) & ~has_nan
 
 
+def judged(predict_fn: Callable | None, logits: chex.Array, points: chex.Array, labels: chex.Array) -> chex.Array:
+    """Tell ``[B]`` which points are misclassified: by ``predict_fn``, or without it by their logits."""
+    return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
+
+
+def attack_in_turn(attack: Callable[[chex.Numeric], Visited], count: int, best: Visited) -> Visited:
+    """Run attacks number 0 to ``count - 1``, each on the images that are left, until none is; the best points."""
+
+    def attack_survivors(state):
+        number, best = state
+        return number + 1, where_each(best.success, best, better(best, attack(number)))
+
+    return jax.lax.while_loop(
+        lambda state: (state[0] < count) & ~jnp.all(state[1].success), attack_survivors, (0, best)
+    )[1]
+
+
 def higher(best: Highest, other: Highest) -> Highest:
     """Keep for each image the point of the higher loss, misclassified or not; the first of equals."""
     return where_each(other.loss > best.loss, other, best)

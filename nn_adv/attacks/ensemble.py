@@ -23,8 +23,7 @@ from nn_adv.attacks.common import (
     check_logit_values,
     example_keys,
     is_inside,
-    is_judged_wrong,
-    is_wrong,
+    judged,
     logits_of,
 )
 from nn_adv.attacks.fab import fab
@@ -305,9 +304,7 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
 def _classify(logits_fn, predict_fn, images, labels):
     """Return logits, and which images are misclassified."""
     logits = logits_of(logits_fn, images)
-    if predict_fn is not None:
-        return logits, is_judged_wrong(predict_fn, images, labels)
-    return logits, is_wrong(logits, labels)
+    return logits, judged(predict_fn, logits, images, labels)
 
 
 def _keys(key: chex.PRNGKey, name: str, indices: np.ndarray) -> np.ndarray:

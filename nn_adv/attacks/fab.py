@@ -127,7 +127,7 @@ def _search(
         total = size + size_of_image
         alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), alpha_max), images)
         points = (1 - alpha) * (points + eta * from_point) + alpha * (images + eta * from_image)
-        points = points if threat.bounds is None else jnp.clip(points, *threat.bounds)
+        points = threat.clip(points)
         found = judge(points)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
         nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)

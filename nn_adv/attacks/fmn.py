@@ -19,8 +19,7 @@ from nn_adv.attacks.common import (
     finite_or_zero,
     fold_in_each,
     highest_others,
-    is_judged_wrong,
-    is_wrong,
+    judged,
     logits_of,
     nothing_found,
     where_each,
@@ -110,13 +109,10 @@ def _search(
 ) -> AttackResult:  # fmt: skip
     norm, num_runs = threat.norm, 1 if targets is None else targets.shape[1]
 
-    def judge(logits, points):
-        return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
-
     def score(points, target):
         logits = logits_of(logits_fn, points)
         loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
-        return jnp.sum(loss), (loss, judge(logits, points), margin(logits, labels))
+        return jnp.sum(loss), (loss, judged(predict_fn, logits, points, labels), margin(logits, labels))
 
     def remember(best, points, found, height):
         distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
@@ -134,7 +130,8 @@ def _search(
         border = (perturbation_size(norm, points - images) + to_border) * (1 + gamma)
         outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)
         radius = jnp.where(found, jnp.minimum(radius * (1 - gamma * falling), best.distance), outward)
-        length = (final_step_size + (step_size - final_step_size) * falling) * _euclidean(norm, radius, images)
+        longest = radius * (images[0].size ** 0.5 if norm == "linf" else 1)  # Euclidean size of an offset in the ball
+        length = (final_step_size + (step_size - final_step_size) * falling) * longest
         # Pixels at their bound keep their gradient: without it the projection would take back what they moved.
         size = perturbation_size("l2", slope)
         moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope
@@ -151,15 +148,10 @@ def _search(
         found = remember(found, points, *score(points, target)[1][1:])
         return where_each(found.distance < best.distance, found, best)
 
-    wrong = judge(clean_logits, images)
+    wrong = judged(predict_fn, clean_logits, images, labels)
     distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
     clean = AttackResult(images, wrong, margin(clean_logits, labels), distance)
     return jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
-
-
-def _euclidean(norm, radius, images):
-    """Give the Euclidean size of the largest offset in a ball."""
-    return radius * (images[0].size ** 0.5 if norm == "linf" else 1)
 
 
 def _size_of_box(threat, images):

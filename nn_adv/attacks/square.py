@@ -21,8 +21,7 @@ from nn_adv.attacks.common import (
     check_clean_logits,
     check_inputs,
     fold_in_each,
-    is_judged_wrong,
-    is_wrong,
+    judged,
     logits_of,
     nothing_found,
     where_each,
@@ -102,8 +101,7 @@ def _search(
     radii = jnp.broadcast_to(jnp.asarray(threat.epsilon, images.dtype), labels.shape)
 
     def visit(points, logits) -> Visited:
-        wrong = is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
-        return Visited(points, wrong, loss_fn(logits, labels))
+        return Visited(points, judged(predict_fn, logits, points, labels), loss_fn(logits, labels))
 
     def ask(offset) -> Visited:
         points = project(threat, images + offset, images)

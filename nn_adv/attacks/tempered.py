@@ -16,13 +16,12 @@ from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.common import (
     AttackResult,
     Visited,
-    better,
+    attack_in_turn,
     check_clean_logits,
     check_inputs,
     fold_in_each,
     logits_of,
     nothing_found,
-    where_each,
 )
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
@@ -88,14 +87,8 @@ def _attack_in_turn(logits_fn, predict_fn, images, labels, keys, threat, tempera
         )
         return Visited(result.adversarial, result.success, result.loss.astype(images.dtype))
 
-    def attack_survivors(state):
-        number, best = state
-        return number + 1, where_each(best.success, best, better(best, attack(number)))
-
     nothing = Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
-    _, best = jax.lax.while_loop(
-        lambda state: (state[0] < len(temperatures)) & ~jnp.all(state[1].success), attack_survivors, (0, nothing)
-    )
+    best = attack_in_turn(attack, len(temperatures), nothing)
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
 
 

@@ -65,21 +65,13 @@ def check_question(
 
 
 def check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Return bounds rounded to float32, refusing what is not a lowest and a highest pixel value.
-
-    Raises:
-      ValueError: bounds that are not two numbers in order.
-    """
+    """Return `as_bounds` rounded to float32, as pixels are."""
     ends = as_bounds(bounds)
     return None if ends is None else as_bounds(tuple(float(np.float32(end)) for end in ends))
 
 
 def check_scale(reference: Reference | Streamed, images: np.ndarray) -> None:
-    """Refuse points or checked images ``[B, ...]`` of which float32 cannot hold squared distances.
-
-    Raises:
-      ValueError: as `check_squares`.
-    """
+    """Raise ValueError for points or checked images ``[B, ...]`` of which float32 cannot hold squared distances."""
     size, largest = reference.size, float(np.max(np.abs(reference.pixel_range)))
     check_squares("points of the reference", largest, size)
     if reference.mapped is not None:

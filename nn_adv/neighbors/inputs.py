@@ -37,22 +37,14 @@ def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> che
 
 
 def check_metric(reference: Reference | Streamed, norm: str) -> None:
-    """Refuse an unknown norm, and one that the points of a linear map are not measured in.
-
-    Raises:
-      ValueError: such a norm.
-    """
+    """Raise ValueError for an unknown norm, and for one that the points of a linear map are not measured in."""
     check_norm(norm)
     if reference.mapped is not None and norm != "l2":
         raise ValueError(f"norm must be 'l2' for a reference with a linear_map, got {norm!r}")
 
 
 def check_unmapped(reference: Reference | Streamed) -> None:
-    """Refuse points with a linear map, where distances between pixels are meant.
-
-    Raises:
-      ValueError: a reference with a map.
-    """
+    """Raise ValueError for points with a linear map, where distances between pixels are meant."""
     if reference.mapped is not None:
         raise ValueError("reference must be fitted without a linear_map, got one with it")
 

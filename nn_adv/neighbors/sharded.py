@@ -45,11 +45,7 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """Return a mesh whose axes the compiler splits by, refusing others than those of `shard`.
-
-    Raises:
-      ValueError: a mesh of other axes.
-    """
+    """Return a mesh whose axes the compiler splits by; raise ValueError for others than those of `shard`."""
     if not isinstance(mesh, Mesh) or set(mesh.axis_names) != {POINTS, QUERIES}:
         got = mesh.axis_names if isinstance(mesh, Mesh) else type(mesh).__name__
         raise ValueError(f"mesh must be a Mesh of the axes ('{POINTS}', '{QUERIES}'), got {got}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_images, as_key, check_size
-from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
+from nn_adv.threat import Threat, as_threat, check_threat, per_image, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
 _START_SCALE = 0.001
@@ -122,27 +122,19 @@ def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_step
 
     start = images + _START_SCALE * noise.start
     adversarial, divergences = jax.lax.scan(step, start, length=num_steps)
-    return jax.lax.stop_gradient(InnerMaximum(_within_bounds(threat, adversarial), divergences))
+    return jax.lax.stop_gradient(InnerMaximum(threat.clip(adversarial), divergences))
 
 
 def _step_linf(threat, adversarial, gradient, images, replacement, step_size):
     del replacement
     adversarial = adversarial + step_size * jnp.sign(gradient)
-    return _within_bounds(threat, jnp.clip(adversarial, images - threat.epsilon, images + threat.epsilon))
+    return threat.clip(jnp.clip(adversarial, images - threat.epsilon, images + threat.epsilon))
 
 
 def _step_l2(threat, adversarial, gradient, images, replacement, step_size):
-    size = _column(perturbation_size("l2", gradient), images)
+    size = per_image(perturbation_size("l2", gradient), images)
     # The published loss descends on minus the divergence, so its replacement enters with the other sign.
     direction = jnp.where(size > 0, gradient / jnp.where(size > 0, size, 1), -replacement)
-    offset = _within_bounds(threat, adversarial + step_size * direction) - images
-    length = _column(perturbation_size("l2", offset), images)
+    offset = threat.clip(adversarial + step_size * direction) - images
+    length = per_image(perturbation_size("l2", offset), images)
     return images + offset * jnp.where(length > threat.epsilon, threat.epsilon / (length + _RADIUS_MARGIN), 1)
-
-
-def _within_bounds(threat, images):
-    return images if threat.bounds is None else jnp.clip(images, *threat.bounds)
-
-
-def _column(per_image, images):
-    return per_image.reshape(per_image.shape + (1,) * (images.ndim - 1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 # What Flax calls a leaf of a collection, and PyTorch. All other names are the same.
 _LEAVES = {
@@ -56,7 +57,7 @@ def from_state_dict(
     if isinstance(unused, str):
         raise ValueError(f"unused must be a list of regular expressions, got the text {unused!r}")
     state = {key: np.asarray(value) for key, value in state.items()}
-    wanted = _flatten(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))))
+    wanted = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))))
     by_key = {_key(path): path for path in wanted}
     allowed = re.compile("|".join(f"(?:{pattern})" for pattern in (*_NEVER_USED, *unused)))
     missing = [key for key, path in by_key.items() if key not in state and path[0] != "constants"]
@@ -68,15 +69,11 @@ def from_state_dict(
     ]
     _check(model, missing, left_over, misshapen)
     _check_values({key: state[key] for key in by_key if key in state})
-    variables: dict[str, Any] = {}
+    variables: dict[tuple[str, ...], jax.Array] = {}
     for key, path in by_key.items():
         if key in state:
-            *outer, leaf = path
-            inner = variables
-            for name in outer:
-                inner = inner.setdefault(name, {})
-            inner[leaf] = jnp.asarray(_exchange(path, state[key], _FROM_TORCH), wanted[path].dtype)
-    return variables
+            variables[path] = jnp.asarray(_exchange(path, state[key], _FROM_TORCH), wanted[path].dtype)
+    return unflatten_dict(variables)
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -95,25 +92,12 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       ValueError: two leaves have one key, which no network of `nn_adv.models` has.
     """
     state: dict[str, np.ndarray] = {}
-    for path, leaf in _flatten(variables).items():
+    for path, leaf in flatten_dict(variables).items():
         key = _key(path)
         if key in state:
             raise ValueError(f"variables have two leaves with the key {key!r}")
         state[key] = np.array(_exchange(path, np.asarray(leaf), _TO_TORCH), order="C")
     return state
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """List leaves by their path, in the order of the tree; the first name is the collection."""
-
-    def walk(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-        if isinstance(node, Mapping):
-            for name, child in node.items():
-                yield from walk((*path, name), child)
-        else:
-            yield path, node
-
-    return dict(walk((), tree))
 
 
 def _key(path: tuple[str, ...]) -> str:
