@@ -190,7 +190,6 @@ class Plan(plan.Plan):
         return self.about(unit) | {"main_radii": self.evaluation.epsilons} | none | fields
 
     def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
-        """Compute 1NN's radii and look its robust accuracy up in them; the radii lie in a file of their own."""
         start, task = time.perf_counter(), unit.task
         reference = fit_neighbors(self.dataset, task)
         fitted = time.perf_counter()
@@ -220,7 +219,7 @@ class Plan(plan.Plan):
             chosen,
             suite=self.suite,
             seed=unit.seed,
-            progress_file=_progress_file(workdir, unit),
+            progress_file=plan.progress_file(workdir, unit),
             examples=self._examples(unit, chosen),
             show=lambda text: show(f"{what}: {text}"),
         )
@@ -254,14 +253,6 @@ class Plan(plan.Plan):
         file = f"{pictures.FOLDER}/{task.name}-{unit.subject}-seed{unit.seed}.npz"
         pictures.save(workdir / file, made)
         return [file]
-
-    def clear(self, unit: Unit, workdir: Path) -> None:
-        """Remove the progress of the attacks."""
-        _progress_file(workdir, unit).unlink(missing_ok=True)
-
-
-def _progress_file(workdir: Path, unit: Unit) -> Path:
-    return workdir / "attacks" / f"{unit.subject}-seed{unit.seed}-{unit.task.name}.npz"
 
 
 def _seconds(train: float, evaluating: float) -> dict[str, float]:

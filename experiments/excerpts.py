@@ -216,7 +216,6 @@ def _read(folder: Path) -> tuple[str, records.Run]:
 
 
 def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
-    """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
     sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
     edges = found["norms"][norm]["edges"]
     middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]

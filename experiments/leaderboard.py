@@ -157,7 +157,6 @@ class Plan(plan.Plan):
         }
 
     def _network_fields(self, unit: Unit, workdir: Path, show) -> dict[str, Any]:
-        """Load a network, check what it returns and its clean accuracy, then attack it."""
         start = time.perf_counter()
         network, batch_size = unit.subject, self.evaluation.batch_size
         show("loading")
@@ -177,16 +176,16 @@ class Plan(plan.Plan):
                 self.images,
                 suite=self.suite,
                 seed=unit.seed,
-                progress_file=_progress_file(workdir, unit),
+                progress_file=plan.progress_file(workdir, unit),
                 show=show,
             )
         file = f"outcomes/{failures.file_name(unit.name)}.npz"
         _save_outcomes(workdir / file, self.images, names, outcomes)
         records = evaluate.attacked_records(self.evaluation, self.images.split, outcomes, names)
         flags = evaluate.flags(self.evaluation, classifier, self.images, records)
-        sizes = {
-            name: size for name, size in self.evaluation.sizes.items() if name != "num_queries" or "square" in names
-        }
+        sizes = dict(self.evaluation.sizes)
+        if "square" not in names:
+            sizes.pop("num_queries", None)
         return {
             "evaluations": [record.stored() for record in records],
             "model": facts,
@@ -231,14 +230,6 @@ class Plan(plan.Plan):
             known = [functools.reduce(radii.join, [*known, found])]
             radii.save(path, known[0])
         return known[0]
-
-    def clear(self, unit: Unit, workdir: Path) -> None:
-        """Remove the progress of the attacks."""
-        _progress_file(workdir, unit).unlink(missing_ok=True)
-
-
-def _progress_file(workdir: Path, unit: Unit) -> Path:
-    return workdir / "attacks" / f"{failures.file_name(unit.name)}.npz"
 
 
 def _save_outcomes(

@@ -171,7 +171,6 @@ def _run(workdir: Path) -> None:
 
 
 def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
-    """Return the module of the experiment that a configuration is for."""
     name = config.get("experiment")
     if "radii" in config:
         raise ValueError("the configuration's radii is named epsilons: rename it")

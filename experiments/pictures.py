@@ -108,7 +108,6 @@ def make(
 
 
 def _nearest(points: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the point nearest to an image in l2, and its distance."""
     parts = (points[start : start + _AT_ONCE] for start in range(0, len(points), _AT_ONCE))
     distances = np.concatenate([float64_sizes("l2", np.asarray(as_float(part), np.float64) - image) for part in parts])
     place = int(np.argmin(distances))

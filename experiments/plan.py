@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 
 import nn_adv
+from experiments.failures import file_name
 from nn_adv import attacks, data, models, training
 from nn_adv.threat import Threat
 
@@ -101,7 +102,8 @@ class Plan:
         raise NotImplementedError
 
     def clear(self, unit: Unit, workdir: Path) -> None:
-        """Clear away what helped to make a row, which is stored now."""
+        """Remove the progress of the attacks, which helped to make a row that is stored now."""
+        progress_file(workdir, unit).unlink(missing_ok=True)
 
     def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
         """Return the room on the disk that these groups need."""
@@ -123,6 +125,11 @@ class Plan:
         dataset = {"dataset": self.dataset.title, "dataset_note": self.dataset.note}
         task = {} if unit.task is None else {"task": unit.task.name, "classes": list(unit.task.class_names)}
         return {"schema": 1, "unit": unit.name, **dataset, **provenance(), **task}
+
+
+def progress_file(workdir: Path, unit: Unit) -> Path:
+    """Return where the attacks on the network of a unit keep their progress."""
+    return workdir / "attacks" / f"{file_name(unit.name)}.npz"
 
 
 def provenance() -> dict[str, Any]:

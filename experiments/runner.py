@@ -112,7 +112,6 @@ def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_work
 
 
 def _report(workdir: Path, failed: Sequence[str], num_units: int) -> Report | None:
-    """Write the report of what is there; raise what has to be told of a run."""
     experiment, run = report.read(workdir)
     found = report.write_run(experiment, workdir, run) if run.rows else None
     told = []
@@ -138,7 +137,7 @@ def _names(groups: Iterable[Sequence[Unit]]) -> set[str]:
 
 
 class _Bar:
-    """A bar of units on the terminal, or a line from time to time in a log file."""
+    """A bar of units on the terminal, or a line from time to time in a log file; see `plan.Progress`."""
 
     def __init__(self, total: int):
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds
@@ -153,16 +152,13 @@ class _Bar:
         self._bar.close()
 
     def show(self, text: str) -> None:
-        """See `plan.Progress`."""
         if text:
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(0)  # shown when it is time for the next line
 
     def advance(self, units: float) -> None:
-        """See `plan.Progress`."""
         self._bar.update(min(units, self._bar.total - self._bar.n))
 
     def tell(self, line: str) -> None:
-        """Print a line that stays."""
         with self._bar.external_write_mode(file=sys.stderr):
             console.say(line, file=sys.stderr)

@@ -209,7 +209,6 @@ def _open_file(workdir: Path, config: Mapping[str, Any], name: str) -> Store:
 
 
 def _open_locked(path: Path) -> int:
-    """Open a rows file for appending, or refuse when another process has it."""
     with one_line_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:

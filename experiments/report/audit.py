@@ -89,7 +89,6 @@ def _is_variant(row: Row) -> bool:
 
 
 def _split(own: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the lines of variants, and those of attacks by their names."""
     if "attack" not in own:
         return own, own[:0]
     is_named = own["attack"].notna()

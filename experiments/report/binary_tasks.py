@@ -114,7 +114,6 @@ def line_label(line: Line) -> str:
 
 
 def _tasks_note(results: Results) -> str:
-    """Say over which tasks the means are taken."""
     if _even(results):
         return f"Means over {counted(len(results.tasks), 'task')}."
     start = f"The methods were not all run on the same tasks ({_task_numbers(results)})"

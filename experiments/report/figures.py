@@ -206,7 +206,6 @@ def _annotate(axes: Axes, text: str, dot: tuple[float, float], place: tuple[floa
 
 
 def _extremes(dots: Mapping[str, tuple[float, float]], focus: str) -> list[str]:
-    """Name 1NN and the most robust in each norm."""
     best = [max(dots, key=lambda name: dots[name][axis]) for axis in (0, 1)]
     return [name for name in dict.fromkeys([focus, *best]) if name in dots]
 

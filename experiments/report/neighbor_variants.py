@@ -54,7 +54,6 @@ def summary(run: Run) -> str:
 
 
 def _table_blocks(results: Results) -> list[Block]:
-    """Lay out each variant, split after split."""
     conditions = _conditions(results)
     found: list[Block] = [Heading("Robust accuracy")]
     for split in results.single_splits:
@@ -117,7 +116,6 @@ def lead_table(results: Results, networks: Results) -> Table:
 
 
 def _choice_blocks(run: Run) -> list[Block]:
-    """Say which alternative held-out training images chose, and how often."""
     chosen = [(row["method"], row["chosen"]["variant"]) for row in run.rows if row["chosen"]]
     counts = pd.Series(chosen, dtype=object).value_counts(sort=False)
     lines = [[method_label(method), method_label(variant), str(count)] for (method, variant), count in counts.items()]

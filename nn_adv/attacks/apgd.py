@@ -165,7 +165,6 @@ class _Problem(NamedTuple):
     num_samples: int | None
 
     def logits(self, points, keys):
-        """Return the (mean) logits ``[B, C]`` at ``points``."""
         return self._mean(lambda keys: self._logits(points, keys), keys)
 
     def evaluate(self, points, keys, target):

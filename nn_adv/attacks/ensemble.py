@@ -278,7 +278,6 @@ _compiled = functools.partial(run, keep=True)  # for each batch, and for the nex
 
 
 def _attack(logits_fn, predict_fn, images, labels, key_data, threat, *, attack):
-    """Return which images an attack claims to break, and its points."""
     keys = jax.random.wrap_key_data(key_data, impl=GENERATOR)
     result = attack(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
     return result.success, result.adversarial
@@ -302,7 +301,6 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
 
 
 def _classify(logits_fn, predict_fn, images, labels):
-    """Return logits, and which images are misclassified."""
     logits = logits_of(logits_fn, images)
     return logits, judged(predict_fn, logits, images, labels)
 

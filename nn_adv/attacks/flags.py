@@ -110,8 +110,6 @@ def _mean_logits(random_logits_fn, keys, images):
 
 
 def _zero_gradients(logits_fn, images, labels) -> dict[str, jax.Array]:
-    """Tell for each loss which images ``[B]`` have a gradient of zero."""
-
     def gradient(loss):
         return jax.grad(lambda points: jnp.sum(loss(logits_of(logits_fn, points), labels)))(images)
 

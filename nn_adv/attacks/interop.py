@@ -164,7 +164,6 @@ def _checked(x: Any) -> np.ndarray:
 
 
 def _norm(norm: float | str) -> str:
-    """Return our name of a norm; ValueError for none of them."""
     name = norm.lower() if isinstance(norm, str) else f"{norm:g}" if isinstance(norm, (int, float)) else ""
     if name not in _NORMS:
         raise ValueError(f"norm must be 1, 2, np.inf or one of {', '.join(NORMS)}, got {norm!r}")

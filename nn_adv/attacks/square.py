@@ -187,7 +187,6 @@ def _places_in_square(key, shape, side):
 
 
 def _within(rows, columns, side):
-    """Tell which pixels ``[H, W]`` lie in the square."""
     return ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None]
 
 
@@ -214,7 +213,6 @@ def _bumps(key, rows, columns, side, largest, dtype):
 
 
 def _mass(norm, offset):
-    """Measure an offset ``[H, W, C]``."""
     return perturbation_size(norm, offset[None])[0]
 
 

@@ -109,7 +109,6 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _remedy(images: np.ndarray) -> str:
-    """Say what to do with floats that do not all lie in [0, 1]."""
     if not np.isfinite(images).all() or images.min() < -_ROUNDING:
         return "after replacing or leaving out such images"
     if images.max() <= 1 + _ROUNDING:

@@ -105,7 +105,6 @@ def _mappings(class_names: tuple[str, ...], kind: str) -> list[tuple[str, tuple[
 
 
 def _task(name: str, class_names: tuple[str, ...], members: list, mapping: dict[int, int]) -> Task:
-    """Join the members of the task's classes, relabelled."""
     index_and_labels = []
     for part in range(3):  # training, holdout, test
         index = np.concatenate([members[label][part] for label in mapping])

@@ -136,7 +136,6 @@ class MixedNUTS(nn.Module):
 
 
 def _standardised(logits: chex.Array) -> chex.Array:
-    """Bring the logits of each image to mean 0 and unbiased variance 1."""
     logits = jnp.clip(logits, -1e15, 1e15)
     centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
     return centred / jnp.sqrt(jnp.var(logits, axis=-1, keepdims=True, ddof=1) + 1e-8)

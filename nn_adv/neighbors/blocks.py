@@ -41,7 +41,8 @@ def nearest_in_blocks(reference: Reference, screen: Screen, limits: tuple[Any, A
         found = _screen_blocks(reference, screen, *limits, k)
         if k > 1:  # the k nearest are in the k best groups, but two of them may share one
             return _measure_again(reference, screen.queries, found.groups, k, norm)
-        return _integers_as_float64(found.scores), found.keys
+        with jax.enable_x64(True):
+            return jnp.where(found.scores >= PADDING_SQ_NORM, jnp.inf, found.scores.astype(jnp.float64)), found.keys
     # The last group is not measured: its score bounds all that was left out.
     found = _screen_blocks(reference, screen, *limits, k + _SPARE_GROUPS + 1)
     values, indices = _measure_again(reference, screen.queries, found.groups[:, :-1], k, norm)
@@ -110,15 +111,10 @@ def _measure_again(reference: Reference, queries, groups, k: int, norm: str):
         first = group // groups_per_block * size + group % groups_per_block
         rows = (first[:, None] + groups_per_block * jnp.arange(GROUP_SIZE, dtype=jnp.int32)).reshape(-1)
         known = jnp.where(jnp.repeat(group, GROUP_SIZE) == _NO_GROUP, NO_POINT, index[rows])
-        return _exact_nearest(query, points[rows], known, k, norm)
+        with jax.enable_x64(True):
+            return nearest_of(distances.float64_distances(norm, query, points[rows]), known, k)
 
     return lax.map(measure, (queries, groups), batch_size=_RERANK_BATCH)
-
-
-def _exact_nearest(query, points, index, k: int, norm: str):
-    """Return exact distances and indices ``[k]`` of one query among points ``[m, d]``."""
-    with jax.enable_x64(True):
-        return nearest_of(distances.float64_distances(norm, query, points), index, k)
 
 
 def nearest_of(values: chex.Array, index: chex.Array, k: int) -> tuple[chex.Array, chex.Array]:
@@ -155,11 +151,6 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
         return unproven.at[row].set(False), values.at[row].set(value), indices.at[row].set(index)
 
     return lax.while_loop(lambda state: jnp.any(state[0]), replace, (unproven, values, indices))[1:]
-
-
-def _integers_as_float64(scores: chex.Array) -> jax.Array:
-    with jax.enable_x64(True):
-        return jnp.where(scores >= PADDING_SQ_NORM, jnp.inf, scores.astype(jnp.float64))
 
 
 def finish(values: chex.Array, norm: str, squared: bool, in_integers: bool) -> jax.Array:

@@ -175,7 +175,6 @@ def _nearest_between(reference: Reference, queries: chex.Array, limits, *, k: in
 
 
 def _nearest_streamed(reference: Streamed, queries, leave_out, some=None, *, k: int, norm: str) -> Neighbors:
-    """Search points on disk, or some of them."""
     values, indices = _among(reference, queries, some, k=k + (leave_out is not None), norm=norm)
     with jax.enable_x64(True):
         values = finish(values, norm, False, _are_integers(reference, queries))

@@ -105,7 +105,6 @@ def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tupl
 
 
 def _specs(reference: Reference) -> Reference:
-    """Return how the arrays of a sharded reference are split."""
     whole = jax.tree.map(lambda _: PartitionSpec(), dataclasses.replace(reference, mapped=None))
     mapped = None if reference.mapped is None else _specs(reference.mapped)
     return dataclasses.replace(whole, mapped=mapped, **{name: PartitionSpec(POINTS) for name in _SPLIT})

@@ -258,7 +258,6 @@ def _num_classes(model, image_shape):
 
 
 def _as_members(members, num_images, num_classes, recipe):
-    """Return the members with their arrays in int32, refusing what does not fit."""
     if not members:
         raise ValueError("members must hold at least one Member, got none")
     checked = []

@@ -107,7 +107,6 @@ def _key(path: tuple[str, ...]) -> str:
 
 
 def _exchange(path, array, orders):
-    """Exchange the axes of a kernel; other leaves stay as they are."""
     is_kernel = path[0] == "params" and path[-1] == "kernel"
     return array.transpose(orders[array.ndim]) if is_kernel else array
 

@@ -263,7 +263,6 @@ def _harmless_globals() -> list[Any]:
 
 
 def _weights_in(path: pathlib.Path, content: Any, outer_key: str | None) -> dict[Any, Any]:
-    """Descend to the mapping of keys to tensors."""
     content = _as_dict(path, "the file", content)
     if outer_key is not None:
         if outer_key not in content:

@@ -202,7 +202,6 @@ def _is_from_elsewhere(cache: pathlib.Path) -> bool:
 
 
 def _renamed(entry: Entry, key: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Give an array of a file its name in the network, or its parts theirs (`Entry.renames`)."""
     arrays = [(key, value)]
     for pattern, new in entry.renames:
         arrays = [renamed for key, value in arrays for renamed in _replaced(pattern, new, key, value)]
