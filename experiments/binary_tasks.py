@@ -213,18 +213,16 @@ class Plan(plan.Plan):
         variables, epoch, seconds = member
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
         classifier = classifiers.network(self.model, variables)
-        outcomes = evaluate.attack(
+        outcomes, records, flags = evaluate.attack(
             self.evaluation,
+            self.suite,
             classifier,
             chosen,
-            suite=self.suite,
             seed=unit.seed,
             progress_file=plan.progress_file(workdir, unit),
             examples=self._examples(unit, chosen),
             show=lambda text: show(f"{what}: {text}"),
         )
-        records = evaluate.attacked_records(self.evaluation, chosen.split, outcomes, names)
-        flags = evaluate.flags(self.evaluation, classifier, chosen, records)
         made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
         at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]

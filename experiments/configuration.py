@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.files import ResultsError, dumps, sync_folder, write_whole
+from experiments.files import ResultsError, dumps, write_whole
 
 CONFIG_FILE = "config.json"
 ASKED_FILE = "asked.json"
@@ -42,14 +39,7 @@ def require_config(workdir: Path) -> dict[str, Any]:
 def create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Write config.json whole or not at all and return it; when several shards start at once the first one's stays."""
     content = dumps({"hash": config_hash(config), "config": config}, indent=2, sort_keys=True)
-    with tempfile.NamedTemporaryFile(dir=workdir, prefix=".config-", delete=True) as file:
-        file.write(content.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, workdir / CONFIG_FILE)  # Unlike a rename, never replaces.
-    sync_folder(workdir)
+    write_whole(workdir / CONFIG_FILE, content + "\n", replace=False)
     return json.loads((workdir / CONFIG_FILE).read_bytes())
 
 

@@ -87,19 +87,32 @@ def choose_images(dataset: data.Dataset, task: data.Task | None, evaluation: Eva
 
 
 def attack(
-    evaluation: Evaluation, classifier: Classifier, chosen: Images, *, seed: int, **options: Any
-) -> list[attacked.Outcome]:
-    """Attack images in every threat of the evaluation; further options are those of `attacked.broken_by`."""
-    return attacked.broken_by(
+    evaluation: Evaluation,
+    suite: Sequence[attacks.Attack],
+    classifier: Classifier,
+    chosen: Images,
+    *,
+    seed: int,
+    **options: Any,
+) -> tuple[list[attacked.Outcome], list[Record], tuple[str, ...]]:
+    """Attack images in every threat of the evaluation; further options are those of `attacked.broken_by`.
+
+    Returns:
+      What broke each image in each threat, the counts of them, and what makes these say little.
+    """
+    outcomes = attacked.broken_by(
         classifier,
         np.asarray(as_float(chosen.images)),
         chosen.labels,
+        suite=suite,
         threats=evaluation.threats,
         key=jax.random.key(seed),
         indices=chosen.number,
         batch_size=evaluation.batch_size,
         **options,
     )
+    records = attacked_records(evaluation, chosen.split, outcomes, [attack.name for attack in suite])
+    return outcomes, records, flags(evaluation, classifier, chosen, records)
 
 
 def attacked_records(

@@ -34,8 +34,11 @@ def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
         )
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write or replace a file atomically, text as UTF-8; its folder is made if needed. Then the file is durable."""
+def write_whole(path: Path, content: bytes | str, *, replace: bool = True) -> None:
+    """Write or replace a file atomically, text as UTF-8; its folder is made if needed. Then the file is durable.
+
+    Without ``replace`` a file that is there stays.
+    """
     if isinstance(content, str):  # names of files in it may hold what no text does
         content = content.encode(errors="backslashreplace")
     with one_line_errors(path):
@@ -46,7 +49,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
+                if replace:
+                    os.replace(file.name, path)
+                else:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(file.name, path)  # unlike a rename, never replaces
+                    os.unlink(file.name)
             except BaseException:
                 os.unlink(file.name)
                 raise

@@ -170,19 +170,17 @@ class Plan(plan.Plan):
         names = [attack.name for attack in self.suite]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            outcomes = evaluate.attack(
+            outcomes, records, flags = evaluate.attack(
                 self.evaluation,
+                self.suite,
                 classifier,
                 self.images,
-                suite=self.suite,
                 seed=unit.seed,
                 progress_file=plan.progress_file(workdir, unit),
                 show=show,
             )
         file = f"outcomes/{failures.file_name(unit.name)}.npz"
         _save_outcomes(workdir / file, self.images, names, outcomes)
-        records = evaluate.attacked_records(self.evaluation, self.images.split, outcomes, names)
-        flags = evaluate.flags(self.evaluation, classifier, self.images, records)
         sizes = dict(self.evaluation.sizes)
         if "square" not in names:
             sizes.pop("num_queries", None)

@@ -156,16 +156,15 @@ def _run(workdir: Path) -> None:
     failed, command = [], console.command("experiments.main", sys.argv[1:])
     for folder, config in runs:
         experiment = _experiment(config)
-        has_failed = False
         try:
             report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=command)
+            if report is None:
+                console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
         except failures.SomeFailed as error:
             failed.append(str(error))
-            report, has_failed = error.report, True
+            report = error.report
         if report is not None:
             console.say(report.summary, f"Report: {report.page}", f"All numbers: {report.table}")
-        elif not has_failed:
-            console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
     if failed:
         raise failures.SomeFailed("; ".join(failed), report)
 

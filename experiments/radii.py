@@ -71,14 +71,8 @@ def collect(norms: Sequence[str], found: Sequence[certify.Radius], *, split: np.
 
 def join(first: Radii, second: Radii) -> Radii:
     """Put the images of the second behind those of the first; the norms are the same."""
-    per_norm = ("lower", "upper", "exact")
-    return Radii(
-        first.norms,
-        *(
-            np.concatenate([getattr(first, name), getattr(second, name)], axis=int(name in per_norm))
-            for name in Radii._fields[1:]
-        ),
-    )
+    arrays = (np.concatenate(pair, axis=-1) for pair in zip(first[1:], second[1:], strict=True))
+    return Radii(first.norms, *arrays)
 
 
 def save(path: Path, radii: Radii) -> None:

@@ -155,7 +155,8 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
     chex.assert_equal_shape([images, center])
     epsilon = per_image(threat.epsilon, images)
     offset = images - center
-    lower, upper = _room(threat, center)
+    # How far each pixel may move down (<= 0) and up (>= 0).
+    lower, upper = (-jnp.inf, jnp.inf) if threat.bounds is None else (end - center for end in threat.bounds)
     if threat.norm == "linf":
         offset = jnp.clip(offset, jnp.maximum(lower, -epsilon), jnp.minimum(upper, epsilon))
     else:
@@ -252,13 +253,6 @@ def covering_threshold(sizes: chex.Array, values: chex.Array, goal: chex.Array) 
     low = jnp.zeros(len(bits), bits.dtype)
     low, _ = jax.lax.fori_loop(0, num_bits, halve, (low, jnp.full_like(low, jnp.iinfo(bits.dtype).max)))
     return jax.lax.bitcast_convert_type(low, sizes.dtype)
-
-
-def _room(threat: Threat, center: chex.Array) -> tuple[chex.Numeric, chex.Numeric]:
-    """How far each pixel may move down (<= 0) and up (>= 0)."""
-    if threat.bounds is None:
-        return -jnp.inf, jnp.inf
-    return threat.bounds[0] - center, threat.bounds[1] - center
 
 
 def _project_l2(offset, epsilon, lower, upper):

@@ -24,10 +24,9 @@ _READING = (
 
 def table(run: Run) -> pd.DataFrame:
     """Return every accuracy that was measured, with the numbers of training images and of points of 1NN."""
-    sizes = {row["unit"]: (row["num_train"], row["num_points"]) for row in run.rows}
-    found = tidy(run.rows)
-    columns = zip(*(sizes[unit] for unit in found.index), strict=True)
-    return found.assign(**dict(zip(("num_train", "num_points"), map(list, columns), strict=True)))
+    names = ["unit", "num_train", "num_points"]
+    sizes = pd.DataFrame([[row[name] for name in names] for row in run.rows], columns=names)
+    return tidy(run.rows).join(sizes.set_index("unit"))
 
 
 def blocks(run: Run) -> list[Block]:

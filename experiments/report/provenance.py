@@ -103,20 +103,12 @@ def _trained_on(rows: Sequence[Row]) -> str:
 
 
 def _seconds(rows: Sequence[Row], methods: Sequence[str]) -> Table:
-    totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for row in rows:
-        for stage, seconds in row["seconds"].items():
-            totals[row["method"]][stage] += seconds
     stages = list(dict.fromkeys(stage for row in rows for stage in row["seconds"]))
-    lines = [
-        [
-            method_label(method),
-            str(sum(row["method"] == method for row in rows)),
-            *(f"{totals[method][stage]:.1f}" for stage in stages),
-            f"{sum(totals[method].values()):.1f}",
-        ]
-        for method in methods
-    ]
+    lines = []
+    for method in methods:
+        own = [row["seconds"] for row in rows if row["method"] == method]
+        totals = [sum(seconds.get(stage, 0.0) for seconds in own) for stage in stages]
+        lines.append([method_label(method), str(len(own)), *(f"{total:.1f}" for total in (*totals, sum(totals)))])
     return Table(["method", "units", *(f"{stage}, s" for stage in stages), "total, s"], lines)
 
 

@@ -57,15 +57,6 @@ class Highest(NamedTuple):
     loss: chex.Array
 
 
-class Inputs(NamedTuple):
-    """Images ``[B, ...]`` of float32 or wider, classes and threefry keys ``[B]``, and a threat in the images' dtype."""
-
-    images: chex.Array
-    labels: chex.Array
-    keys: chex.PRNGKey
-    threat: Threat
-
-
 def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
     """Derive one key per example from its index in the dataset. Jittable.
 
@@ -181,8 +172,12 @@ def finite_or_zero(gradient: chex.Array) -> chex.Array:
     return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
-def check_inputs(images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat) -> Inputs:
+def check_inputs(
+    images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat
+) -> tuple[chex.Array, chex.Array, chex.PRNGKey, Threat]:
     """Return what an attack is given in the form in which it computes.
+
+    Images ``[B, ...]`` are of float32 or wider, keys ``[B]`` of threefry; the threat is in the images' dtype.
 
     Raises:
       ValueError: as `nn_adv.border` does; images must be floats, and inside the bounds as far as their values are seen.
@@ -190,7 +185,7 @@ def check_inputs(images: chex.Array, labels: chex.Array, key: chex.PRNGKey, thre
     check_threat(threat)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     count = images.shape[0]
-    return Inputs(images, as_labels(labels, count=count), image_keys(key, count), as_threat(threat, images))
+    return images, as_labels(labels, count=count), image_keys(key, count), as_threat(threat, images)
 
 
 def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:

@@ -7,6 +7,7 @@ of a task depend only on its number of blocks, so most pairs of classes share on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import chex
 import jax
@@ -204,11 +205,12 @@ def mean_pixels(points: np.ndarray) -> np.ndarray:
 def squared_norms(points: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return `Reference.centered_sq_norms` and `Reference.sq_norms` of points ``[N, d]``."""
     with np.errstate(over="ignore"):  # squares of huge points overflow; search decides those in float64
-        centered = _sq_norms(points, center, _unit(points)).astype(np.float32)
+        centered = _sums_of_squares(points, lambda some: some / _unit(points) - center.astype(np.float64))
+        centered = centered.astype(np.float32)
     if points.dtype != np.uint8:
         return centered, centered
     dtype = np.int32 if sums_fit_int32("l2", points.shape[-1]) else np.float32
-    return centered, _integer_sq_norms(points).astype(dtype)
+    return centered, _sums_of_squares(points, lambda some: some.astype(np.int32) - 128).astype(dtype)
 
 
 def padding_of(dtype: np.dtype) -> float:
@@ -248,16 +250,7 @@ def _without_far(points: np.ndarray) -> np.ndarray:
     return points[~is_far] if is_far.any() else points
 
 
-def _integer_sq_norms(rows: np.ndarray) -> np.ndarray:
-    """Return exact squared norms of ``row - 128``, a slice at a time to bound memory."""
-    parts = [np.square(part.astype(np.int32) - 128).sum(axis=1) for part in _slices(rows)]
-    return np.concatenate(parts)
-
-
-def _sq_norms(rows: np.ndarray, center: np.ndarray, unit: np.float32) -> np.ndarray:
-    parts = [np.square(part / unit - center.astype(np.float64)).sum(axis=1) for part in _slices(rows)]
-    return np.concatenate(parts)
-
-
-def _slices(rows: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(rows, max(1, rows.size // 2**22))
+def _sums_of_squares(rows: np.ndarray, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the sum of the squares of ``values`` of each row, a slice at a time to bound memory."""
+    slices = np.array_split(rows, max(1, rows.size // 2**22))
+    return np.concatenate([np.square(values(some)).sum(axis=1) for some in slices])

@@ -199,34 +199,22 @@ def is_correct(base: Base, view: View) -> bool:
 def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> int:
     """Return the nearest candidate, ties to the lowest index, in exact arithmetic.
 
-    Products of two float32 numbers are exact in float64, and `math.fsum` rounds a sum once, so its sign is right.
+    All float32 numbers are multiples of 2^-149, so whole numbers of any length do.
     """
+    candidates = candidates[np.argsort(base.indices[candidates])]
+    points = base.points[candidates]
     if base.linear_map is not None:
-        return _exactly_nearest_mapped(base, base.linear_map.matrix, candidates, image)
-    in_integers = base.points.dtype == np.uint8 and image.dtype == np.uint8
-    x = image.astype(float) if in_integers else pixel_values(image)
-    best, nearest = -1, None
-    candidates = candidates[np.argsort(base.indices[candidates])]
-    while len(candidates):
-        raw = base.points[candidates[0]]
-        z = raw.astype(float) if in_integers else pixel_values(raw)
-        terms = None if nearest is None else np.concatenate([z * z, -2 * x * z, -nearest * nearest, 2 * x * nearest])
-        if terms is None or math.fsum(terms) < 0:
-            best, nearest = int(candidates[0]), z
-        candidates = candidates[(base.points[candidates] != raw).any(axis=1)]
-    return best
-
-
-def _exactly_nearest_mapped(base: Base, matrix: np.ndarray, candidates: np.ndarray, image: np.ndarray) -> int:
-    """Return the same of mapped points: all numbers are multiples of 2^-149, so whole numbers of any length do."""
-
-    def whole(values):
-        return np.array([int(value) for value in np.ravel(values * 2.0**149)], object).reshape(values.shape)
-
-    start = whole(matrix) @ whole(pixel_values(image))  # in units of 2^-298
-    candidates = candidates[np.argsort(base.indices[candidates])]
-    gaps = whole(pixel_values(base.points[candidates])) * 2**149 - start
+        start = _whole(base.linear_map.matrix) @ _whole(pixel_values(image))  # in units of 2^-298
+        gaps = _whole(pixel_values(points)) * 2**149 - start
+    elif points.dtype == np.uint8 and image.dtype == np.uint8:
+        gaps = points.astype(int) - image
+    else:
+        gaps = _whole(pixel_values(points)) - _whole(pixel_values(image))
     return int(candidates[np.argmin(np.sum(gaps * gaps, axis=1))])
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    return np.array([int(value) for value in np.ravel(values * 2.0**149)], object).reshape(values.shape)
 
 
 def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
