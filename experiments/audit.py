@@ -222,7 +222,9 @@ class Plan(plan.Plan):
         epsilons = self.epsilons[subject.norm]
         least, most = radii.robust_between(known, subject.norm, epsilons)
         attack = {"name": subject.name, "sees": subject.attack.sees, "finds": subject.attack.finds}
-        attack |= {"package": _version(subject.attack.package), "temperatures": subject.temperatures}
+        if package := subject.attack.package:  # nothing for ours
+            package += f" {importlib.metadata.version(named_attacks.PACKAGES[package])}"
+        attack |= {"package": package, "temperatures": subject.temperatures}
         if not subject.is_named:
             attack = {"name": "pgd", "temperature": subject.temperatures[0]}
         fields = {
@@ -321,8 +323,3 @@ def _ratios(nearest: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
         "within_one_percent": int(np.sum(ratio <= 1.01)),
         "not_found": int(np.sum(np.isinf(nearest))),
     }
-
-
-def _version(package: str) -> str:
-    """Return an installed library with its version; nothing for ours."""
-    return f"{package} {importlib.metadata.version(named_attacks.PACKAGES[package])}" if package else ""

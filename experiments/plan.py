@@ -124,21 +124,17 @@ class Plan:
         """Return what every row says of its unit, of the data, of the machine and of the moment that made it."""
         dataset = {"dataset": self.dataset.title, "dataset_note": self.dataset.note}
         task = {} if unit.task is None else {"task": unit.task.name, "classes": list(unit.task.class_names)}
-        return {"schema": 1, "unit": unit.name, **dataset, **provenance(), **task}
+        made = {
+            "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
+            "device": jax.local_devices()[0].device_kind,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        return {"schema": 1, "unit": unit.name, **dataset, **made, **task}
 
 
 def progress_file(workdir: Path, unit: Unit) -> Path:
     """Return where the attacks on the network of a unit keep their progress."""
     return workdir / "attacks" / f"{file_name(unit.name)}.npz"
-
-
-def provenance() -> dict[str, Any]:
-    """Return what a row says of the machine and the moment that made it."""
-    return {
-        "versions": {"nn_adv": nn_adv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.local_devices()[0].device_kind,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,8 @@ def _parse(name: str) -> list[tuple[str, tuple]]:
             kinds = _STEPS[what]
             steps.append((what, tuple(kind(value) for kind, value in zip(kinds, filter(None, values), strict=True))))
         except (KeyError, ValueError):
-            raise ValueError(f"variants must be made of {_allowed()}, got {step!r} in {name!r}") from None
+            allowed = ", ".join(f"{what}:{kinds[0].__name__}" if kinds else what for what, kinds in _STEPS.items())
+            raise ValueError(f"variants must be made of {allowed}, got {step!r} in {name!r}") from None
     _check(name, steps)
     return steps
 
@@ -148,10 +149,6 @@ def _check(name: str, steps: Sequence[tuple[str, tuple]]) -> None:
     order = [what not in _OF_TASKS for what, _ in steps]
     if order != sorted(order):
         raise ValueError(f"variants must begin with {' and '.join(_OF_TASKS)}, got {name!r}")
-
-
-def _allowed() -> str:
-    return ", ".join(f"{what}:{kinds[0].__name__}" if kinds else what for what, kinds in _STEPS.items())
 
 
 def _subset(task: data.Task, seed: int, count: int) -> data.Task:

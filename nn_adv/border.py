@@ -104,7 +104,9 @@ def as_images(
     _check_kind(array, name, takes_uint8)
     _check_shape(array, name, rank, num_pixels)
     if array.dtype != np.uint8:
-        dtype = _computed_in(array.dtype) if float_dtype is None else float_dtype
+        wide = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype
+        usual = jax.dtypes.canonicalize_dtype(jnp.promote_types(wide, jnp.float32))
+        dtype = usual if float_dtype is None else float_dtype
         with np.errstate(over="ignore"):  # found below
             array = array if array.dtype == dtype else array.astype(dtype)
     if not isinstance(array, jax.core.Tracer):
@@ -176,12 +178,6 @@ def as_bounds(bounds: Any) -> tuple[float, float] | None:
     if not is_pair or not ends[0] < ends[1]:
         raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds!r}")
     return float(ends[0]), float(ends[1])
-
-
-def _computed_in(dtype) -> np.dtype:
-    """Give the dtype in which images of a floating-point dtype are computed with."""
-    wide = np.dtype(np.float64) if dtype.itemsize > 8 else dtype
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(wide, jnp.float32))
 
 
 def _check_kind(array: chex.Array, name: str, takes_uint8: bool) -> None:

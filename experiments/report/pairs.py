@@ -204,14 +204,12 @@ def pair_table_blocks(results: Results) -> list[Block]:
     if not scores:
         return []
     tasks = {pair: task for task in results.tasks if (pair := parse_pair(task))}
-    lines = [
-        [
-            _pair_label(tasks[pair], results.classes[tasks[pair]]),
-            *(text for found in scores.values() for text in _score_texts(found.get(pair))),
-        ]
-        for pair in tasks
-        if any(pair in found for found in scores.values())
-    ]
+    lines = []
+    for pair, task in tasks.items():
+        if any(pair in found for found in scores.values()):
+            classes = results.classes[task]
+            label = task if "v".join(classes) == task else f"{task} {' / '.join(classes)}"
+            lines.append([label, *(text for found in scores.values() for text in _score_texts(found.get(pair)))])
     groups = [(f"{split} images, {condition_label(condition)}", 3) for split, condition in scores]
     rival = _rival(results)
     note = (
@@ -221,10 +219,6 @@ def pair_table_blocks(results: Results) -> list[Block]:
     header = ["pair", *("1NN", "best", "points") * len(scores)]
     table = Table(header, lines, groups=[("", 1), *groups], sortable=True)
     return [Heading(f"1NN and the best {rival} of each pair", 3), table, Text(note, "note")]
-
-
-def _pair_label(task: str, classes: Sequence[str]) -> str:
-    return task if "v".join(classes) == task else f"{task} {' / '.join(classes)}"
 
 
 def _score_texts(scores: tuple[Accuracy, Accuracy] | None) -> list[str]:

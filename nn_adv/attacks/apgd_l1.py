@@ -86,7 +86,7 @@ def _move(state: _State, evaluate, number, images, threat) -> _State:
 
 def _checkpoint(state: _State, images, threat) -> _State:
     """Where the best point became sparser, start again from it with the longest step; shorten the step elsewhere."""
-    changed = _pixels_changed(state.best.points, images)
+    changed = jnp.sum((state.best.points != images).reshape(len(images), -1), axis=1).astype(images.dtype)
     sparser = changed < _SPARSER * state.pixels_changed
     longest = jnp.broadcast_to(jnp.asarray(threat.epsilon, images.dtype), sparser.shape)
     shorter = jnp.maximum(state.step_size / _DIVIDE_STEP, _SMALLEST_STEP * longest)
@@ -98,7 +98,3 @@ def _checkpoint(state: _State, images, threat) -> _State:
         pixels_to_move=changed / _DIVIDE_PIXELS,
         pixels_changed=changed,
     )
-
-
-def _pixels_changed(points: chex.Array, images: chex.Array) -> chex.Array:
-    return jnp.sum((points != images).reshape(len(points), -1), axis=1).astype(images.dtype)

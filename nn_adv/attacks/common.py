@@ -76,12 +76,6 @@ def example_keys(key: chex.PRNGKey, indices: chex.Array) -> chex.PRNGKey:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
 
 
-def image_keys(key: chex.PRNGKey, count: int) -> chex.PRNGKey:
-    """Return one key per image ``[count]``: those given, or those of the places 0 to count - 1."""
-    key = as_key(key, count=count)
-    return _as_threefry(key) if key.ndim else example_keys(key, np.arange(count))
-
-
 def _as_threefry(key: chex.PRNGKey) -> chex.PRNGKey:
     """Turn keys of other generators, which under vmap draw numbers that depend on the batch, into keys of threefry.
 
@@ -185,7 +179,9 @@ def check_inputs(
     check_threat(threat)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     count = images.shape[0]
-    return images, as_labels(labels, count=count), image_keys(key, count), as_threat(threat, images)
+    key = as_key(key, count=count)
+    keys = _as_threefry(key) if key.ndim else example_keys(key, np.arange(count))
+    return images, as_labels(labels, count=count), keys, as_threat(threat, images)
 
 
 def is_inside(images: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:

@@ -74,11 +74,13 @@ def advance(search: Search, subproblems: list[Subproblem]) -> None:
     on_cpu = _is_on_cpu()
     most = _PIECE if on_cpu else _BATCHES[-1]
     order = sorted(subproblems, key=lambda subproblem: (width(subproblem), int(search.labels[subproblem.image])))
-    pieces = [
-        piece for _, equally_wide in itertools.groupby(order, key=width) for piece in _pieces(list(equally_wide), most)
-    ]
+    pieces: list[list[Subproblem]] = []
+    for _, group in itertools.groupby(order, key=width):
+        equally_wide = list(group)
+        pieces += [equally_wide[start : start + most] for start in range(0, len(equally_wide), most)]
     # Threads, because a subproblem at a time keeps but one core busy.
-    with concurrent.futures.ThreadPoolExecutor(_num_cores() if on_cpu else 1) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(cores if on_cpu else 1) as pool:
         solved = list(pool.map(lambda piece: _solve(search, piece, one_by_one=on_cpu), pieces))
     _judge(search, list(itertools.chain(*pieces)), *map(np.concatenate, zip(*solved, strict=True)))
 
@@ -92,17 +94,8 @@ def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _num_cores() -> int:
-    """Return the number of cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _padded(count: int, sizes: tuple[int, ...]) -> int:
     return next((size for size in sizes if size >= count), sizes[-1])
-
-
-def _pieces(items: list, most: int) -> list[list]:
-    return [items[start : start + most] for start in range(0, len(items), most)]
 
 
 def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,6 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -132,18 +131,14 @@ def _write(name: str, root: pathlib.Path, splits: dict[str, tuple[np.ndarray, np
             return {split: self._generate_examples(split, *arrays) for split, arrays in splits.items()}
 
         def _generate_examples(self, split, images, labels):
-            yield from _encoded_examples(name, split, images, labels)
+            # Examples as PNG bytes under the official keys, which decide the order on disk.
+            for key, (image, label) in enumerate(zip(images, labels, strict=True)):
+                encoded = io.BytesIO()
+                Image.fromarray(image).save(encoded, "png")
+                encoded.seek(0)
+                example = {"image": encoded, "label": int(label)}
+                yield key, example | ({"id": f"{split}_{key:05d}"} if name == "cifar10" else {})
 
     PreparedBuilder.name = official.name
     builder = PreparedBuilder(data_dir=root, file_format="array_record")
     builder.download_and_prepare(download_dir=scratch)
-
-
-def _encoded_examples(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
-    """Yields examples as PNG bytes under the official keys, which decide the order on disk."""
-    for key, (image, label) in enumerate(zip(images, labels, strict=True)):
-        encoded = io.BytesIO()
-        Image.fromarray(image).save(encoded, "png")
-        encoded.seek(0)
-        example = {"image": encoded, "label": int(label)}
-        yield key, example | ({"id": f"{split}_{key:05d}"} if name == "cifar10" else {})

@@ -78,13 +78,11 @@ class _Orthogonal(nn.Module):
     def __call__(self, x: chex.Array) -> chex.Array:
         size, features = x.shape[-1], self.features
         original = self.param("original", nn.initializers.normal(size**-0.5), (size, features))
-        base = self.variable("batch_stats", "0.base", self._draw_base, size).value
+        orthogonal = nn.initializers.orthogonal()
+        base = self.variable("batch_stats", "0.base", lambda: orthogonal(self.make_rng("params"), (size, size))).value
         lower, first = jnp.tril(original, -1), jnp.eye(size, features, dtype=original.dtype)
         left, right = jnp.concatenate([lower, -first], axis=1), jnp.concatenate([first, lower], axis=1)
         return x @ (base @ (first + left @ (_exponential_quotient(right.T @ left) @ (right.T @ first))))
-
-    def _draw_base(self, size):
-        return nn.initializers.orthogonal()(self.make_rng("params"), (size, size))
 
 
 def _exponential_quotient(x: chex.Array) -> chex.Array:

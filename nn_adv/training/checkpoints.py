@@ -99,7 +99,8 @@ class Checkpoints:
         try:
             self._manager.save(num_epochs, args=ocp.args.StandardSave(jax.device_get(state)))
             step = self._folder / str(num_epochs)
-            _write_json(step / _DIGESTS_FILE, {name: _digest(step / name) for name in _files(step)})
+            files = sorted(path for path in step.rglob("*") if path.is_file())
+            _write_json(step / _DIGESTS_FILE, {path.relative_to(step).as_posix(): _digest(path) for path in files})
         except (OSError, ValueError) as error:  # a full disk is a ValueError that names many files
             reason = "no space left" if "No space left" in str(error) else _first_line(error)
             raise OSError(
@@ -159,10 +160,6 @@ class Checkpoints:
 
 def _listed(damaged: dict[int, str]) -> str:
     return ", ".join(f"{number} ({reason})" for number, reason in damaged.items())
-
-
-def _files(step: Path) -> list[str]:
-    return sorted(path.relative_to(step).as_posix() for path in step.rglob("*") if path.is_file())
 
 
 def _check_files(step: Path) -> None:

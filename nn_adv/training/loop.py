@@ -120,7 +120,8 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe must be a Recipe, got {recipe!r}")
-    images = _as_dataset(images)
+    images = as_images(images, bounds=(0, 1), rank=4)
+    images = images if images.dtype == np.uint8 else images.astype(np.float32)
     members = _as_members(members, len(images), _num_classes(model, images.shape[1:]), recipe)
     seeds = as_integers(seeds, "seeds", count=len(members)).tolist()
     checkpoint_every = as_count(checkpoint_every, "checkpoint_every")
@@ -242,11 +243,6 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
         "seeds": repr(seeds),
         "steps_per_epoch": str(steps_per_epoch),
     }
-
-
-def _as_dataset(images):
-    images = as_images(images, bounds=(0, 1), rank=4)
-    return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 def _num_classes(model, image_shape):

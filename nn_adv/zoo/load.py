@@ -184,7 +184,7 @@ def _from_files(entry: Entry, network: nn.Module, folder: str | os.PathLike[str]
     variables = _convert(entry, network, state, names)
     cache = _cache(entry, folder)
     if not _is_from_elsewhere(cache):
-        used = {key: value for key, value in state.items() if not _is_unused(entry, key)}
+        used = {key: state[key] for key in state if not any(re.fullmatch(pattern, key) for pattern in entry.unused)}
         # A folder that cannot be written to is no reason not to run.
         with contextlib.suppress(OSError):
             files.write_state_dict(cache, used, metadata={_FINGERPRINTS: json.dumps(fingerprints(entry, folder))})
@@ -220,10 +220,6 @@ def _replaced(pattern: str, new: str | tuple[str, ...], key: str, value: np.ndar
         return [(re.sub(pattern, name, key), part) for name, part in zip(new, parts, strict=True)]
     except re.error as error:
         raise ValueError(f"renames: {pattern!r} cannot be replaced by {new!r} ({error})") from error
-
-
-def _is_unused(entry: Entry, key: str) -> bool:
-    return any(re.fullmatch(pattern, key) for pattern in entry.unused)
 
 
 def _convert(entry: Entry, network: nn.Module, state: dict[str, np.ndarray], where: str) -> dict[str, Any]:
