@@ -94,11 +94,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(binary_tasks.Plan):
-    """See `binary_tasks.Plan`.
-
-    Attributes:
-      corruptions: strengths of each.
-    """
+    """See `binary_tasks.Plan`; with the strengths of each corruption."""
 
     corruptions: Mapping[str, Sequence[float]]
 

@@ -67,16 +67,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """See `plan.Plan`.
-
-    Attributes:
-      evaluation: of every model.
-      suite: attacks on networks.
-      source: where networks come from.
-      clean: how their clean accuracy is checked.
-      images: those that every model is evaluated on.
-      sort_by: column that orders the table.
-    """
+    """See `plan.Plan`."""
 
     evaluation: plan.Evaluation
     suite: tuple[attacks.Attack, ...]

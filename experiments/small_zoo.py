@@ -56,17 +56,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """See `plan.Plan`.
+    """See `plan.Plan`."""
 
-    Attributes:
-      name: of the dataset, in the catalogue.
-      recipes: of each method.
-      model: the network before training.
-      model_settings: what a row says of it.
-      checkpoint_every: so many epochs.
-    """
-
-    name: str
+    name: str  # of the dataset, in the catalogue
     recipes: Mapping[str, training.Recipe]
     model: nn.Module
     model_settings: Mapping[str, Any]

@@ -92,14 +92,7 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
     def robust_score(self, X: Any, y: Any, norm: str = "l2", epsilon: float = 0.0) -> float:
         """Return the share of rows proven to get their label under every perturbation smaller than ``epsilon``.
 
-        Args:
-          X: as in `radius`.
-          y: as in `radius`.
-          norm: as in `radius`.
-          epsilon: size of the perturbations, in the unit of ``X``.
-
-        Raises:
-          ValueError: as in `radius`.
+        ``epsilon`` is in the unit of ``X``; the other arguments and the errors are those of `radius`.
         """
         reference, X = self._checked(X)
         decided = certify.decide(reference, X, self._encoded(y), threat=Threat(norm, epsilon, self.bounds))

@@ -68,9 +68,7 @@ _interval = functools.cache(evaluation.wilson_interval)
 
 def _evaluations(rows: Iterable[Row]) -> pd.DataFrame:
     lines = []
-    for row in sorted(
-        rows, key=lambda row: (row["dataset"], task_key(row["task"]), method_key(row["method"]), row["seed"])
-    ):
+    for row in sorted(rows, key=_row_key):
         about = {name: row[name] for name in ("unit", "dataset", "task")}
         about |= {"classes": " / ".join(row["classes"]), "method": row["method"], "seed": row["seed"]}
         for item in row["evaluations"]:
@@ -191,6 +189,10 @@ def norm_key(norm: str) -> int:
 def task_key(task: str) -> tuple:
     """Order the numbers in a task's name as numbers: 2v10 after 2v9."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", task))
+
+
+def _row_key(row: Row) -> tuple:
+    return row["dataset"], task_key(row["task"]), method_key(row["method"]), row["seed"]
 
 
 def _ordered_tasks(tasks: Iterable[str]) -> tuple[str, ...]:

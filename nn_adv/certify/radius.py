@@ -129,17 +129,7 @@ def decide(
 ) -> Decision:
     """Decide whether 1NN is robust around each image within a threat; cheaper than the radius.
 
-    Args:
-      reference: as in `radius`.
-      images: as in `radius`.
-      labels: as in `radius`.
-      threat: norm, bounds and epsilon, a scalar or one per image ``[B]``.
-      leave_out: as in `radius`.
-      recheck_all: as in `radius`.
-      batch_size: as in `radius`.
-
-    Raises:
-      ValueError: as in `radius`.
+    The threat has one epsilon or one per image ``[B]``; the other arguments and the errors are those of `radius`.
     """
     check_threat(threat)
     batch_size = as_count(batch_size, "batch_size")

@@ -78,15 +78,8 @@ def class_distances(reference: Reference | Streamed, queries: chex.Array, *, nor
     """Return distances from every query to every class ``[Q, C]``: *squared* for l2, plain for l1, linf. Jittable.
 
     As exact as `nearest`, rounded once to float32: squares of distances below 1.1e-19 are 0, above 1.8e19 they are inf.
-    A class without points is at inf. Inside jit a query that is not finite is at NaN.
-
-    Args:
-      reference: points from `fit`, `shard` or `stream` (not under jit).
-      queries: as in `nearest`.
-      norm: as in `nearest`.
-
-    Raises:
-      ValueError: as in `nearest`.
+    A class without points is at inf. Inside jit a query that is not finite is at NaN. Arguments and errors are those of
+    `nearest`.
     """
     check_metric(reference, norm)
     queries = lax.stop_gradient(flatten_queries(reference, queries))
@@ -103,14 +96,7 @@ def predict(reference: Reference | Streamed, queries: chex.Array, *, norm: str =
 
     A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
     integers: rounding 1/255 decides such a tie between floats. Inside jit a query that is not finite gets class -1.
-
-    Args:
-      reference: points from `fit`, `shard` or `stream` (not under jit).
-      queries: as in `nearest`.
-      norm: as in `nearest`.
-
-    Raises:
-      ValueError: as in `nearest`.
+    Arguments and errors are those of `nearest`.
     """
     index = nearest(reference, queries, norm=norm).indices[:, 0]
     return jnp.where(index < 0, -1, jnp.asarray(reference.labels)[index])

@@ -87,11 +87,9 @@ def learn_prototypes(
 
     Adam lowers the mean over images and threats of ``max(0, 1 - bound / epsilon)``, the bound being that of the module.
 
+    Arguments that are not listed are those of `cluster_prototypes`.
+
     Args:
-      points: as in `cluster_prototypes`.
-      labels: as in `cluster_prototypes`.
-      key: consumed.
-      per_class: as in `cluster_prototypes`.
       threats: with epsilons above 0, in whose norms 1NN is to be robust.
       num_steps: of Adam.
       batch_size: images a step, drawn with replacement.
