@@ -7,6 +7,7 @@ import zipfile
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from nn_adv import models, zoo
 from nn_adv.zoo import convert
@@ -74,7 +75,7 @@ def test_every_network_builds_with_the_published_keys_and_number_of_parameters(e
     model = models.create(first.architecture, first.num_classes, **first.arguments)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *first.image_shape)))
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    ours = {convert._key(leaf): leaf[0] for leaf in convert._flatten(variables)}
+    ours = {convert._key(leaf): leaf[0] for leaf in flatten_dict(variables)}
     needed = {key for key, collection in ours.items() if collection != "constants"}
     # Names that tensors have besides those in the files, and two numbers that the published network does not run.
     others = r"(.*\.)?num_batches_tracked|branch\d\..*|comp_model\..*|_alpha_diffable|std_map\.approx\.power"

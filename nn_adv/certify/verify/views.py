@@ -202,7 +202,7 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
     All float32 numbers are multiples of 2^-149, so whole numbers of any length do.
     """
     candidates = candidates[np.argsort(base.indices[candidates])]
-    points = base.points[candidates]
+    points, first = np.unique(base.points[candidates], axis=0, return_index=True)  # of equal ones the lowest index wins
     if base.linear_map is not None:
         start = _whole(base.linear_map.matrix) @ _whole(pixel_values(image))  # in units of 2^-298
         gaps = _whole(pixel_values(points)) * 2**149 - start
@@ -210,7 +210,8 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
         gaps = points.astype(int) - image
     else:
         gaps = _whole(pixel_values(points)) - _whole(pixel_values(image))
-    return int(candidates[np.argmin(np.sum(gaps * gaps, axis=1))])
+    distances = np.sum(gaps * gaps, axis=1)
+    return int(candidates[first[distances == distances.min()].min()])
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
