@@ -46,10 +46,28 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
         panels.append(Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", png))
     caption = f"Means over {counted(len(tasks), 'task')}. Solid: test images. Broken: train images."
     return [
+        Text(_finding(indexed, setting, tasks)),
         Panels(panels, caption),
         Table([setting, *(f"{value:g}" for value in indexed)], lines),
         Text(f"Per cent ± standard error over {counted(len(tasks), 'task')}; ≤ attacked, an upper bound.", "note"),
     ]
+
+
+def _finding(indexed: Mapping[float, Results], setting: str, tasks: list[str]) -> str:
+    """Say at which value each network is most and least robust in the norm that it is trained for, on test images."""
+    first = next(iter(indexed.values()))
+    told = []
+    for method in first.methods:
+        for condition in first.main_conditions:
+            if condition.norm and method.endswith(condition.norm):
+                means = {value: _mean(one, method, "test", condition, tasks) for value, one in indexed.items()}
+                found = {value: mean for value, mean in means.items() if mean}
+                least, most = (pick(found, key=lambda value: found[value].value) for pick in (min, max))
+                told.append(
+                    f"{method_label(method)} has from {percent(found[least])} ({setting} {least:g}) to "
+                    f"{percent(found[most])} % ({setting} {most:g})"
+                )
+    return f"Test images, at the radius and in the norm trained for: {'; '.join(told)}."
 
 
 def _mean(results: Results, method: str, split: str, condition: Condition, tasks: list[str]):
