@@ -40,7 +40,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["nn_adv", "nn_adv.*"]),
-    package_data={"nn_adv": ["py.typed"], "nn_adv.zoo": ["catalogue.json"]},
+    package_data={"nn_adv": ["py.typed"], "nn_adv.data": ["digits.npz"], "nn_adv.zoo": ["catalogue.json"]},
     python_requires=">=3.11",
     install_requires=["jax>=0.10", "flax>=0.12", "optax>=0.2.5", "chex>=0.1.90", "numpy>=2.0", "scipy>=1.14"],
     extras_require={

@@ -102,6 +102,13 @@ def test_the_choice_is_measured_once_and_told(caplog, monkeypatch):
     assert "bfloat16 1, float32 2 10^9" in line and "float32 between integers" in line
 
 
+def test_products_of_few_points_are_not_measured(monkeypatch):
+    monkeypatch.setattr(precision, "fastest", lambda: precision.Products("int8", "bfloat16"))
+    few, many = (neighbors.fit(np.zeros((count, 1024), np.uint8), np.zeros(count, int), 1) for count in (4095, 4096))
+    assert few.products == precision.Products("float32", "float32")
+    assert many.products == precision.Products("int8", "bfloat16")
+
+
 def test_a_product_that_is_not_exact_is_left_out(monkeypatch):
     assert precision._rate("float32", (16, 1024)) > 0
     monkeypatch.setattr(precision, "integer_products", lambda a, b, product: jnp.zeros((16, 16), jnp.int32))

@@ -8,7 +8,7 @@ from experiments.report import figures
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, Text, file_name
-from experiments.report.records import Run, index
+from experiments.report.records import Results, Run, index
 
 
 def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
@@ -46,7 +46,25 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
         panels.append(Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", png))
     caption = f"Means over {counted(len(tasks), 'task')}. Solid: test images. Broken: train images."
     return [
+        Text(_finding(indexed, setting, tasks)),
         Panels(panels, caption),
         Table([setting, *(f"{value:g}" for value in indexed)], lines),
         Text(f"Per cent ± standard error over {counted(len(tasks), 'task')}; ≤ attacked, an upper bound.", "note"),
     ]
+
+
+def _finding(indexed: Mapping[float, Results], setting: str, tasks: list[str]) -> str:
+    """Say at which value each network is most and least robust in the norm that it is trained for, on test images."""
+    first = next(iter(indexed.values()))
+    told = []
+    for method in first.methods:
+        for condition in first.main_conditions:
+            if condition.norm and method.endswith(condition.norm):
+                means = {value: mean_of(one, method, "test", condition, tasks) for value, one in indexed.items()}
+                found = {value: mean for value, mean in means.items() if mean}
+                least, most = (pick(found, key=lambda value: found[value].value) for pick in (min, max))
+                told.append(
+                    f"{method_label(method)} has from {percent(found[least])} ({setting} {least:g}) to "
+                    f"{percent(found[most])} % ({setting} {most:g})"
+                )
+    return f"Test images, at the radius and in the norm trained for: {'; '.join(told)}."

@@ -30,6 +30,7 @@ _MAX_BLOCK_SIZE = 1024
 _FAR = 2**10
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
 _BLOCK_OVERHEAD = 32
+_FEWEST_MEASURED = 2**22  # pixels of all points: from here on the fastest products are measured
 
 
 @struct.dataclass
@@ -122,8 +123,8 @@ def fit(
       num_classes: number of classes C.
       block_size: points per block, rounded up to a multiple of 8; memory of a search grows with it.
         Chosen from the class sizes when None, at most 1024.
-      products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process.
-        The answers are the same.
+      products: what screens against uint8 points multiply in; None for what is fastest here, measured once per process
+        where there are many points. The answers are the same.
       linear_map: M ``[k, d]``, any matrix with a column for each pixel: the classifier then measures
         ``||M x - M z||_2`` (principal components, a low-pass filter, a learned Mahalanobis distance). M and the points
         ``M z`` are rounded to float32, and so meant; ``M x`` is not rounded, but for its computation in float64.
@@ -177,7 +178,7 @@ def fit(
         pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / _unit(points)),
         num_classes=num_classes,
         image_shape=image_shape,
-        products=_products(products, points.dtype),
+        products=_products(products, points),
         linear_map=None if linear_map is None else jnp.asarray(linear_map),
         mapped=None if linear_map is None else _fit_mapped(points, labels, num_classes, size, linear_map),
     )
@@ -190,11 +191,12 @@ def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: n
     return fit(mapped, labels, num_classes, block_size=block_size)
 
 
-def _products(given: precision.Products | None, dtype) -> precision.Products:
+def _products(given: precision.Products | None, points: np.ndarray) -> precision.Products:
     if given is not None:
         return precision.check_products(given)
-    # Float points are multiplied as they are: there is nothing to choose.
-    return precision.fastest() if dtype == np.uint8 else precision.Products("float32", "float32")
+    # Float points are multiplied as they are, and a search of few takes less time than to measure.
+    is_measured = points.dtype == np.uint8 and points.size >= _FEWEST_MEASURED
+    return precision.fastest() if is_measured else precision.Products("float32", "float32")
 
 
 def mean_pixels(points: np.ndarray) -> np.ndarray:
