@@ -93,6 +93,7 @@ def page_of(study, tmp_path):
     return write
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_of):
     files = page_of('{{ section("digits", "Pair by pair") }}')
     text = files.pop("docs/page.md").decode()
@@ -100,6 +101,7 @@ def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_o
     assert set(files) == {f"docs/{picture}" for picture in re.findall(r"\((results/digits-\S+png)\)", text)} != set()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_that_no_report_has_is_refused(page_of):
     with pytest.raises(ValueError, match="has nothing below a heading 'Pairs'"):
         page_of('{{ section("digits", "Pairs") }}')
