@@ -89,6 +89,17 @@ def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
     """Right ones give the result of the standard value to the bit, wrong ones a ValueError that says what is wrong."""
     cases = KINDS[entry.takes[keyword]].cases
     assert set(entry.narrows.get(keyword, {})) <= {case.name for case in cases}
+    converts = entry.name.startswith("border.")
+    _check(entry, keyword, [case for case in cases if converts or not case.is_repeated])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("entry", "keyword"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_every_other_way_to_give_a_right_value_is_taken(entry, keyword):
+    _check(entry, keyword, [case for case in KINDS[entry.takes[keyword]].cases if case.is_repeated])
+
+
+def _check(entry, keyword, cases):
     failures = {case.name: failure for case in cases if (failure := _fails(entry, keyword, case))}
     assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
 
