@@ -49,7 +49,7 @@ class Plan(plan.Plan):
 
 
 class Report:
-    """What `experiments.report` has for an experiment; its imports are for the process that writes it, not for workers."""
+    """What `experiments.report` has for an experiment; workers do without what it imports."""
 
     TABLE = "units.csv"
 
