@@ -79,15 +79,15 @@ def test_rounding_to_bfloat16_is_seen():
     np.testing.assert_allclose(kept, [100.0, -0.30078125, 127.0])
 
 
-def test_the_answers_do_not_depend_on_the_choice():
-    labels = np.arange(60) % 3
-    for dtype in ("uint8", "float32"):
-        queries, found = _images(1, 7, dtype), []
-        for products in CHOICES:
-            reference = neighbors.fit(_images(0, 60), labels, 3, products=products)
-            found.append(neighbors.nearest(reference, queries, 3))
-        for one in found[1:]:
-            jax.tree.map(np.testing.assert_array_equal, found[0], one)
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_answers_do_not_depend_on_the_choice(dtype):
+    labels, queries, found = np.arange(60) % 3, _images(1, 7, dtype), []
+    for products in CHOICES:
+        reference = neighbors.fit(_images(0, 60), labels, 3, products=products)
+        found.append(neighbors.nearest(reference, queries, 3))
+    for one in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], one)
 
 
 def test_the_choice_is_measured_once_and_told(caplog, monkeypatch):

@@ -10,6 +10,10 @@ from nn_adv import threat as threats
 from nn_adv.threat import NORMS, Threat
 
 SHAPE = (40, 3, 4, 2)
+# A program each for a shape.
+project, random_start, steepest_step, sparse_step = map(
+    jax.jit, (threats.project, threats.random_start, threats.steepest_step, threats.sparse_step)
+)
 
 
 def _images(seed, shape=SHAPE):
@@ -45,7 +49,7 @@ def test_projection_is_the_nearest_allowed_point(norm, epsilon, bounds):
     points = center + rng.standard_normal(SHAPE).astype(np.float32) * rng.choice([0.02, 0.3, 2.0], (SHAPE[0], 1, 1, 1))
     points = points.astype(np.float32)
     threat = Threat(norm, epsilon, bounds)
-    projected = np.asarray(jax.jit(threats.project)(threat, points, center))
+    projected = np.asarray(project(threat, points, center))
     offset = (projected - center).reshape(SHAPE[0], -1).astype(np.float64)
     assert np.all(_size(norm, offset) <= epsilon + 2e-6)
     if bounds is not None:
@@ -84,16 +88,16 @@ def test_projection_in_l1_finds_the_threshold_that_spends_the_radius(dtype):
 def test_projection_keeps_what_is_allowed(norm):
     center = _images(1)
     nudge = np.clip(center + 1e-3, 0, 1).astype(np.float32)
-    np.testing.assert_allclose(threats.project(Threat(norm, 5.0), nudge, center), nudge, atol=1e-7)
+    np.testing.assert_allclose(project(Threat(norm, 5.0), nudge, center), nudge, atol=1e-7)
 
 
 def test_projection_takes_one_radius_per_image():
     center = _images(2)
     points = np.clip(center + 0.5, 0, 1).astype(np.float32)
     epsilon = np.linspace(0, 1, SHAPE[0]).astype(np.float32)
-    together = threats.project(Threat("l2", epsilon), points, center)
+    together = project(Threat("l2", epsilon), points, center)
     for i in (0, 7, 39):
-        alone = threats.project(Threat("l2", float(epsilon[i])), points[i : i + 1], center[i : i + 1])
+        alone = project(Threat("l2", float(epsilon[i])), points[i : i + 1], center[i : i + 1])
         np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
 
 
@@ -101,7 +105,7 @@ def test_projection_takes_one_radius_per_image():
 def test_random_starts_fill_the_ball_and_stay_inside(norm):
     images = np.full((200, 30), 0.5, np.float32)
     keys = jax.random.split(jax.random.key(0), 200)
-    offset = np.asarray(threats.random_start(Threat(norm, 0.2), keys, images)) - images
+    offset = np.asarray(random_start(Threat(norm, 0.2), keys, images)) - images
     sizes = _size(norm, offset.astype(np.float64))
     assert sizes.max() <= 0.2 + 1e-6
     # Uniform in a ball of dimension 30: the size over epsilon has mean 30/31.
@@ -114,7 +118,7 @@ def test_steepest_step_has_unit_size_and_gains_most(norm):
     rng = np.random.default_rng(0)
     gradient = rng.standard_normal((5, 200)).astype(np.float32)
     images = np.full((5, 200), 0.5, np.float32)
-    step = np.asarray(threats.steepest_step(Threat(norm, 1.0), gradient, images), np.float64)
+    step = np.asarray(steepest_step(Threat(norm, 1.0), gradient, images), np.float64)
     np.testing.assert_allclose(_size(norm, step), 1, rtol=1e-5)
     gain = np.sum(step * gradient, axis=1)
     most = _size(threats.dual_norm(norm), gradient.astype(np.float64))
@@ -130,9 +134,9 @@ def test_steepest_step_has_unit_size_and_gains_most(norm):
 def test_steepest_step_ignores_pixels_that_cannot_move(norm):
     images = np.array([[0.0, 1.0, 0.5, 0.0]], np.float32)
     gradient = np.array([[-9.0, 9.0, 1.0, 2.0]], np.float32)
-    step = np.asarray(threats.steepest_step(Threat(norm, 1.0), gradient, images))
+    step = np.asarray(steepest_step(Threat(norm, 1.0), gradient, images))
     assert step[0, 0] == 0 and step[0, 1] == 0 and step[0, 3] > 0
-    free = np.asarray(threats.steepest_step(Threat(norm, 1.0, None), gradient, images))
+    free = np.asarray(steepest_step(Threat(norm, 1.0, None), gradient, images))
     assert free[0, 0] < 0 and free[0, 1] > 0
 
 
@@ -142,7 +146,7 @@ def test_steepest_step_ignores_pixels_that_cannot_move(norm):
 def test_steepest_step_has_unit_size_however_steep(norm, dtype, sizes):
     gradient = np.random.default_rng(0).uniform(-1, 1, (1, 50))
     gradient = np.array([gradient[0] * size for size in sizes], dtype)
-    step = threats.steepest_step(Threat(norm, 1.0), gradient, np.full(gradient.shape, 0.5, dtype))
+    step = steepest_step(Threat(norm, 1.0), gradient, np.full(gradient.shape, 0.5, dtype))
     np.testing.assert_allclose(_size(norm, np.asarray(step, np.float64)), 1, rtol=1e-5 if dtype == np.float32 else 1e-2)
 
 
@@ -150,7 +154,7 @@ def test_steepest_step_has_unit_size_however_steep(norm, dtype, sizes):
 def test_sparse_steps_move_the_largest_components(dtype):
     gradient = np.random.default_rng(5).standard_normal((4, 10, 10)).astype(dtype)
     count = np.array([0, 1, 37, 100])
-    step = np.asarray(threats.sparse_step(gradient, count))
+    step = np.asarray(sparse_step(gradient, count))
     for b, expected in enumerate([1, 1, 37, 100]):
         largest = np.argsort(-np.abs(gradient[b].ravel()))[:expected]
         np.testing.assert_array_equal(np.sort(np.flatnonzero(step[b])), np.sort(largest))
@@ -175,8 +179,9 @@ def test_covering_thresholds_are_those_of_sorted_sizes():
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 31, 1000, 3072])
 def test_sums_do_not_depend_on_the_batch(size):
     values = np.random.default_rng(7).standard_normal((33, size)).astype(np.float32)
-    together = np.asarray(jax.jit(threats.sum_per_image)(values))
-    alone = [float(jax.jit(threats.sum_per_image)(row[None])[0]) for row in values]
+    add = jax.jit(threats.sum_per_image)
+    together = np.asarray(add(values))
+    alone = [float(add(row[None])[0]) for row in values]
     np.testing.assert_array_equal(together, alone)
     np.testing.assert_allclose(together, values.astype(np.float64).sum(axis=1), atol=1e-5 * size**0.5)
     counted = threats.sum_per_image((values > 0).astype(np.int32))
@@ -186,7 +191,7 @@ def test_sums_do_not_depend_on_the_batch(size):
 @pytest.mark.parametrize("norm", NORMS)
 def test_zero_gradient_gives_zero_step(norm):
     zeros = jnp.zeros((2, 8))
-    step = threats.steepest_step(Threat(norm, 1.0), zeros, zeros + 0.5)
+    step = steepest_step(Threat(norm, 1.0), zeros, zeros + 0.5)
     np.testing.assert_array_equal(step, zeros)
 
 

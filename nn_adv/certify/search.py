@@ -111,7 +111,7 @@ def _begin(search: Search, near: np.ndarray, in_integers: bool) -> None:
     points = search.points
     error = screening.integer_rounding(search.pixels.shape[1]) if in_integers else points.mapping_error(search.pixels)
     apart = screening.doubt(sq_own, points.measured.shape[1], np.reshape(error, (-1, 1)))
-    is_wrong = (sq_near < sq_own - apart).any(axis=1) | (search.own[:, 0] < 0)
+    is_wrong = (sq_near + apart < sq_own).any(axis=1) | (search.own[:, 0] < 0)
     search.best[is_wrong] = 0
     tied = np.flatnonzero((sq_near <= sq_own + apart).any(axis=1) & ~is_wrong)
     step_across(search, tied, near[tied, np.argmin(sq_near[tied], axis=1)], apart[tied, 0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -42,14 +42,14 @@ def one_by_one(logits_fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
     return lambda images: jax.lax.map(lambda image: logits_fn(image[None])[0], images)
 
 
-def check_that_batches_do_not_matter(attack: Callable, *, to_the_bit: bool = False) -> None:
-    """Fails unless ``attack(logits_fn, images, labels, key=)`` gives 64 images the same in batches of 64, 7 and 1."""
+def check_that_batches_do_not_matter(attack: Callable, *, sizes: Sequence[int] = (7, 1), to_the_bit=False) -> None:
+    """Fails unless ``attack(logits_fn, images, labels, key=)`` gives 64 images the same at once and in batches."""
     problem = network(64)
     logits_fn = one_by_one(problem.logits_fn)
     keys = attacks.example_keys(jax.random.key(5), np.arange(64))
     run = jax.jit(lambda images, labels, keys: attack(logits_fn, images, labels, key=keys))
     together = run(problem.images, problem.labels, keys)
-    for size in (1, 7):
+    for size in sizes:
         for start in (0, 14, 63 - 63 % size - size):
             rows = slice(start, start + size)
             alone = run(problem.images[rows], problem.labels[rows], keys[rows])

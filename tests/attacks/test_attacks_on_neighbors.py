@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nn_adv import attacks, neighbors
-from nn_adv.threat import NORMS, Threat
+from nn_adv.threat import Threat
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
@@ -44,7 +44,7 @@ def _run(oracle, norm, share, temperature=0.02):
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("temperature", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_nothing_breaks_inside_its_exact_radius(oracle, norm, temperature):
     result, _ = _run(oracle, norm, 1 - 1e-5, temperature)
     assert not np.any(result.success)

@@ -25,25 +25,30 @@ OWN_CLASS = NUM_CLASSES  # a judge that lets the network judge
 
 
 class Case(NamedTuple):
-    """An attack, the loss that its results tell, and the norm in which batches are compared by the quick tests."""
+    """An attack, the loss that its results tell, and the norms of the quick tests: a program each."""
 
     attack: Callable
     loss_fn: Callable
-    quick_norm: str
+    quick_norms: tuple[str, ...]
 
 
 CASES = {
-    "apgd": Case(functools.partial(attacks.apgd, num_steps=8, num_restarts=2), attacks.cross_entropy, "linf"),
-    "fab": Case(functools.partial(attacks.fab, num_steps=8, num_restarts=2, num_targets=2), attacks.margin, "l2"),
-    "pgd": Case(functools.partial(attacks.pgd, num_steps=8, num_restarts=2), attacks.cross_entropy, "l2"),
-    "square": Case(functools.partial(attacks.square, num_queries=60), attacks.margin, "linf"),
+    "apgd": Case(functools.partial(attacks.apgd, num_steps=8, num_restarts=2), attacks.cross_entropy, ("linf", "l1")),
+    "fab": Case(functools.partial(attacks.fab, num_steps=8, num_restarts=2, num_targets=2), attacks.margin, ("l2",)),
+    "pgd": Case(functools.partial(attacks.pgd, num_steps=8, num_restarts=2), attacks.cross_entropy, ("l2",)),
+    "square": Case(functools.partial(attacks.square, num_queries=60), attacks.margin, ("linf",)),
 }
 traces: collections.Counter = collections.Counter()
 
 
 def each(test):
     """Run a test on every attack in every norm."""
-    return pytest.mark.parametrize("name", CASES)(pytest.mark.parametrize("norm", NORMS)(test))
+    pairs = [
+        pytest.param(name, norm, marks=() if norm in case.quick_norms else pytest.mark.slow)
+        for name, case in CASES.items()
+        for norm in NORMS
+    ]
+    return pytest.mark.parametrize(("name", "norm"), pairs)(test)
 
 
 def _judged(judge, logits_fn, points):
@@ -90,7 +95,6 @@ def test_results_say_what_their_points_are(name, norm):
     np.testing.assert_allclose(result.loss, CASES[name].loss_fn(logits, problem.labels), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.quick_cases(3)
 @each
 def test_the_loss_is_never_below_that_of_the_images(name, norm):
     problem, result = run(name, norm)
@@ -127,7 +131,6 @@ def test_another_classifier_may_judge(name, norm):
         assert np.any(result.loss[~is_wrong] > clean[~is_wrong]), "it climbs all the same"
 
 
-@pytest.mark.quick_cases(3)
 @each
 def test_one_program_serves_all_radii_labels_and_judges(name, norm):
     broken = [np.sum(run(name, norm, share=share)[1].success) for share in (0.0, 0.5, 1.0, 40.0)]
@@ -139,7 +142,7 @@ def test_one_program_serves_all_radii_labels_and_judges(name, norm):
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", CASES)
 def test_inside_jit_and_outside_it_finds_the_same(name):
-    problem, norm = small_networks.network(NUM_IMAGES), CASES[name].quick_norm
+    problem, norm = small_networks.network(NUM_IMAGES), CASES[name].quick_norms[0]
     _, jitted = run(name, norm)
     keys = attacks.example_keys(jax.random.key(0), np.arange(NUM_IMAGES))
     plain = CASES[name].attack(*problem, key=keys, threat=Threat(norm, EPSILON[norm]))
@@ -148,15 +151,8 @@ def test_inside_jit_and_outside_it_finds_the_same(name):
     np.testing.assert_allclose(jitted.adversarial, plain.adversarial, atol=1e-5)
 
 
-@pytest.mark.quick_cases(1)
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [
-        pytest.param(name, norm, marks=() if norm == case.quick_norm else pytest.mark.slow)
-        for name, case in CASES.items()
-        for norm in NORMS
-    ],
-)
+@pytest.mark.slow
+@each
 def test_result_does_not_depend_on_the_batch(name, norm):
     attack = functools.partial(CASES[name].attack, threat=Threat(norm, EPSILON[norm]))
     small_networks.check_that_batches_do_not_matter(attack, to_the_bit=norm == "linf" and name == "square")

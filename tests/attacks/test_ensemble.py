@@ -70,7 +70,7 @@ def _run(num_classes, **options):
     return attacks.ensemble(LOGITS[num_classes], *_images(num_classes), **options)
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_classes", [10, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3))])
 def test_breaks_only_what_is_left_and_says_who_did(num_classes):
     images, labels = _images(num_classes)
     found = _run(num_classes)
@@ -206,8 +206,7 @@ def test_bounds_of_any_number_type_are_those_of_the_pixels():
 
 def test_half_precision_runs():
     images, labels = _images(10)
-    attack = [attacks.named_attack("apgd-ce", 10, num_steps=3)]
-    options = {"key": KEY, "threat": THREAT, "attacks": attack, "batch_size": 8}
+    options = {"key": KEY, "threat": THREAT, "attacks": _quick(10)[:1], "batch_size": 8}
     found = attacks.ensemble(LOGITS[10], images.astype(jnp.bfloat16), labels, **options)
     assert found.adversarial.dtype == jnp.float32  # half precisions are attacked in it
 

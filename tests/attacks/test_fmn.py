@@ -112,12 +112,12 @@ def test_restarts_find_what_no_gradient_at_the_image_shows():
     assert np.sum(many < 0.1) >= 10
 
 
-@pytest.mark.parametrize(
-    "norm", ["l2", pytest.param("l1", marks=pytest.mark.slow), pytest.param("linf", marks=pytest.mark.slow)]
-)
-def test_result_does_not_depend_on_the_batch(norm):
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("size", [7, 1])
+@pytest.mark.parametrize("norm", ["l2", "l1", "linf"])
+def test_result_does_not_depend_on_the_batch(norm, size):
     search = functools.partial(attacks.fmn, norm=norm, num_steps=6, num_restarts=2)
-    small_networks.check_that_batches_do_not_matter(search)
+    small_networks.check_that_batches_do_not_matter(search, sizes=[size])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,12 @@ from tests.border.table import leaves
 _PARTS = (of_attacks, of_certify, of_neighbors, of_others, of_paths, of_training)
 ENTRIES = [entry for part in _PARTS for entry in part.ENTRIES]
 EXEMPT = {name: reason for part in _PARTS for name, reason in part.EXEMPT.items()}
+# Each compiles what it computes. The quick tests try right values where little is compiled and in some of each package.
+COMPUTED = [entry.name for entry in (*of_others.ENTRIES, *of_paths.ENTRIES)] + [
+    *("attacks.cross_entropy", "attacks.eot", "attacks.example_keys", "attacks.flags", "attacks.pgd"),
+    *("certify.average_pool", "certify.radius", "neighbors.fit", "neighbors.nearest"),
+    *("training.cluster_prototypes", "training.standard", "training.trades"),
+]
 PAIRS = [(entry, keyword) for entry in ENTRIES for keyword in entry.takes]
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -85,16 +91,40 @@ def _fails(entry, keyword, case) -> str:
 
 
 @pytest.mark.parametrize(("entry", "keyword"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_every_value_is_right_or_refused_in_one_line(entry, keyword):
-    """Right ones give the result of the standard value to the bit, wrong ones a ValueError that says what is wrong."""
+def test_every_wrong_value_is_refused_in_one_line(entry, keyword):
+    """With a ValueError that says what is wrong, and before anything is computed."""
     cases = KINDS[entry.takes[keyword]].cases
-    assert set(entry.narrows.get(keyword, {})) <= {case.name for case in cases}
+    narrowed = entry.narrows.get(keyword, {})
+    assert set(narrowed) <= {case.name for case in cases}
+    _check(entry, keyword, [case for case in cases if case.message is not None and case.name not in narrowed])
+
+
+@pytest.mark.parametrize(
+    ("entry", "keyword"),
+    [
+        pytest.param(*pair, marks=() if pair[0].name in COMPUTED else pytest.mark.slow, id=f"{pair[0].name}-{pair[1]}")
+        for pair in PAIRS
+    ],
+)
+def test_every_right_value_gives_the_result_of_the_standard_one(entry, keyword):
+    """To the bit; or, where the entry says so, a result of its own or a refusal."""
+    cases, narrowed = KINDS[entry.takes[keyword]].cases, entry.narrows.get(keyword, {})
+    _check(entry, keyword, [case for case in cases if case.message is None or case.name in narrowed])
+
+
+def _check(entry, keyword, cases):
     failures = {case.name: failure for case in cases if (failure := _fails(entry, keyword, case))}
     assert not failures, "\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
 
 
-@pytest.mark.quick_cases(25)
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.per_image], ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, marks=() if entry.needs_some or entry.name in COMPUTED else pytest.mark.slow, id=entry.name)
+        for entry in ENTRIES
+        if entry.per_image
+    ],
+)
 def test_no_images_have_an_empty_result(entry):
     if entry.needs_some:
         with pytest.raises(ValueError, match=r"^[^\n]+$"):

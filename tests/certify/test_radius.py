@@ -20,6 +20,8 @@ from tests.certify.truths import nearest, predict, true_radius
 _GRIDS = {"coarse": (1, 3), "fine": (1, 1000), "coarse uint8": (255, 3), "fine uint8": (255, 255), "dark uint8": (4, 4)}
 
 
+# The first compiles least; l1 is tried by the quick tests of the oracles and of the dual.
+_NORMS = ("l2", "linf", "l1")
 # For what takes long; the other norms are tried by the slow tests.
 ONE_NORM = ["l2", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l1", "linf"))]
 
@@ -51,7 +53,7 @@ def _tasks(draw, any_classes=False):
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), pytest.param(None, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", _NORMS)
 @hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
 @hypothesis.given(task=_tasks())
 def test_brackets_the_brute_force_radius(norm, bounds, task):
@@ -100,7 +102,7 @@ def _problem(seed=0, n=60, size=16, classes=3, dtype=np.uint8):
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", _NORMS)
 def test_everything_is_exact_and_every_witness_is_one(norm):
     reference, images, labels, *_ = _problem(n=200)
     found = certify.radius(reference, images, labels, norm=norm, batch_size=3)
@@ -123,7 +125,7 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", _NORMS)
 def test_problems_solved_side_by_side_as_on_accelerators_give_the_same(monkeypatch, norm):
     reference, images, labels, *_ = _problem(n=200)
     one_by_one = certify.radius(reference, images, labels, norm=norm)
@@ -157,7 +159,8 @@ def test_float_images_give_the_radii_of_uint8_ones(dtype):
     np.testing.assert_array_equal(found.status, "exact")
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize("norm", _NORMS)
 def test_decides_as_the_radius_says(norm):
     reference, images, labels, *_ = _problem(n=200)
     radius = certify.radius(reference, images, labels, norm=norm)
@@ -453,6 +456,7 @@ def test_a_gap_that_is_wide_for_small_pixels_is_not_exact(monkeypatch):
     assert is_wide.any() and not (found.status[is_wide] == "exact").any()
 
 
+@pytest.mark.slow  # the table of tests/border tries them too
 def test_images_may_be_lists():
     reference, images, labels, *_ = _problem(dtype=np.float32)
     expected = certify.radius(reference, images[:2], labels[:2], norm="l2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import jax
 import pytest
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
+from matplotlib.figure import Figure
 
 from experiments import main
 
@@ -41,8 +43,17 @@ def run_here(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Put the figures of reports together without drawing them, for tests of what a report says beside them."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **options: buffer.write(b"\x89PNG"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(tmp_path_factory):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # it is kept for all tests, and for the next run
+        yield
+        return
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.2,

@@ -5,11 +5,8 @@ import signal
 import threading
 import time
 
-import pandas as pd
-
 from experiments import plan
 from experiments.plan import Unit
-from experiments.report import page
 
 
 def make_plan(config):
@@ -52,16 +49,20 @@ class Plan(plan.Plan):
 
 
 class Report:
-    """What `experiments.report` has for an experiment."""
+    """What `experiments.report` has for an experiment; workers do without what it imports."""
 
     TABLE = "units.csv"
 
     @staticmethod
     def table(run):
+        import pandas as pd
+
         return pd.DataFrame({"unit": [row["unit"] for row in run.rows]})
 
     @staticmethod
     def blocks(run):
+        from experiments.report import page
+
         lines = [f"{row['unit']} done" for row in run.rows]
         lines += [f"{one['unit']}: {one['reason']}" for one in run.failed]
         missing = [f"{run.num_missing} missing"] * bool(run.num_missing)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -73,28 +74,35 @@ def test_rows_count_what_the_radii_say(finished):
     assert weak["unbroken"] < weak["certified"] + weak["attacked"], "an attack that breaks nothing tests nothing"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_audit_runs_nothing_again_and_a_longer_one_adds(finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "shorter"
+    shutil.copytree(finished[0], workdir)
+    (file,) = workdir.glob("rows-*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "/T0.03-" not in line))
     config = tiny_config(temperatures=(0.3,))
-    runner.run(audit, config, tmp_path)
-    before = _rows(tmp_path)
     monkeypatch.setattr(radii, "measure", lambda *_, **__: pytest.fail("radii were computed twice"))
+    with monkeypatch.context() as patch:
+        patch.setattr(audit.Plan, "_nearest", lambda *_: pytest.fail("an attack was run twice"))
+        runner.run(audit, config, workdir)
+    before = _rows(workdir)
     config.temperatures = (0.3, 0.03)
-    runner.run(audit, config, tmp_path)
-    after = _rows(tmp_path)
+    runner.run(audit, config, workdir)
+    after = _rows(workdir)
     assert len(before) == 2 and len(after) == 3 and before.items() <= after.items()
     for name, row in after.items():
         assert row["audited"] == _rows(finished[0])[name]["audited"]
     monkeypatch.setattr(audit.Plan, "_nearest", lambda *_: pytest.fail("an attack was run twice"))
-    runner.run(audit, config, tmp_path)
+    runner.run(audit, config, workdir)
     config.step_share = 1.0
     with pytest.raises(files.ResultsError, match="step_share"):
-        runner.run(audit, config, tmp_path)
+        runner.run(audit, config, workdir)
 
 
-def test_an_image_that_breaks_inside_its_radius_is_named(tmp_path):
+def test_an_image_that_breaks_inside_its_radius_is_named(finished, tmp_path):
     config = tiny_config(temperatures=(0.3,))
-    runner.run(audit, config, tmp_path / "right")
-    known = radii.load(tmp_path / "right" / "radii" / "3v8-linf.npz")
+    known = radii.load(finished[0] / "radii" / "3v8-linf.npz")
     wrong = np.where(known.correct, known.upper + 0.1, 0)
     radii.save(tmp_path / "wrong" / "radii" / "3v8-linf.npz", known._replace(lower=wrong, upper=wrong))
     config.num_inside = 20
@@ -212,12 +220,14 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     assert "experiment" in plan.make_identity(config, dataset, ())
 
 
-def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished, run_here):
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_line_runs_it_and_ends_mistakes_in_one_line(finished, tmp_path, run_here):
+    shutil.copytree(finished[0], tmp_path / "run")
     flags = [f"--config.{key}={TINY[key]!r}" for key in ("num_images", "num_inside", "temperatures", "variants")]
     flags += ["--config.tasks.kind=pairs", "--config.tasks.names=('3v8',)", "--config.tasks.train_per_class=20"]
     flags += [f"--config.epsilons.{key}={value!r}" for key, value in TINY["epsilons"].items()]
     flags += ["--config.temperature=0.3", "--config.every_variant_at_every_temperature=False"]
-    command = ["experiments.main", "--config=configs/audit.py:digits", *flags, f"--workdir={finished[0]}"]
+    command = ["experiments.main", "--config=configs/audit.py:digits", *flags, f"--workdir={tmp_path / 'run'}"]
     done = run_here(command)
     assert done.status == 0 and "Report: " in done.stdout and "% of the images are robust" in done.stdout
     done = run_here([*command, "--config.batch_size=0"])
@@ -258,6 +268,7 @@ def test_attacks_of_other_libraries_are_held_against_the_radii(named):
     assert re.search(r"\| foolbox-ddn \(foolbox 3\.3\.4\) \| gradients \|.*\| 1\.\d{3} \|", text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_our_attacks_ask_for_is_counted(tmp_path):
     runner.run(audit, tiny_config(**NAMED, attacks=("fmn",)), tmp_path)
     (row,) = _rows(tmp_path).values()
@@ -269,6 +280,7 @@ def test_what_our_attacks_ask_for_is_counted(tmp_path):
     assert all(item["certified"] <= item["unbroken"] <= known.correct.sum() for item in row["audited"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_attacks_without_their_library_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(named_attacks, "is_installed", lambda package: package != "art")
     monkeypatch.setattr(audit.Plan, "_nearest", lambda *_: (np.full(20, np.inf), {"queries": 1.0, "gradients": 0.0}))

@@ -245,8 +245,10 @@ def test_bounds_that_contradict_each_other_end_the_run_after_the_report(tmp_path
     assert counted(tmp_path) and "trust nothing" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_finished_run_runs_nothing_again(finished, monkeypatch):
-    workdir, _ = finished
+@pytest.mark.usefixtures("undrawn")
+def test_finished_run_runs_nothing_again(finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished[0], workdir)
     before = counted(workdir)
     monkeypatch.setattr(binary_tasks.Plan, "row", lambda *_, **__: pytest.fail("a unit was run twice"))
     runner.run(binary_tasks, tiny_config(), workdir)
@@ -264,6 +266,7 @@ def test_shards_together_do_what_one_run_does(finished, tmp_path):
     assert all(counted(workdir) for workdir in apart)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_adding_a_pair_continues_and_another_radius_refuses(tmp_path):
     config = tiny_config(methods=("1nn",))
     runner.run(binary_tasks, config, tmp_path)
@@ -293,6 +296,7 @@ def test_one_split_alone_is_evaluated_and_reported(finished, tmp_path):
     assert "train images" not in page.with_suffix(".md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_ceiling_needs_the_images_alone(tmp_path):
     config = tiny_config(methods=("ceiling",), seeds=(0, 1))
     config.epsilons.l2 = 1.2

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import configuration, documents, excerpts, store
 
@@ -12,13 +13,32 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def written():
-    """Every file that is written, and its content."""
-    return dict(documents.documents(ROOT))
+    """Every file that is written, and its content; no picture is drawn, which takes nearly all the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, buffer, **options: buffer.write(b"drawn"))
+        found = dict(documents.documents(ROOT))
+    excerpts._study.cache_clear()  # which keeps pictures
+    return found
 
 
 def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
     assert {"README.md", "docs/results.md"} < set(written)
-    for name, content in written.items():
+    for name in [name for name in written if name.endswith(".md")]:
+        assert (ROOT / name).read_bytes() == written[name], f"{name} is not what its rows give: make report"
+
+
+def test_the_pictures_of_a_study_are_what_its_kept_rows_give_to_the_byte():
+    found = excerpts.Study(ROOT / "results" / "digits").figures
+    shown = [path for path in (ROOT / "docs" / "results").glob("*.png") if path.name in found]
+    assert {path.name.split("-")[1] for path in shown} == {"curve", "pairs"} and len(shown) == 6
+    for path in shown:
+        assert path.read_bytes() == found[path.name].png, f"{path} is not what its rows give: make report"
+
+
+@pytest.mark.slow
+def test_every_picture_is_what_the_kept_rows_give_to_the_byte():
+    excerpts._study.cache_clear()
+    for name, content in documents.documents(ROOT):
         assert (ROOT / name).read_bytes() == content, f"{name} is not what its rows give: make report"
 
 
@@ -93,6 +113,7 @@ def page_of(study, tmp_path):
     return write
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_of):
     files = page_of('{{ section("digits", "Pair by pair") }}')
     text = files.pop("docs/page.md").decode()
@@ -100,6 +121,7 @@ def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_o
     assert set(files) == {f"docs/{picture}" for picture in re.findall(r"\((results/digits-\S+png)\)", text)} != set()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_that_no_report_has_is_refused(page_of):
     with pytest.raises(ValueError, match="has nothing below a heading 'Pairs'"):
         page_of('{{ section("digits", "Pairs") }}')

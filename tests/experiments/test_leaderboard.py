@@ -481,6 +481,7 @@ def _command(weights, workdir, models):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_tells_failures_by_its_exit_status(weights, finished, tmp_path, run_here):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

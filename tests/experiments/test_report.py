@@ -93,6 +93,7 @@ def test_the_command_stands_below_the_tables_and_figures_of_a_section():
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_of_a_run_is_told(tmp_path):
     paths = write(tmp_path, realistic_rows(num_classes=2), settings={"command": "python <this> 'a_b'"})
     assert '<p class="command"><code>python &lt;this&gt; &#39;a_b&#39;</code></p>' in paths.html.read_text()
@@ -198,6 +199,7 @@ def test_how_it_was_made_is_told(full):
         assert part in text, part
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_that_methods_share_are_written_once(tmp_path):
     rows = [
         row("0v1", method, [evaluation("test", "linf", 8 / 255, "attacked", 100, 50)], attack=attack, training=training)
@@ -226,6 +228,7 @@ def test_the_report_can_be_written_again_and_leaves_no_other_files(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_says_so(tmp_path):
     rows = realistic_rows(num_classes=3)[:-1]
     text = write(tmp_path, rows, num_missing=211).markdown.read_text()
@@ -234,6 +237,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     assert "all of its own tasks" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_common_task_compares_nothing(tmp_path):
     rows = [
         item
@@ -244,6 +248,7 @@ def test_no_common_task_compares_nothing(tmp_path):
     assert "none in common" in text and "What the numbers say" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_problems_and_violations_are_loud(tmp_path):
     rows = [
         row(
@@ -293,6 +298,7 @@ def test_whatever_rows_there_are_give_a_report(tmp_path, rows):
     assert records.index(rows)[-1].dataset in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_single_task_has_intervals_over_its_images(tmp_path):
     evaluations = [evaluation("test", None, 0.0, "clean", 200, 160), evaluation("test", "linf", 0.2, "exact", 200, 3)]
     evaluations.append(evaluation("test", "linf", 8 / 255, "exact", 263, 81))
@@ -384,6 +390,7 @@ def test_the_best_rival_is_chosen_by_its_mean():
     assert findings.best_of(results, METHODS[1:], "test", l2, results.tasks) == "trades-l2"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_ceiling_is_a_line_and_a_curve_but_no_rival():
     """It is above all others, and no method is said to be ahead of it or behind it."""
     rows = realistic_rows(num_classes=3, methods=("1nn", "standard"))

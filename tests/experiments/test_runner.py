@@ -37,7 +37,8 @@ def _rows(workdir):
     return {row["unit"]: row for row in rows}
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("num_workers", [1, 2, 9])
 def test_every_unit_is_run_once_however_many_processes_share_them(tmp_path, num_workers):
     found = runner.run(counting, config(), tmp_path, num_workers=num_workers)
     rows, folder = _rows(tmp_path), tmp_path / "report"
@@ -72,11 +73,16 @@ def test_a_worker_that_is_killed_costs_its_unit_alone(tmp_path):
     units = ("a", "b+dies-c", "d", "e")
     with pytest.raises(failures.SomeFailed, match="1 of 5 units failed.*: dies-c;"):
         runner.run(counting, config(*units), tmp_path, num_workers=2)
-    assert set(_rows(tmp_path)) == set("abde")
+    rows = _rows(tmp_path)
+    assert set(rows) == set("abde") and all((tmp_path / f"stored-{name}").exists() for name in rows)
+    processes = {row["process"] for row in rows.values()}
+    assert os.getpid() not in processes and 1 <= len(processes) <= 4 and not multiprocessing.active_children()
+    assert {row["cores"] for row in rows.values()} <= {0, 1}
     (failure,) = failures.read(tmp_path).values()
     assert failure["reason"] == "its process was ended by SIGKILL, as for want of memory: --workers may be lower"
     runner.run(counting, config(*units), tmp_path, num_workers=2)
-    assert set(_rows(tmp_path)) == {*"abde", "dies-c"} and not failures.read(tmp_path)
+    after = _rows(tmp_path)
+    assert rows.items() <= after.items() and set(after) == {*"abde", "dies-c"} and not failures.read(tmp_path)
 
 
 def test_units_that_are_left_out_are_neither_run_nor_missing(tmp_path):

@@ -145,11 +145,13 @@ def test_strided_convolution_pads_both_sides():
 
 def test_dropout_only_in_training():
     model, images, variables = _tiny("small_cnn")
-    predicted = model.apply(variables, images)
-    trained = [model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
+    predicted = jax.jit(model.apply)(variables, images)
+    train = jax.jit(functools.partial(model.apply, train=True))
+    trained = [train(variables, images, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
     assert np.any(trained[0] != trained[1]) and np.any(trained[0] != predicted)
     without = models.create("small_cnn", 3, dropout=0.0, **_TINY["small_cnn"])
-    np.testing.assert_array_equal(without.apply(variables, images, train=True), predicted)
+    train = jax.jit(functools.partial(without.apply, train=True))
+    np.testing.assert_array_equal(train(variables, images), predicted)
 
 
 @pytest.mark.quick_cases(1)

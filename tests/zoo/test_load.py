@@ -33,10 +33,14 @@ IMAGES = np.random.default_rng(0).random((3, *SHAPE), np.float32)
 def network():
     """A small network and its variables, every leaf of them random."""
     model = models.create("resnet18", 10, **RECORD["arguments"])
-    leaves, tree = jax.tree.flatten(model.init(jax.random.key(1), IMAGES[:1]))
     rng = np.random.default_rng(1)
-    random = [np.float32(leaf + 0.1 * rng.random(leaf.shape)) for leaf in leaves]
-    return model, jax.tree.unflatten(tree, random)
+
+    def draw(leaf):
+        if leaf.ndim == 1:  # scales, offsets and statistics
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
+
+    return model, jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(1), IMAGES[:1]))
 
 
 @pytest.fixture
@@ -72,8 +76,11 @@ def own(tmp_path):
     return Zoo(tmp_path)
 
 
+_run = jax.jit(lambda fn, images: fn(images))  # networks that differ in their weights alone share a program
+
+
 def _logits(logits_fn):
-    return np.asarray(jax.jit(lambda fn, images: fn(images))(logits_fn, IMAGES))
+    return np.asarray(_run(logits_fn, IMAGES))
 
 
 def _expected(network):

@@ -44,7 +44,7 @@ def _images(count=6):
 def _both():
     module, port = _resnet()
     images = _images()
-    return from_torch(module, 10), port, images, np.argmax(np.asarray(port(images)), axis=1)
+    return from_torch(module, 10), port, images, np.argmax(np.asarray(jax.jit(port)(images)), axis=1)
 
 
 class _Counting(torch.nn.Module):
