@@ -126,9 +126,8 @@ def test_everything_is_exact_whatever_the_scale_and_every_witness_is_one(norm):
 
 def test_what_is_equal_after_the_map_is_one_point():
     # The map sees the sum of the pixels alone: points 1 and 2 are one to it, and so are 0 and 3.
-    linear_map, labels = np.zeros((2, 2), np.float32), np.array([0, 0, 1, 1])
+    linear_map, labels = np.ones((1, 2), np.float32), np.array([0, 0, 1, 1])
     points = np.array([[0.25, 0.25], [0.5, 1.0], [1.0, 0.5], [0.5, 0.0]], np.float32)
-    linear_map[0] = 1
     reference = neighbors.fit(points, labels, 2, linear_map=linear_map)
     found = certify.radius(reference, points[:1], labels[:1], norm="l2")
     assert found.correct[0] and np.isinf(found.lower[0]) and np.isinf(found.upper[0])
