@@ -7,6 +7,8 @@ of a bipartite graph, and the points to leave out are a minimum vertex cover of 
 
 from __future__ import annotations
 
+import math
+
 import chex
 import numpy as np
 from scipy import sparse
@@ -41,7 +43,7 @@ def prune(points: chex.Array, labels: chex.Array, *, radius: float, norm: str = 
     check_size(radius, "radius")
     points = as_images(points, name="points")
     labels = as_labels(labels, 2, count=len(points))
-    flat = np.asarray(as_float(points), np.float64).reshape(len(points), -1)
+    flat = np.asarray(as_float(points), np.float64).reshape(len(points), math.prod(points.shape[1:]))
     first, second, apart = conflicts(flat, labels, 2 * radius, norm=norm)
     cut = apart < 2 * radius  # equal points conflict even at radius 0, where all are kept
     shape = (len(points), len(points))  # a row for each point of the first class, a column for each of the second

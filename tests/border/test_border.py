@@ -22,7 +22,7 @@ EXEMPT = {name: reason for part in _PARTS for name, reason in part.EXEMPT.items(
 # Each compiles what it computes. The quick tests try right values where little is compiled and in some of each package.
 COMPUTED = [entry.name for entry in (*of_others.ENTRIES, *of_paths.ENTRIES)] + [
     *("attacks.cross_entropy", "attacks.eot", "attacks.example_keys", "attacks.flags", "attacks.pgd"),
-    *("certify.average_pool", "certify.radius", "neighbors.fit", "neighbors.nearest"),
+    *("certify.average_pool", "certify.radius", "neighbors.fit", "neighbors.nearest", "neighbors.prune"),
     *("training.cluster_prototypes", "training.standard", "training.trades"),
 ]
 PAIRS = [(entry, keyword) for entry in ENTRIES for keyword in entry.takes]
