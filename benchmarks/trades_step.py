@@ -23,11 +23,12 @@ import jax
 import numpy as np
 import optax
 import torch
+import torch_models
 from timing import environment, take_turns
 from torch import nn
 from torch.nn import functional
 
-from nn_adv import models, training
+from nn_adv import models, training, zoo
 from nn_adv.threat import Threat
 
 _NUM_STEPS = 10
@@ -42,86 +43,34 @@ class Network(NamedTuple):
     """A network in both frameworks, its images, and the radii its data is trained for."""
 
     name: str
-    shape: tuple[int, int, int]
+    module: type[nn.Module]
     options: dict
+    shape: tuple[int, int, int]
     radii: dict[str, float]
 
 
-NETWORKS = (
-    Network("small_cnn", (28, 28, 1), {"dropout": 0.0}, {"linf": 0.1, "l2": 2.8}),
-    Network("preact_resnet18", (32, 32, 3), {"full_preactivation": True}, {"linf": 8 / 255, "l2": 1.74}),
-)
-
-
-class SmallCNN(nn.Sequential):
-    """The network of `nn_adv.models.SmallCNN` without dropout."""
+class SmallCNN(nn.Module):
+    """The network of `nn_adv.models.SmallCNN` without dropout, under its names."""
 
     def __init__(self, num_classes: int):
-        convolutions = []
-        for position, (before, after) in enumerate([(1, 32), (32, 32), (32, 64), (64, 64)]):
-            convolutions += [nn.Conv2d(before, after, 3), nn.ReLU()] + [nn.MaxPool2d(2)] * (position % 2)
-        dense = [nn.Linear(1024, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, num_classes)]
-        super().__init__(*convolutions, nn.Flatten(), *dense)
-
-
-class PreActBlock(nn.Module):
-    """The block of `nn_adv.models.PreActResNet`."""
-
-    def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(before)
-        resize = stride != 1 or before != after
-        self.shortcut_conv = nn.Conv2d(before, after, 1, stride, bias=False) if resize else None
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 3)
+        self.conv3, self.conv4 = nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3)
+        self.dense1, self.dense2, self.head = nn.Linear(1024, 200), nn.Linear(200, 200), nn.Linear(200, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        active = functional.relu(self.bn1(x))
-        shortcut = x if self.shortcut_conv is None else self.shortcut_conv(active)
-        return self.conv2(functional.relu(self.bn2(self.conv1(active)))) + shortcut
+        for one, two in ((self.conv1, self.conv2), (self.conv3, self.conv4)):
+            x = functional.max_pool2d(functional.relu(two(functional.relu(one(x)))), 2)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # by row, column and channel, as ours
+        return self.head(functional.relu(self.dense2(functional.relu(self.dense1(x)))))
 
 
-class PreActResNet18(nn.Sequential):
-    """The network of `nn_adv.models.PreActResNet` with ``full_preactivation``."""
-
-    def __init__(self, num_classes: int):
-        widths = [64, 64, 128, 256, 512]
-        blocks = [
-            PreActBlock(widths[stage + (block > 0)], widths[stage + 1], 2 if stage and not block else 1)
-            for stage in range(4)
-            for block in range(2)
-        ]
-        last = [nn.BatchNorm2d(512), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes)]
-        super().__init__(nn.Conv2d(3, 64, 3, 1, 1, bias=False), *blocks, *last)
-
-
-def load_weights(network: nn.Module, params: dict) -> None:
-    """Copy Flax weights; both frameworks list the layers in the order in which they are applied."""
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))]
-    for layer, source in zip(layers, _in_order(params), strict=True):
-        weight = np.asarray(source["scale"] if "scale" in source else source["kernel"])
-        if weight.ndim == 4:
-            weight = weight.transpose(3, 2, 0, 1)
-        elif weight.ndim == 2:
-            if weight.shape[0] == 1024:  # flattened 4x4x64: ours by row, column, channel; there by channel first
-                weight = weight.reshape(4, 4, 64, -1).transpose(2, 0, 1, 3).reshape(1024, -1)
-            weight = weight.T
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(np.ascontiguousarray(weight)))
-            if "bias" in source:
-                layer.bias.copy_(torch.tensor(np.asarray(source["bias"])))
-
-
-def _in_order(params: dict) -> list[dict]:
-    """List the layers of a tree of weights as the networks above list them."""
-    rank = ["conv1", "conv2", "conv3", "conv4", "dense1", "dense2", "layer", "bn", "linear", "head"]
-    inner = ["bn1", "shortcut.0", "conv1", "bn2", "conv2"]
-    layers = []
-    for name in sorted(params, key=lambda name: (rank.index("layer" if "layer" in name else name), name)):
-        block = params[name]
-        layers += [block[part] for part in inner if part in block] if "layer" in name else [block]
-    return layers
+_CIFAR10 = (32, 32, 3), {"linf": 8 / 255, "l2": 1.74}
+NETWORKS = (
+    Network("small_cnn", SmallCNN, {"dropout": 0.0}, (28, 28, 1), {"linf": 0.1, "l2": 2.8}),
+    Network("preact_resnet18", torch_models.PreActResNet18, {}, *_CIFAR10),
+    Network("wide_resnet", torch_models.WideResNet, {}, *_CIFAR10),
+)
 
 
 def torch_loss(network: nn.Module, images, labels, noise: dict, radii: dict[str, float], *, lean: bool):
@@ -172,21 +121,24 @@ def _torch_maximize(divergence, norm, images, noise, radius, lean):
 class Comparison:
     """One network and threat: the same step three times."""
 
-    def __init__(self, network: Network, threat: str, batch_size: int, layout: torch.memory_format):
+    def __init__(
+        self, network: Network, threat: str, batch_size: int, layout: torch.memory_format, dtype: str = "float32"
+    ):
         self.radii = network.radii if threat == "both" else {threat: network.radii[threat]}
-        keys = jax.random.split(jax.random.key(0), 3)
+        keys = jax.random.split(jax.random.key(0), 2)
         images = jax.random.uniform(keys[0], (batch_size, *network.shape))
         self.batch = training.Batch(images, jax.random.randint(keys[1], (batch_size,), 0, 2))
-        self.model = models.create(network.name, 2, **network.options)
-        self.variables = jax.jit(self.model.init)(keys[2], images[:1])
+        torch.manual_seed(0)
+        self.torch_network = network.module(2)
+        self.model = models.create(network.name, 2, dtype=dtype, **network.options)
+        state = {key: value.numpy().copy() for key, value in self.torch_network.state_dict().items()}
+        self.variables = zoo.from_state_dict(self.model, state, image_shape=network.shape)
         self.noise = [training.draw_noise(key, images) for key in jax.random.split(keys[0], len(self.radii))]
         self._step = self._build()
 
         device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-        self.torch_network = (SmallCNN if network.name == "small_cnn" else PreActResNet18)(2)
         self.torch_network.to(device=device, memory_format=layout)
         self.device = device
-        load_weights(self.torch_network, self.variables["params"])
         self.torch_images, *noise = (
             torch.tensor(np.moveaxis(np.asarray(array), 3, 1).copy(), device=device).to(memory_format=layout)
             for array in (images, *(noise.start for noise in self.noise))
@@ -275,10 +227,11 @@ def main() -> None:
     """Run the cases and print, and with ``--output`` write, the results."""
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=[n.name for n in NETWORKS], choices=[n.name for n in NETWORKS])
+    parser.add_argument("--networks", nargs="+", default=["small_cnn", "preact_resnet18"],
+                        choices=[n.name for n in NETWORKS])  # fmt: skip
     parser.add_argument("--threats", nargs="+", default=["linf", "l2", "both"], choices=["linf", "l2", "both"])
     parser.add_argument("--batch_size", type=int, default=128, help="of small_cnn")
-    parser.add_argument("--resnet_batch_size", type=int, default=8 if on_cpu else 128, help="of preact_resnet18")
+    parser.add_argument("--resnet_batch_size", type=int, default=8 if on_cpu else 128, help="of the other networks")
     parser.add_argument("--layout", default="contiguous_format",
                         choices=["channels_last", "contiguous_format"],
                         help="PyTorch's")  # fmt: skip
