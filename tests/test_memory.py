@@ -62,7 +62,7 @@ def _task(shape: tuple[int, int, int, int], is_integer: bool) -> tuple[neighbors
     return neighbors.fit(points, np.arange(n) % _CLASSES, _CLASSES, block_size=b, products=products), queries
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("operation", "shape"), [*itertools.product(BOUNDS, _SHAPES)])
 def test_temporary_memory_is_below_its_bound(operation, shape):
     for is_integer in {False, "soft" not in operation}:

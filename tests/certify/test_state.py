@@ -10,6 +10,7 @@ from nn_adv.certify import state
 from nn_adv.certify.inputs import host_points
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("candidate_dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("point_dtype", [np.uint8, np.float32])
 def test_few_points_are_searched_on_the_host_with_the_same_answer(point_dtype, candidate_dtype, monkeypatch):

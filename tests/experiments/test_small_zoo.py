@@ -55,7 +55,7 @@ def test_what_is_loaded_is_what_was_trained(finished, method):
     loaded = zoo.load(method, workdir, catalogue=catalogue)
     made = small_zoo.make_plan(tiny_config())
     trained = made.train(made.groups[METHODS.index(method)][0], workdir)  # its checkpoint
-    expected = made.model.apply(trained.variables[0], images)
+    expected = jax.jit(made.model.apply)(trained.variables[0], images)
     np.testing.assert_allclose(loaded.logits_fn(images), expected, rtol=1e-5, atol=1e-5)
     right = evaluation.correct(
         jax.jit(lambda x: loaded.logits_fn(x).argmax(1)), dataset.test_images, dataset.test_labels, batch_size=300
