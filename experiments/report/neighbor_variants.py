@@ -107,7 +107,7 @@ def lead_table(results: Results, networks: Results) -> Table:
         for condition in conditions:
             found, plain = mean(results, method, condition), mean(results, _PLAIN, condition)
             lead = best[condition].value - plain.value if plain else 0.0
-            won = f" ({100 * (found.value - plain.value) / lead:.0f} %)" if found and plain and lead > 0 else ""
+            won = f" ({round(100 * (found.value - plain.value) / lead)} %)" if found and plain and lead > 0 else ""
             cells.append(percent(found, error=False) + (won if method != _PLAIN else ""))
         lines.append([method_label(method), *cells])
     lines.append(["best TRADES network", *(percent(best[condition], error=False) for condition in conditions)])
