@@ -104,9 +104,10 @@ def test_the_choice_is_measured_once_and_told(caplog, monkeypatch):
 
 def test_products_of_few_points_are_not_measured(monkeypatch):
     monkeypatch.setattr(precision, "fastest", lambda: precision.Products("int8", "bfloat16"))
-    few, many = (neighbors.fit(np.zeros((count, 1024), np.uint8), np.zeros(count, int), 1) for count in (4095, 4096))
-    assert few.products == precision.Products("float32", "float32")
-    assert many.products == precision.Products("int8", "bfloat16")
+    few, many = (np.zeros((count, 1024), np.uint8) for count in (4095, 4096))
+    for prepare in (neighbors.fit, lambda *points: neighbors.stream(*points).head):
+        assert prepare(few, np.zeros(len(few), int), 1).products == precision.Products("float32", "float32")
+        assert prepare(many, np.zeros(len(many), int), 1).products == precision.Products("int8", "bfloat16")
 
 
 def test_a_product_that_is_not_exact_is_left_out(monkeypatch):

@@ -178,7 +178,7 @@ def fit(
         pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / _unit(points)),
         num_classes=num_classes,
         image_shape=image_shape,
-        products=_products(products, points),
+        products=fastest_products(points) if products is None else precision.check_products(products),
         linear_map=None if linear_map is None else jnp.asarray(linear_map),
         mapped=None if linear_map is None else _fit_mapped(points, labels, num_classes, size, linear_map),
     )
@@ -191,9 +191,8 @@ def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: n
     return fit(mapped, labels, num_classes, block_size=block_size)
 
 
-def _products(given: precision.Products | None, points: np.ndarray) -> precision.Products:
-    if given is not None:
-        return precision.check_products(given)
+def fastest_products(points: np.ndarray) -> precision.Products:
+    """Return what screens against all of these points multiply in."""
     # Float points are multiplied as they are, and a search of few takes less time than to measure.
     is_measured = points.dtype == np.uint8 and points.size >= _FEWEST_MEASURED
     return precision.fastest() if is_measured else precision.Products("float32", "float32")

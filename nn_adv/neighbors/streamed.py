@@ -14,7 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nn_adv.border import as_array, as_count, as_images, as_labels
-from nn_adv.neighbors.reference import NO_POINT, Reference, fit, mean_pixels, padding_of, squared_norms
+from nn_adv.neighbors.reference import (
+    NO_POINT,
+    Reference,
+    fastest_products,
+    fit,
+    mean_pixels,
+    padding_of,
+    squared_norms,
+)
 from nn_adv.neighbors.sharded import agreed, check_mesh, place
 
 _BLOCK = 1024
@@ -122,7 +130,7 @@ def stream(
         raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")
     labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(array))
     rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
-    head = fit(array[:1], labels[:1], num_classes)
+    head = fit(array[:1], labels[:1], num_classes, products=fastest_products(array))
     if mesh is not None:
         mesh, head = check_mesh(mesh), agreed(head)
     flat = array.reshape(len(array), -1)
