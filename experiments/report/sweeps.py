@@ -61,7 +61,8 @@ def _finding(indexed: Mapping[float, Results], setting: str, tasks: list[str]) -
         for condition in first.main_conditions:
             if condition.norm and method.endswith(condition.norm):
                 means = {value: mean_of(one, method, "test", condition, tasks) for value, one in indexed.items()}
-                found = {value: mean for value, mean in means.items() if mean}
+                if not (found := {value: mean for value, mean in means.items() if mean}):
+                    continue  # test images were not asked for
                 least, most = (pick(found, key=lambda value: found[value].value) for pick in (min, max))
                 told.append(
                     f"{method_label(method)} has from {percent(found[least])} ({setting} {least:g}) to "
