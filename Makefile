@@ -13,7 +13,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 # A process for each core; each takes whole files, so that tests of one file share what they compile. A crash ends the run.
 WORKERS = --numprocesses=auto --dist=loadfile --max-worker-restart=0
 
-.PHONY: demo docs report test test-slow clean
+.PHONY: demo docs report test types quick-tests test-slow clean
 
 # All 45 pairs of the embedded digits: 1NN beside TRADES.
 demo: $(VENV)/.demo-installed
@@ -25,11 +25,16 @@ demo: $(VENV)/.demo-installed
 QUICK = JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false \
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 
-# Lint, types and the tests that are not slow.
+# Lint, then types beside the tests that are not slow.
 test: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs=2 types quick-tests
+
+types:
 	$(BIN)/mypy nn_adv experiments configs
+
+quick-tests:
 	$(QUICK) $(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
 
 test-slow: $(VENV)/.test-installed

@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import audited, evaluate, named_attacks, plan, radii
+from experiments import audited, evaluate, named_attacks, parsing, plan, radii
 from experiments.plan import Unit
 from nn_adv import attacks, data, evaluation, neighbors
 from nn_adv.pixels import as_float
@@ -80,13 +80,13 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     check(config)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     tasks = data.tasks(dataset, config.tasks.kind, train_per_class=config.tasks.train_per_class or None)
-    name = plan.dataset_name(config)
+    name = parsing.dataset_name(config)
     groups = [
         [
             Unit(f"{name}/{task.name}/{norm}/{subject.name}", subject, task, config.seed)
             for subject in make_subjects(config, norm)
         ]
-        for task in plan.named_tasks(tasks, config.tasks.names)
+        for task in parsing.named_tasks(tasks, config.tasks.names)
         for norm, epsilons in config.epsilons.items()
         if epsilons
     ]
@@ -128,8 +128,8 @@ def make_subjects(config: ml_collections.ConfigDict, norm: str) -> list[Subject]
 
 
 def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """See `plan.make_identity`."""
-    return plan.make_identity(config, dataset, _NOT_IN_A_ROW)
+    """See `parsing.make_identity`."""
+    return parsing.make_identity(config, dataset, _NOT_IN_A_ROW)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -143,8 +143,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, values in (("temperature", [config.temperature]), *((name, config[name]) for name in several)):
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
-    plan.check_distinct(config, ("attacks",))
-    plan.check_named("attacks", config.attacks, named_attacks.NAMED, may_be_empty=True)
+    parsing.check_distinct(config, ("attacks",))
+    parsing.check_named("attacks", config.attacks, named_attacks.NAMED, may_be_empty=True)
     if not config.variants and not config.attacks:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
     for variant in config.variants:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import classifiers, evaluate, pictures, plan, radii
-from experiments.plan import CEILING, NETWORKS, NOT_IN_A_RECIPE, Unit
+from experiments import classifiers, evaluate, parsing, pictures, plan, radii
+from experiments.parsing import NOT_IN_A_RECIPE
+from experiments.plan import CEILING, NETWORKS, Unit
 from nn_adv import attacks, data, neighbors, training
 
 _RADIUS_BYTES = 64  # an image, its radii in all norms
@@ -29,24 +30,24 @@ _NOT_IN_A_ROW = (
 )
 
 
-def check(config: ml_collections.ConfigDict) -> tuple[plan.Evaluation, dict[str, training.Recipe]]:
+def check(config: ml_collections.ConfigDict) -> tuple[parsing.Evaluation, dict[str, training.Recipe]]:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
-    plan.check_named("methods", config.methods, plan.METHODS)
-    plan.check_seeds(config)
-    plan.check_distinct(config, ("methods", "seeds", "tasks.names"))
-    evaluation = plan.Evaluation.read(config)
+    parsing.check_named("methods", config.methods, plan.METHODS)
+    parsing.check_seeds(config)
+    parsing.check_distinct(config, ("methods", "seeds", "tasks.names"))
+    evaluation = parsing.Evaluation.read(config)
     for name in NOT_IN_A_RECIPE:
         if config.training[name] < 1:
             raise ValueError(f"training.{name} must be at least 1, got {config.training[name]}")
     networks = [method for method in config.methods if method in NETWORKS]
     if networks and config.training.select_every and not config.tasks.holdout:
         raise ValueError("tasks.holdout must be above 0 to choose an epoch by it; or set training.select_every to 0")
-    return evaluation, plan.read_recipes(config, networks)
+    return evaluation, parsing.read_recipes(config, networks)
 
 
 def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """See `plan.make_identity`."""
-    return plan.make_identity(config, dataset, _NOT_IN_A_ROW)
+    """See `parsing.make_identity`."""
+    return parsing.make_identity(config, dataset, _NOT_IN_A_ROW)
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
@@ -59,8 +60,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         train_per_class=config.tasks.train_per_class or None,
         holdout=config.tasks.holdout,
     )
-    num_classes, settings = tasks[0].num_classes, plan.model_settings(config)
-    named = plan.named_tasks(tasks, config.tasks.names)
+    num_classes, settings = tasks[0].num_classes, parsing.model_settings(config)
+    named = parsing.named_tasks(tasks, config.tasks.names)
     return Plan(
         identity=make_identity(config, dataset),
         groups=_make_groups(config, named),
@@ -68,7 +69,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         evaluation=evaluation,
         suite=evaluation.suite(num_classes) if recipes else (),
         recipes=recipes,
-        model=plan.make_model(settings, dataset, num_classes) if recipes else None,
+        model=parsing.make_model(settings, dataset, num_classes) if recipes else None,
         model_settings=settings,
         train_images=jnp.asarray(dataset.train_images),
         steps_per_epoch=-(-max(len(task.train_index) for task in tasks) // config.training.batch_size),
@@ -85,7 +86,7 @@ def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) 
     """
 
     def unit(task: data.Task, method: str, seed: int) -> Unit:
-        return Unit(f"{plan.dataset_name(config)}/{task.name}/{method}/{seed}", method, task, seed)
+        return Unit(f"{parsing.dataset_name(config)}/{task.name}/{method}/{seed}", method, task, seed)
 
     groups = []
     for start in range(0, len(tasks), config.training.group_size):
@@ -114,7 +115,7 @@ class Plan(plan.Plan):
       pictured: (name of a task, seed) of which pictures are kept.
     """
 
-    evaluation: plan.Evaluation
+    evaluation: parsing.Evaluation
     suite: tuple[attacks.Attack, ...]
     recipes: Mapping[str, training.Recipe]
     model: Any
@@ -132,7 +133,7 @@ class Plan(plan.Plan):
         of_neighbors = [unit.task for unit in units if unit.subject == "1nn"]
         num_networks = sum(unit.subject in NETWORKS for unit in units)
         num_images = sum(len(task.train_index) + len(task.test_index) for task in of_neighbors)
-        shapes = plan.variable_shapes(self.model, self.dataset) if self.model else []
+        shapes = parsing.variable_shapes(self.model, self.dataset) if self.model else []
         network = 8 * sum(4 * leaf.size for leaf in shapes)
         rows = super().needed_bytes(groups)
         return rows + num_images * _RADIUS_BYTES + num_networks * network
@@ -223,7 +224,7 @@ class Plan(plan.Plan):
             examples=self._examples(unit, chosen),
             show=lambda text: show(f"{what}: {text}"),
         )
-        made = {"model": self.model_settings, **plan.recipe_settings(self.recipes[unit.subject])}
+        made = {"model": self.model_settings, **parsing.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
         at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]
         is_correct = outcomes[0].attack_index != attacks.CLEAN
@@ -263,5 +264,5 @@ def fit_neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference
 
 
 def _points(dataset: data.Dataset, task: data.Task) -> tuple[np.ndarray, np.ndarray]:
-    whole = plan.with_holdout(task)
+    whole = parsing.with_holdout(task)
     return dataset.train_images[whole.train_index], whole.train_labels

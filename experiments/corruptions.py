@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 from scipy import ndimage
 
-from experiments import binary_tasks, classifiers, evaluate, plan
+from experiments import binary_tasks, classifiers, evaluate, parsing
 from experiments.plan import Unit
 from nn_adv import evaluation, neighbors
 from nn_adv.pixels import as_float
@@ -75,7 +75,7 @@ def corrupt(images: np.ndarray, name: str, strength: float, numbers: np.ndarray)
 
 def check(config: ml_collections.ConfigDict) -> dict[str, tuple[float, ...]]:
     """Return the strengths of each corruption; ValueError for those that no run could use."""
-    plan.check_named("corruptions", config.corruptions, CORRUPTIONS)
+    parsing.check_named("corruptions", config.corruptions, CORRUPTIONS)
     for name, strengths in config.corruptions.items():
         most = 99 if name == "jpeg" else np.inf
         if not strengths or not all(0 < strength <= most for strength in strengths):

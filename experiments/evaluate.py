@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import attacked, radii
 from experiments.classifiers import Classifier
-from experiments.plan import Evaluation
+from experiments.parsing import Evaluation
 from nn_adv import attacks, data
 from nn_adv import evaluation as accuracy
 from nn_adv.pixels import as_float

@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import attacked, evaluate, failures, files, networks, plan, preflight, radii
+from experiments import attacked, evaluate, failures, files, networks, parsing, plan, preflight, radii
 from experiments.networks import NEIGHBOR
 from experiments.plan import Unit
 from nn_adv import attacks, data, neighbors
@@ -35,8 +35,8 @@ _NOT_IN_A_ROW = (
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and find the models, so that mistakes show before long work starts."""
-    evaluation = plan.Evaluation.read(config)
-    plan.check_distinct(config, ("models",))
+    evaluation = parsing.Evaluation.read(config)
+    parsing.check_distinct(config, ("models",))
     allowed = ("clean", *evaluation.epsilons, "mean")
     if config.sort_by not in allowed:
         raise ValueError(f"sort_by must be one of {', '.join(allowed)}, got {config.sort_by!r}")
@@ -46,11 +46,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     chosen = networks.choose(config)
     source = networks.Source(config.catalogue or None, config.weights_dir, config.download)
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
-    units = [Unit(f"{plan.dataset_name(config)}/{network.name}", network, None, config.seed) for network in chosen]
+    units = [Unit(f"{parsing.dataset_name(config)}/{network.name}", network, None, config.seed) for network in chosen]
     # The project's catalogue tells accuracies on the original pixels; one's own is taken at its word.
     is_comparable = bool(config.catalogue) or not dataset.note
     return Plan(
-        identity=plan.make_identity(config, dataset, _NOT_IN_A_ROW),
+        identity=parsing.make_identity(config, dataset, _NOT_IN_A_ROW),
         groups=[[unit] for unit in units],
         dataset=dataset,
         skipped=frozenset(
@@ -69,7 +69,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 class Plan(plan.Plan):
     """See `plan.Plan`."""
 
-    evaluation: plan.Evaluation
+    evaluation: parsing.Evaluation
     suite: tuple[attacks.Attack, ...]
     source: networks.Source
     clean: preflight.Check

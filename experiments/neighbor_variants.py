@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import ml_collections
 import numpy as np
 
-from experiments import evaluate, plan, radii, variants
+from experiments import evaluate, parsing, plan, radii, variants
 from experiments.plan import Unit
 from nn_adv import certify, data, neighbors
 from nn_adv.threat import check_norm
@@ -30,12 +30,12 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     else:
         dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     tasks = data.tasks(dataset, config.tasks.kind, holdout=config.tasks.holdout)
-    name = plan.dataset_name(config)
+    name = parsing.dataset_name(config)
     return Plan(
-        identity=plan.make_identity(config, dataset, _NOT_IN_A_ROW),
+        identity=parsing.make_identity(config, dataset, _NOT_IN_A_ROW),
         groups=[
             [Unit(f"{name}/{task.name}/{variant}/{seed}", variant, task, seed)]
-            for task in plan.named_tasks(tasks, config.tasks.names)
+            for task in parsing.named_tasks(tasks, config.tasks.names)
             for variant in config.variants
             for seed in (config.seeds if variants.is_random(variant) else (0,))
         ],
@@ -46,18 +46,18 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
 
 
-def check(config: ml_collections.ConfigDict) -> plan.Evaluation:
+def check(config: ml_collections.ConfigDict) -> parsing.Evaluation:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
     if not config.variants:
         raise ValueError("variants must name at least one, such as 1nn")
     chosen = [name for name in config.variants if len(variants.alternatives(name)) > 1]
     if chosen and not (config.tasks.holdout and config.num_choosing > 0):
         raise ValueError(f"tasks.holdout and num_choosing must be above 0 to choose among {chosen[0]}")
-    plan.check_seeds(config)
+    parsing.check_seeds(config)
     for norm in config.separation:
         check_norm(norm)
-    plan.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
-    return plan.Evaluation.read(config)
+    parsing.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
+    return parsing.Evaluation.read(config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Plan(plan.Plan):
       num_choosing: held-out training images that choose among alternatives.
     """
 
-    evaluation: plan.Evaluation
+    evaluation: parsing.Evaluation
     separation: Sequence[str]
     num_choosing: int
 
@@ -83,7 +83,7 @@ class Plan(plan.Plan):
         names = variants.alternatives(unit.subject)
         held_out = {name: self._held_out(unit, name) for name in names} if len(names) > 1 else {}
         name = max(names, key=lambda name: held_out.get(name, 0.0))
-        task = variants.of_task(name, plan.with_holdout(unit.task), unit.seed)
+        task = variants.of_task(name, parsing.with_holdout(unit.task), unit.seed)
         made = self._make(name, task, unit.seed)
         distances = {norm: certify.separation(*made[:2], norm=norm).distance for norm in self.separation}
         ready = time.perf_counter()

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import classifiers, plan
+from experiments import classifiers, parsing, plan
 from experiments.files import write_whole
 from experiments.plan import NETWORKS, Unit
 from nn_adv import data, evaluation, training, zoo
@@ -34,21 +34,21 @@ _NOT_IN_A_ROW = ("data_dir", "methods", "training.checkpoint_every")
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
-    plan.check_named("methods", config.methods, NETWORKS)
-    plan.check_distinct(config, ("methods",))
-    recipes = plan.read_recipes(config, config.methods)
+    parsing.check_named("methods", config.methods, NETWORKS)
+    parsing.check_distinct(config, ("methods",))
+    recipes = parsing.read_recipes(config, config.methods)
     if importlib.util.find_spec("torch") is None:
         raise ValueError("the networks are exported as files of PyTorch's: pip install 'nn_adv[zoo]', or torch alone")
     dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     (task,) = data.tasks(dataset, "all", train_per_class=config.train_per_class or None)
-    settings = plan.model_settings(config)
+    settings = parsing.model_settings(config)
     return Plan(
-        identity=plan.make_identity(config, dataset, _NOT_IN_A_ROW),
+        identity=parsing.make_identity(config, dataset, _NOT_IN_A_ROW),
         groups=[[Unit(f"{config.dataset}/{method}", method, task, config.seed)] for method in config.methods],
         dataset=dataset,
         name=config.dataset,
         recipes=recipes,
-        model=plan.make_model(settings, dataset, task.num_classes),
+        model=parsing.make_model(settings, dataset, task.num_classes),
         model_settings=settings,
         checkpoint_every=config.training.checkpoint_every,
     )
@@ -68,7 +68,7 @@ class Plan(plan.Plan):
 
     def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
         """Room for rows, checkpoints and files."""
-        network = sum(4 * leaf.size for leaf in plan.variable_shapes(self.model, self.dataset))
+        network = sum(4 * leaf.size for leaf in parsing.variable_shapes(self.model, self.dataset))
         return super().needed_bytes(groups) + 9 * network * len(groups)
 
     def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
@@ -110,7 +110,7 @@ class Plan(plan.Plan):
             "radii": {threat.norm: threat.epsilon for threat in self.recipes[method].threats},
             "clean_accuracy": round(100 * float(np.mean(correct)), 4),
             "model": self.model_settings,
-            "training": plan.recipe_settings(self.recipes[method]) | {"loss": loss},
+            "training": parsing.recipe_settings(self.recipes[method]) | {"loss": loss},
             "files": [file],
             "seconds": {
                 "train": round(float(np.nansum(trained.history.seconds)), 3),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, main, plan
+from experiments import binary_tasks, main, parsing, plan
 from nn_adv import data, models
 
 ARGUMENTS = [*config_file.DATASETS, "mnist,cpu", "fashion_mnist,cpu", "cifar10,cpu"]
@@ -22,7 +22,7 @@ def test_every_configuration_passes_the_checks(argument):
     binary_tasks.check(config)
     shape = SHAPES.get(config.dataset, (32, 32, 3))
     assert binary_tasks.make_identity(config, _dataset(shape))["model"]["name"] == config.model.name
-    plan.make_model(plan.model_settings(config), _dataset(shape), 2)
+    parsing.make_model(parsing.model_settings(config), _dataset(shape), 2)
 
 
 @pytest.mark.quick_cases(6)
@@ -30,7 +30,7 @@ def test_every_configuration_passes_the_checks(argument):
 def test_every_network_can_be_chosen_by_its_name_alone(name):
     config = config_file.get_config("cifar10")
     config.model.name = name
-    plan.make_model(plan.model_settings(config), _dataset((32, 32, 3)), 2)
+    parsing.make_model(parsing.model_settings(config), _dataset((32, 32, 3)), 2)
 
 
 def test_datasets_and_methods_are_those_of_the_library():
@@ -102,7 +102,7 @@ def test_wrong_values_are_refused_by_name(changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         binary_tasks.check(config)
-        plan.model_settings(config)
+        parsing.model_settings(config)
 
 
 def test_only_what_a_row_says_belongs_to_its_identity():

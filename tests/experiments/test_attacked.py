@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import binary_tasks as config_file
-from experiments import attacked, classifiers, plan
+from experiments import attacked, classifiers, parsing
 from nn_adv import attacks
 from nn_adv.threat import Threat, float64_sizes
 
@@ -34,7 +34,7 @@ def problem():
     return classifier, images, labels
 
 
-EVALUATION = plan.Evaluation.read(_config())
+EVALUATION = parsing.Evaluation.read(_config())
 THREATS = EVALUATION.threats
 
 
@@ -199,12 +199,12 @@ def test_a_damaged_file_says_what_to_do(problem, tmp_path, content):
 def test_attacks_have_the_size_that_is_asked_for():
     config = _config()
     config.evaluation.attacks = ()
-    standard = plan.Evaluation.read(config).suite(2)
+    standard = parsing.Evaluation.read(config).suite(2)
     assert [attack.name for attack in standard] == ["apgd-ce", "apgd-margin-t", "fab-t", "square"]
     assert standard[0].fn.keywords["num_steps"] == 3 and standard[3].fn.keywords == {"num_queries": 3}
     config.evaluation.attacks = ("magic",)
     with pytest.raises(ValueError, match="evaluation.attacks: attack must be one of apgd-ce, .*, got 'magic'"):
-        plan.Evaluation.read(config).suite(2)
+        parsing.Evaluation.read(config).suite(2)
 
 
 def test_functions_are_told_apart_by_what_they_say():

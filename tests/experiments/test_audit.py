@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import audit as config_file
-from experiments import audit, failures, files, main, named_attacks, plan, radii, report, runner, store
+from experiments import audit, failures, files, main, named_attacks, parsing, radii, report, runner, store
 from experiments.report import audit as audit_report
 from experiments.report.records import Run
 from nn_adv import data
@@ -217,7 +217,7 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     assert audit.make_identity(config, dataset) == audit.make_identity(other, dataset)
     other.num_images = 21
     assert audit.make_identity(config, dataset) != audit.make_identity(other, dataset)
-    assert "experiment" in plan.make_identity(config, dataset, ())
+    assert "experiment" in parsing.make_identity(config, dataset, ())
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -16,7 +16,7 @@ import pytest
 
 import experiments
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, configuration, evaluate, files, pictures, plan, radii, runner, store
+from experiments import binary_tasks, configuration, evaluate, files, parsing, pictures, radii, runner, store
 from nn_adv import data, evaluation
 from tests.certify import truths
 
@@ -166,7 +166,7 @@ def test_what_is_only_bounded_is_counted_from_both_sides():
     config.epsilons.linf, config.epsilons.l2 = 0.4, 1.0
     found = {
         (record.split, record.norm, record.epsilon, record.kind): record.robust
-        for record in evaluate.exact_records(plan.Evaluation.read(config), known)
+        for record in evaluate.exact_records(parsing.Evaluation.read(config), known)
     }
     assert found["train", "linf", 0.4, "exact"] == 0 and found["test", "linf", 0.2, "exact"] == 1
     assert found["test", "linf", 0.4, "certified"] == 0 and found["test", "linf", 0.4, "attacked"] == 1

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments import evaluate, plan
+from experiments import evaluate, parsing
 from experiments.classifiers import Classifier
 from tests.attacks import small_networks
 
@@ -13,7 +13,7 @@ def _flags(scale, left):
     problem = small_networks.network(20)
     numbers = np.arange(20)
     chosen = evaluate.Images(problem.images, problem.labels, np.full(20, "test"), numbers, numbers)
-    settings = plan.Evaluation({"linf": 0.1}, {"linf": (0.1,)}, {"linf": (0.1,)}, ("test",), 0, (), {}, 16)
+    settings = parsing.Evaluation({"linf": 0.1}, {"linf": (0.1,)}, {"linf": (0.1,)}, ("test",), 0, (), {}, 16)
     record = evaluate.Record("test", "linf", 0.1, "attacked", 20, left["square"], left)
     classifier = Classifier(Partial(lambda images: scale * problem.logits_fn(images)))
     return evaluate.flags(settings, classifier, chosen, [record, evaluate.Record("test", None, 0.0, "clean", 20, 20)])

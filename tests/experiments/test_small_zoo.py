@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import small_zoo as config_file
-from experiments import failures, plan, report, runner, small_zoo
+from experiments import failures, parsing, report, runner, small_zoo
 from nn_adv import data, evaluation, models, training, zoo
 
 torch = pytest.importorskip("torch")
@@ -115,8 +115,8 @@ def test_a_diverged_training_is_not_exported(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dataset", config_file.DATASETS)
 def test_every_configuration_passes_the_checks(dataset):
     config = config_file.get_config(dataset)
-    plan.read_recipes(config, config.methods)
-    settings = plan.model_settings(config)
+    parsing.read_recipes(config, config.methods)
+    settings = parsing.model_settings(config)
     models.create(settings.pop("name"), 10, **settings)
 
 
