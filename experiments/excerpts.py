@@ -194,10 +194,9 @@ def section(folder: Path, heading: str) -> list[page.Block]:
     Raises:
       ValueError: the rows are damaged or contradict each other, or there is no such heading.
     """
-    experiment, run = _read(folder)
     found: list[page.Block] = []
     level = 0
-    for block in report.blocks(experiment, run):
+    for block in _report(folder):
         if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
             level = block.level if block.text == heading else 0
         elif level:
@@ -207,6 +206,12 @@ def section(folder: Path, heading: str) -> list[page.Block]:
     return found
 
 
+@functools.cache
+def _report(folder: Path) -> list[page.Block]:
+    return report.blocks(*_read(folder))
+
+
+@functools.cache
 def _read(folder: Path) -> tuple[str, records.Run]:
     """Read a workdir as `report.read` does, refusing what is damaged or contradicts itself."""
     experiment, run = report.read(folder)
@@ -225,8 +230,8 @@ def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
         lines.append(figures.Curve(list(zip(middles, shares, strict=True)), what, color))
     title = f"{found['data']}, {labels.norm_label(norm)}"
     xlabel = "distance to the nearest image of another class"
-    png = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
-    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", png)
+    drawing = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
+    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", drawing)
 
 
 def _table(blocks: Sequence[page.Block]) -> str:

@@ -145,9 +145,9 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
         ]
         title = condition_label(condition)
         xlabel, ylabel = "temperature of the soft 1NN", "points overstated"
-        png = figures.curves(curves, title=title, xlabel=xlabel, ylabel=ylabel, xscale="log")
+        drawing = figures.curves(curves, title=title, xlabel=xlabel, ylabel=ylabel, xscale="log")
         file = file_name(name, condition.norm, f"{condition.epsilon:.4g}")
-        image = Image(file, f"Points overstated against the temperature, {title}", png)
+        image = Image(file, f"Points overstated against the temperature, {title}", drawing)
         panels.setdefault(condition.norm, []).append(image)
     caption = "{}: points by which PGD through the soft 1NN overstates robust accuracy (at most)."
     return [Panels(images, caption.format(norm_label(norm or ""))) for norm, images in panels.items()]

@@ -102,6 +102,6 @@ def _panels(own: pd.DataFrame, split: str) -> Panels:
             figures.Curve(list(line.items()), method_label(str(method)), *figures.PALETTE[number])
             for number, (method, line) in enumerate(_means(lines).iterrows())
         ]
-        png = figures.curves(curves, title=f"{title}, {split} images", xlabel=unit, ylabel="correct in %")
-        images.append(Image(file_name(name, split), f"Accuracy under {title}, {split} images", png))
+        drawing = figures.curves(curves, title=f"{title}, {split} images", xlabel=unit, ylabel="correct in %")
+        images.append(Image(file_name(name, split), f"Accuracy under {title}, {split} images", drawing))
     return Panels(images, f"Accuracy on {SPLIT_TITLES[split]} under growing corruptions.")

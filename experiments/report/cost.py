@@ -78,5 +78,7 @@ def _figure(dots: Mapping[str, tuple], results: Results, condition) -> Image:
             label = f"{method_label(method)}, {SPLIT_TITLES[split]}"
             curves.append(figures.Curve([(seconds, 100 * mean.value)], label, *figures.PALETTE[number], style))
     title = condition_label(condition)
-    png = figures.curves(curves, title=title, xlabel="seconds of training", ylabel="robust accuracy in %", xscale="log")
-    return Image(file_name(results.dataset, "cost", condition.norm), f"Robust accuracy against cost, {title}", png)
+    drawing = figures.curves(
+        curves, title=title, xlabel="seconds of training", ylabel="robust accuracy in %", xscale="log"
+    )
+    return Image(file_name(results.dataset, "cost", condition.norm), f"Robust accuracy against cost, {title}", drawing)

@@ -1,4 +1,4 @@
-"""The figures, as PNG bytes: curves, dots in two norms, heat maps over pairs of classes, images of the data.
+"""The figures: curves, dots in two norms, heat maps over pairs of classes, images of the data.
 
 Drawn without pyplot, so nothing global (backend, open figures) is touched. Each panel is an image of its own: a page
 sets them side by side where there is room and one under the other on a phone.
@@ -6,9 +6,9 @@ sets them side by side where there is room and one under the other on a phone.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -79,11 +79,51 @@ class Curve(NamedTuple):
     errors: Sequence[float] = ()
 
 
-def curves(
-    lines: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, form: str = "png", **axes_options: Any
-) -> bytes:
-    """Draw lines with a legend below them; ``form`` is "png" or "svg"."""
-    with _panel((5.2, 4.4), form) as (axes, buffer):
+class Drawing:
+    """A panel that is drawn when its ``png`` or ``svg`` is first asked for: one that nobody shows costs nothing.
+
+    Args:
+      draw: draws into axes.
+      size: width and height in inches.
+    """
+
+    def __init__(self, draw: Callable[[Axes], object], size: tuple[float, float] = (5.2, 4.4)):
+        self._draw, self._size = draw, size
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """The content of a PNG file."""
+        return self._save("png", {"Software": None})
+
+    @functools.cached_property
+    def svg(self) -> bytes:
+        """The content of an SVG file."""
+        return self._save("svg", {"Date": None, "Creator": None})
+
+    def _save(self, form: str, unsaid: Mapping[str, None]) -> bytes:
+        """Draw it; what a file would say of when and by what is left unsaid, so that a figure has one file."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            figure = Figure(figsize=self._size, layout="constrained")
+            FigureCanvasAgg(figure)
+            axes = figure.add_subplot()
+            axes.set_axisbelow(True)
+            self._draw(axes)
+            figure.savefig(buffer, format=form, dpi=150, facecolor="white", metadata=unsaid)
+        return buffer.getvalue()
+
+
+class Pixels(NamedTuple):
+    """A picture made of pixels, as the content of a PNG file; there is no SVG of it."""
+
+    png: bytes
+    svg: None = None
+
+
+def curves(lines: Sequence[Curve], *, title: str, xlabel: str, ylabel: str, **axes_options: Any) -> Drawing:
+    """Draw lines with a legend below them."""
+
+    def draw(axes: Axes) -> None:
         _draw_curves(axes, lines)
         if axes_options.get("yscale") != "log":
             axes.set_ylim(bottom=0)
@@ -94,13 +134,15 @@ def curves(
         if axes_options.get("yscale") == "log":
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter())  # which writes all of few and none of many
-    return buffer.getvalue()
+
+    return Drawing(draw)
 
 
-def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str, form: str = "png") -> bytes:
+def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str) -> Drawing:
     """Draw accuracies in percent against a norm's epsilons, in 1/255 where its main one is a whole number of them."""
     scale = 255 if in_grey_levels(main) else 1
-    with _panel((5.2, 4.4), form) as (axes, buffer):
+
+    def draw(axes: Axes) -> None:
         _draw_curves(axes, [line._replace(points=[(scale * x, y) for x, y in line.points]) for line in lines])
         if main.epsilon is not None:
             axes.axvline(scale * main.epsilon, **_MARK)
@@ -111,7 +153,8 @@ def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str, form
         axes.set_xlabel(f"{norm_label(main.norm or '')} radius" + (" in 1/255" if scale == 255 else ""))
         axes.set_ylabel("accuracy in %")
         axes.set_title(title, pad=16)
-    return buffer.getvalue()
+
+    return Drawing(draw)
 
 
 def _draw_curves(axes: Axes, lines: Sequence[Curve]) -> None:
@@ -128,14 +171,15 @@ def _draw_curves(axes: Axes, lines: Sequence[Curve]) -> None:
     axes.figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2, fontsize=9)
 
 
-def heat_map(values: Mapping[tuple[int, int], float], names: Mapping[int, str], *, limit: float, title: str) -> bytes:
+def heat_map(values: Mapping[tuple[int, int], float], names: Mapping[int, str], *, limit: float, title: str) -> Drawing:
     """Draw a number in points for each pair of classes, colours centred on 0 and ending at +-limit."""
     shown = sorted({number for pair in values for number in pair})
     grid = np.full((len(shown), len(shown)), np.nan)
     for (one, two), value in values.items():
         row, column = shown.index(one), shown.index(two)
         grid[row, column] = grid[column, row] = 100 * value
-    with _panel((5.6, 5.9)) as (axes, buffer):
+
+    def draw(axes: Axes) -> None:
         image = axes.imshow(grid, cmap=_DIVERGING, vmin=-100 * limit, vmax=100 * limit)
         for row, column in np.argwhere(~np.isnan(grid)):
             value = grid[row, column]
@@ -152,12 +196,13 @@ def heat_map(values: Mapping[tuple[int, int], float], names: Mapping[int, str], 
         bar = axes.figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label("← other ahead      points      1NN ahead →")
-    return buffer.getvalue()
+
+    return Drawing(draw, (5.6, 5.9))
 
 
 def scatter(
     points: Mapping[str, tuple[Mean, Mean]], conditions: Sequence[Condition], *, focus: str, title: str
-) -> bytes:
+) -> Drawing:
     """Draw a dot per model with its binomial errors; lines through 1NN part those it beats in each norm.
 
     Args:
@@ -167,7 +212,8 @@ def scatter(
       title: of the panel.
     """
     dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
-    with _panel((5.2, 4.8)) as (axes, buffer):
+
+    def draw(axes: Axes) -> None:
         for name, (across, up) in points.items():
             style: dict[str, Any] = {"fmt": "o", "markersize": 4, "color": PALETTE[1][0], "alpha": 0.75, "zorder": 2}
             if name == focus:
@@ -187,16 +233,17 @@ def scatter(
         axes.grid(color="#E5E5E5", linewidth=0.6)
         xlabel, ylabel = (f"{condition_label(one)}, % (≤ attacked; 1NN = exact)" for one in conditions)
         axes.set(xlim=width, ylim=height, xlabel=xlabel, ylabel=ylabel, title=title)
-    return buffer.getvalue()
+
+    return Drawing(draw, (5.2, 4.8))
 
 
-def pixels(image: np.ndarray) -> bytes:
-    """Write an image ``[H, W, 1 or 3]`` in [0, 1] as it is, each pixel a square of so many that it can be seen."""
+def pixels(image: np.ndarray) -> Pixels:
+    """Show an image ``[H, W, 1 or 3]`` in [0, 1] as it is, each pixel a square of so many that it can be seen."""
     size = max(1, _PIXELS_ACROSS // image.shape[1])
     levels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8).repeat(size, axis=0).repeat(size, axis=1)
     buffer = io.BytesIO()
     PIL.Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
+    return Pixels(buffer.getvalue())
 
 
 def _annotate(axes: Axes, text: str, dot: tuple[float, float], place: tuple[float, float]) -> None:
@@ -248,19 +295,3 @@ def _limits(means: Sequence[Mean]) -> tuple[float, float]:
     """From nothing to beyond the most robust, with room for its name."""
     most = max(1.0, *(100 * (mean.value + (mean.error or 0.0)) for mean in means))
     return -0.03 * most, 1.25 * most
-
-
-@contextlib.contextmanager
-def _panel(size: tuple[float, float], form: str = "png") -> Iterator[tuple[Axes, io.BytesIO]]:
-    """Give axes to draw in; what was drawn is in the buffer afterwards, as PNG or SVG."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_axisbelow(True)
-        yield axes, buffer
-        unsaid = (
-            {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-        )  # so that a figure has one file
-        figure.savefig(buffer, format=form, dpi=150, facecolor="white", metadata=unsaid)

@@ -188,9 +188,9 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
         pairs = {name: [share(results, name, split, condition) for condition in conditions] for name in names}
         points = {name: (across, up) for name, (across, up) in pairs.items() if across and up}
         title = f"{split} images"
-        png = figures.scatter(points, conditions, focus=NEIGHBOR, title=title)
+        drawing = figures.scatter(points, conditions, focus=NEIGHBOR, title=title)
         alt = f"{condition_label(conditions[0])} against {condition_label(conditions[1])}, {title}"
-        images.append(Image(file_name("leaderboard", "scatter", split), alt, png))
+        images.append(Image(file_name("leaderboard", "scatter", split), alt, drawing))
     return [Heading("One norm against the other"), Panels(images, _SCATTER)]
 
 
@@ -202,9 +202,9 @@ def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
             points = {name: points for name in names if len(points := _points(results, name, split, condition)) > 2}
             if set(points) - {NEIGHBOR}:
                 title = f"{split} images, {norm_label(condition.norm or '')}"
-                png = figures.accuracy_curves(_curves(points), condition, title=title)
+                drawing = figures.accuracy_curves(_curves(points), condition, title=title)
                 name = file_name("leaderboard", "curve", condition.norm, split)
-                images.append(Image(name, f"Accuracy against the radius, {title}", png))
+                images.append(Image(name, f"Accuracy against the radius, {title}", drawing))
         caption = "Solid: 1NN, exact. Broken: what attacks left of the networks. Upright line: the main radius."
         found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []

@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve, weakest
-from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
 
@@ -184,11 +184,10 @@ def _train_panel(results: Results, norm: str, half: float) -> Image:
             style = {"linestyle": figures.LINE_STYLES[kind]}
             lines.append(figures.Curve(points, f"{method_label(method)} ({kind})", color, marker, style))
     title = f"train images, {norm_label(norm)}"
-
-    def draw(form: str) -> bytes:
-        return figures.accuracy_curves(lines, Condition(norm, half), title=title, form=form)
-
-    return rates.image(draw, f"Share of training images that keep their label, {norm_label(norm)}", "train", norm)
+    drawing = figures.accuracy_curves(lines, Condition(norm, half), title=title)
+    return Image(
+        file_name("train", norm), f"Share of training images that keep their label, {norm_label(norm)}", drawing
+    )
 
 
 def _size(value: float) -> str:

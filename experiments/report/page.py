@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
+from experiments.report.figures import Drawing, Pixels
+
 
 class Heading(NamedTuple):
     """A section's title; level 1 is the page's."""
@@ -36,21 +38,18 @@ class Bullets(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A PNG; name is its file name in the Markdown version, alt says what it shows; caption is for images in tables.
-
-    svg is the same figure, as a file beside the PNG; empty: there is none.
-    """
+    """A picture; name is its PNG's file name, alt says what it shows; caption is for images in tables."""
 
     name: str
     alt: str
-    png: bytes
+    drawing: Drawing | Pixels
     caption: str = ""
-    svg: bytes = b""
 
     @property
     def files(self) -> dict[str, bytes]:
         """Return what is written of it, by the names of the files."""
-        return {self.name: self.png} | ({self.name.removesuffix(".png") + ".svg": self.svg} if self.svg else {})
+        svg = self.drawing.svg
+        return {self.name: self.drawing.png} | ({self.name.removesuffix(".png") + ".svg": svg} if svg else {})
 
 
 class Table(NamedTuple):
@@ -170,7 +169,7 @@ def _html_text(text: str) -> Markup:
 def _html_cell(cell: str | Image, is_strong: bool) -> Markup:
     if isinstance(cell, Image):
         tag = Markup('<img alt="{}" src="{}"><small>{}</small>')
-        return tag.format(cell.alt, _data_uri(cell.png), _html_text(cell.caption))
+        return tag.format(cell.alt, _data_uri(cell.drawing.png), _html_text(cell.caption))
     return _html_words(cell, is_strong)
 
 

@@ -45,8 +45,10 @@ def curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
         for split in results.single_splits:
             if lines := _curves(results, split, norm, tasks):
                 panel = f"{split} images, {norm_label(norm)}"
-                png = figures.accuracy_curves(lines, Condition(norm, epsilon), title=panel)
-                images.append(Image(file_name(results.dataset, "curve", norm, split), f"{title}, {split} images", png))
+                drawing = figures.accuracy_curves(lines, Condition(norm, epsilon), title=panel)
+                images.append(
+                    Image(file_name(results.dataset, "curve", norm, split), f"{title}, {split} images", drawing)
+                )
         caption = (
             f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
             "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
@@ -181,9 +183,9 @@ def heat_map_blocks(results: Results) -> list[Block]:
         images = []
         for condition, values in differences.items():
             label = condition_label(condition)
-            png = figures.heat_map(values, names, limit=limit, title=f"{split} images, {label}")
+            drawing = figures.heat_map(values, names, limit=limit, title=f"{split} images, {label}")
             name = file_name(results.dataset, "pairs", condition.norm, split)
-            images.append(Image(name, f"{title}, {label}, {split} images", png))
+            images.append(Image(name, f"{title}, {label}, {split} images", drawing))
         caption = (
             f"{split.capitalize()} images: {title}, in points. The network is chosen anew for each pair and "
             "panel, which favours the networks. Differences of upper bounds, except where both are exact."

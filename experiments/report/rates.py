@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -175,17 +175,9 @@ def _missing_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition
 def _panel(lines: Sequence[figures.Curve], condition: Condition, name: str, ylabel: str, **scales: str) -> Image:
     sizes = sorted({size for line in lines for size, _ in line.points})
     title = f"test images, {condition_label(condition)}"
-
-    def draw(form: str) -> bytes:
-        xlabel = "training images"
-        return figures.curves(lines, title=title, xlabel=xlabel, ylabel=ylabel, form=form, **scales, xticks=sizes)
-
-    return image(draw, f"{ylabel} against the number of training images, {title}", name, condition.norm or "")
-
-
-def image(draw: Callable[[str], bytes], alt: str, *name: str) -> Image:
-    """Draw a figure as PNG and as SVG."""
-    return Image(file_name(*name), alt, draw("png"), svg=draw("svg"))
+    drawing = figures.curves(lines, title=title, xlabel="training images", ylabel=ylabel, **scales, xticks=sizes)
+    alt = f"{ylabel} against the number of training images, {title}"
+    return Image(file_name(name, condition.norm or ""), alt, drawing)
 
 
 def needed_table(rows: Sequence[Row], networks: Results) -> Table:

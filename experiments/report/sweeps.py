@@ -41,9 +41,11 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
                 curves.append(figures.Curve(points, label, *figures.PALETTE[1 + number], style))
         title = condition_label(condition)
         scale = "linear" if setting == "seed" else "log"
-        png = figures.curves(curves, title=title, xlabel=setting, ylabel="accuracy in %", xscale=scale)
+        drawing = figures.curves(curves, title=title, xlabel=setting, ylabel="accuracy in %", xscale=scale)
         norm = norm_label(condition.norm) if condition.norm else "clean"
-        panels.append(Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", png))
+        panels.append(
+            Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", drawing)
+        )
     caption = f"Means over {counted(len(tasks), 'task')}. Solid: test images. Broken: train images."
     return [
         Text(_finding(indexed, setting, tasks)),

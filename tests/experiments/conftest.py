@@ -11,9 +11,9 @@ import jax
 import pytest
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
-from matplotlib.figure import Figure
 
 from experiments import main
+from experiments.report.figures import Drawing
 
 
 class Done(NamedTuple):
@@ -46,7 +46,7 @@ def run_here(monkeypatch, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Put the figures of reports together without drawing them, for tests of what a report says beside them."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **options: buffer.write(b"\x89PNG"))
+    monkeypatch.setattr(Drawing, "_save", lambda drawing, *form: b"\x89PNG")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,9 +4,9 @@ import shutil
 import subprocess
 
 import pytest
-from matplotlib.figure import Figure
 
 from experiments import configuration, documents, excerpts, store
+from experiments.report.figures import Drawing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -15,10 +15,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def written():
     """Every file that is written, and its content; no picture is drawn, which takes nearly all the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, buffer, **options: buffer.write(b"drawn"))
+        patch.setattr(Drawing, "_save", lambda drawing, *form: b"drawn")
         found = dict(documents.documents(ROOT))
-    excerpts._study.cache_clear()  # which keeps pictures
+    _forget_pictures()
     return found
+
+
+def _forget_pictures():
+    excerpts._study.cache_clear()
+    excerpts._report.cache_clear()
 
 
 def test_the_documents_are_what_the_kept_rows_give_to_the_byte(written):
@@ -32,12 +37,12 @@ def test_the_pictures_of_a_study_are_what_its_kept_rows_give_to_the_byte():
     shown = [path for path in (ROOT / "docs" / "results").glob("*.png") if path.name in found]
     assert {path.name.split("-")[1] for path in shown} == {"curve", "pairs"} and len(shown) == 6
     for path in shown:
-        assert path.read_bytes() == found[path.name].png, f"{path} is not what its rows give: make report"
+        assert path.read_bytes() == found[path.name].drawing.png, f"{path} is not what its rows give: make report"
 
 
 @pytest.mark.slow
 def test_every_picture_is_what_the_kept_rows_give_to_the_byte():
-    excerpts._study.cache_clear()
+    _forget_pictures()
     for name, content in documents.documents(ROOT):
         assert (ROOT / name).read_bytes() == content, f"{name} is not what its rows give: make report"
 
@@ -118,7 +123,8 @@ def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_o
     files = page_of('{{ section("digits", "Pair by pair") }}')
     text = files.pop("docs/page.md").decode()
     assert "1NN and the best TRADES" in text and "How many pairs" not in text
-    assert set(files) == {f"docs/{picture}" for picture in re.findall(r"\((results/digits-\S+png)\)", text)} != set()
+    shown = re.findall(r"\((results/digits-\S+)png\)", text)
+    assert shown and set(files) == {f"docs/{picture}{form}" for picture in shown for form in ("png", "svg")}
 
 
 @pytest.mark.usefixtures("undrawn")

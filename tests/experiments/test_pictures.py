@@ -111,6 +111,6 @@ def test_a_difference_is_magnified_as_long_as_it_fits(most, times):
 def test_pixels_are_drawn_as_squares(channels):
     image = np.random.default_rng(0).random((2, 3, channels))
     image[0, 0, 0] = 1.2
-    drawn = np.asarray(PIL.Image.open(io.BytesIO(figures.pixels(image)))).reshape(64, 96, channels)
+    drawn = np.asarray(PIL.Image.open(io.BytesIO(figures.pixels(image).png))).reshape(64, 96, channels)
     levels = np.round(255 * np.clip(image, 0, 1))
     np.testing.assert_array_equal(drawn, levels.repeat(32, axis=0).repeat(32, axis=1))
