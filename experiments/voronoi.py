@@ -1,6 +1,6 @@
 """Draw 1NN in the plane: the radius around one point in each norm, the witness, and what the multipliers prove.
 
-python -m experiments.voronoi docs/results/voronoi.png
+python -m experiments.voronoi docs/results/voronoi
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def _ball(norm: str, radius: float) -> np.ndarray:
     return radius * directions / float64_sizes(norm, directions)[:, None]
 
 
-def draw(path: str) -> None:
-    """Write the figure: one panel per norm."""
+def draw(stem: str) -> None:
+    """Write the figure as ``stem.png`` and ``stem.svg``: one panel per norm."""
     rng = np.random.default_rng(_SEED)
     points = rng.uniform(0.05, 0.95, (_NUM_POINTS, 2)).astype(np.float32)
     labels = rng.integers(0, 2, _NUM_POINTS)
@@ -43,7 +43,8 @@ def draw(path: str) -> None:
     handles, names = panels[0].get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.savefig(path, dpi=130)
+    for ending in ("png", "svg"):
+        figure.savefig(f"{stem}.{ending}", dpi=130)
 
 
 def _draw_panel(panel, points, labels, regions, found: certify.Radius, norm: str) -> None:

@@ -245,6 +245,28 @@ _NORMS = (
     Case("None", lambda norm: None, _NORM_MESSAGE + "None"),
     Case("array", lambda norm: np.array(["l2"]), _NORM_MESSAGE + "array"),
 )
+_PIXELS = int(np.prod(SHAPE))
+_MAP_SHAPE = rf"{{name}} must be \[k, {_PIXELS}\], a column for each pixel, got shape "
+# A column for each pixel.
+_LINEAR_MAPS = (
+    *(Case(np.dtype(dtype).name, lambda m, dtype=dtype: m.astype(dtype)) for dtype in ("f2", ml_dtypes.bfloat16)),
+    Case("float64", lambda m: m.astype(float)),
+    Case("lists", lambda m: m.tolist()),
+    Case("JAX array", jnp.asarray),
+    Case("column-major", np.asfortranarray),
+    Case("none of them", lambda m: None, differs=True),
+    Case("one column too few", lambda m: m[:, :-1], _MAP_SHAPE + rf"\(2, {_PIXELS - 1}\)"),
+    Case("transposed", np.transpose, _MAP_SHAPE + rf"\({_PIXELS}, 2\)"),
+    Case("images", lambda m: m.reshape(-1, *SHAPE), _MAP_SHAPE + r"\(2, 4, 4, 1\)"),
+    Case("no rows", lambda m: m[:0], _MAP_SHAPE + rf"\(0, {_PIXELS}\)"),
+    Case("one row", lambda m: m[0], _MAP_SHAPE + rf"\({_PIXELS},\)"),
+    Case("integers", lambda m: (8 * m).astype(int), "{name} must be floating point, got dtype int64"),
+    Case("text", lambda m: m.astype(str), "{name} must be floating point, got dtype <U"),
+    Case("ragged", lambda m: [m[0], m[1, :3]], "{name} must be one array"),
+    Case("NaN", _with(np.nan, (1, 2)), "{name} must be finite, got nan at row 1, column 2"),
+    Case("infinity", _with(np.inf, (1, 2)), "{name} must be finite, got inf at row 1, column 2"),
+    Case("too large for a float32", lambda m: _with(1e300, (1, 2))(m.astype(float)), "{name} must be finite, got inf"),
+)
 # How many; there may be fewer points.
 _NEIGHBORS = (
     Case("int64", np.int64),
@@ -298,4 +320,5 @@ KINDS: dict[str, Kind] = {
     "norm": Kind("l2", _NORMS),
     "k": Kind(2, _NEIGHBORS),
     "bounds": Kind((0.0, 1.0), _BOUNDS),
+    "linear map": Kind(_images(4, 2).reshape(2, _PIXELS), _LINEAR_MAPS),
 }

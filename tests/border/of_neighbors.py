@@ -8,11 +8,13 @@ from nn_adv import neighbors
 from tests.border.inputs import KINDS, NUM_CLASSES
 from tests.border.table import Entry
 
+_POINTS, _LABELS = KINDS["points"].standard, KINDS["labels"].standard
+
 
 @functools.cache
 def reference() -> neighbors.Reference:
     """The points that other entries search, of the kinds "points" and "labels"."""
-    return neighbors.fit(KINDS["points"].standard, KINDS["labels"].standard, NUM_CLASSES)
+    return neighbors.fit(_POINTS, _LABELS, NUM_CLASSES)
 
 
 def _search(fn, *arguments):
@@ -25,6 +27,8 @@ _OTHER_FLOATS = ("float16", "bfloat16", "<f8", ">f8", "<f16", "lists", "JAX arra
 ENTRIES = (
     Entry("neighbors.fit", lambda points, labels: neighbors.fit(points, labels, NUM_CLASSES),
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest"),
+    Entry("neighbors.fit.mapped", functools.partial(neighbors.fit, _POINTS, _LABELS, NUM_CLASSES),
+          {"linear_map": "linear map"}),
     Entry("neighbors.stream", lambda points, labels: neighbors.stream(points, labels, NUM_CLASSES).head.center,
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest",
           narrows={"points": dict.fromkeys(_OTHER_FLOATS, "they would have to be converted")}),

@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.border.inputs import KINDS, Case
 
-_NOT_PER_IMAGE = ("bounds", "file", "k", "key", "norm", "path", "threat")
+_NOT_PER_IMAGE = ("bounds", "file", "k", "key", "linear map", "norm", "path", "threat")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

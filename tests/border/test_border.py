@@ -22,7 +22,14 @@ EXEMPT = {name: reason for part in _PARTS for name, reason in part.EXEMPT.items(
 # Each compiles what it computes. The quick tests try right values where little is compiled and in some of each package.
 COMPUTED = [entry.name for entry in (*of_others.ENTRIES, *of_paths.ENTRIES)] + [
     *("attacks.cross_entropy", "attacks.eot", "attacks.example_keys", "attacks.flags", "attacks.pgd"),
-    *("certify.average_pool", "certify.radius", "neighbors.fit", "neighbors.nearest", "neighbors.prune"),
+    *(
+        "certify.average_pool",
+        "certify.radius",
+        "neighbors.fit",
+        "neighbors.fit.mapped",
+        "neighbors.nearest",
+        "neighbors.prune",
+    ),
     *("training.cluster_prototypes", "training.standard", "training.trades"),
 ]
 PAIRS = [(entry, keyword) for entry in ENTRIES for keyword in entry.takes]
@@ -55,7 +62,7 @@ def test_every_public_function_is_in_the_table():
 def test_an_entry_tries_what_its_function_takes():
     """A new argument of a kind that is tried must be tried: its name says what it is."""
     known = {"images", "labels", "queries", "points", "key", "threat", "indices", "leave_out", "x", "y"}
-    known |= {"starts"}
+    known |= {"starts", "linear_map"}
     of_points = {"norm", "k", "bounds"}  # attacks have them in a threat
     tried: dict[str, set[str]] = {}
     for entry in ENTRIES:
