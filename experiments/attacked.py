@@ -30,13 +30,10 @@ class Outcome(NamedTuple):
       threat: norm and epsilon.
       attack_index: ``[N]`` number in the suite of the attack that broke the image there or at a smaller radius, or
         ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
-      adversarial: ``[K, ...]`` what the attacks of this threat made of the examples; the image itself where none broke
-        it here.
     """
 
     threat: Threat
     attack_index: np.ndarray
-    adversarial: np.ndarray
 
 
 def broken_by(
@@ -50,7 +47,6 @@ def broken_by(
     indices: np.ndarray,
     batch_size: int,
     progress_file: Path,
-    examples: Sequence[int] | np.ndarray = (),
     show: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """Attack images at several radii of each norm, each only where the radii before it leave a doubt.
@@ -69,7 +65,6 @@ def broken_by(
       indices: ``[N]`` what the random numbers of each image belong to.
       batch_size: images per call.
       progress_file: where the progress is kept while it runs, and read from at the start; the caller removes it.
-      examples: ``[K]`` places of the images whose adversarial points are kept.
       show: called after each batch with a few words on where it belongs.
 
     Returns:
@@ -78,9 +73,8 @@ def broken_by(
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.
     """
-    shown = np.asarray(examples, int)
-    network = zlib.crc32(shown.tobytes(), _fingerprint(classifier, images, batch_size))
-    done, points, state = _load(progress_file, network, images, shown)
+    network = _fingerprint(classifier, images, batch_size)
+    done, state = _load(progress_file, network, images)
     saved = time.monotonic()
 
     def keep(state: attacks.EnsembleState) -> None:
@@ -88,7 +82,7 @@ def broken_by(
         name = suite[state.attack].name if state.attack >= 0 else "clean"
         show(f"{threat.norm} {threat.epsilon:.4g}, {name}, {state.num_done} of {state.num_rows}")
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-            _save(progress_file, network, done, [*points, state.adversarial[shown]], state)
+            _save(progress_file, network, done, state)
             saved = time.monotonic()
 
     for threat in threats[len(done) :]:
@@ -108,10 +102,38 @@ def broken_by(
             on_batch=keep,
         )
         found = result.broken_by
-        points.append(result.adversarial[shown])
         done.append(found if known is None else np.where(known == _IN_DOUBT, found, known))
         state = None
-    return [Outcome(*found) for found in zip(threats, done, points, strict=True)]
+    return [Outcome(*found) for found in zip(threats, done, strict=True)]
+
+
+def least_changes(
+    classifier: classifiers.Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    norm: str,
+    attack: attacks.Attack,
+    key: chex.PRNGKey,
+    batch_size: int,
+) -> np.ndarray:
+    """Return the nearest point with another label that an attack finds of each image, however far it is.
+
+    Args:
+      classifier: whose logits are attacked.
+      images: ``[N, ...]`` float32, at least one.
+      labels: ``[N]``.
+      norm: what is smallest.
+      attack: one that searches the nearest point, such as FAB.
+      key: of its random numbers.
+      batch_size: images per call.
+
+    Returns:
+      ``[N, ...]``; the image itself where there is none, or where it is misclassified.
+    """
+    everywhere = Threat(norm, float(images[0].size))
+    options = {"key": key, "threat": everywhere, "attacks": [attack], "batch_size": batch_size}
+    return np.asarray(attacks.ensemble(classifier.logits_fn, images, labels, **options).adversarial)
 
 
 def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -142,30 +164,24 @@ def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_s
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 
 
-def _save(
-    path: Path, network: int, done: list[np.ndarray], points: list[np.ndarray], state: attacks.EnsembleState
-) -> None:
-    """Write the arrays of the threats that are done, and of the one at work what is needed to go on; few images."""
+def _save(path: Path, network: int, done: list[np.ndarray], state: attacks.EnsembleState) -> None:
+    """Write what broke the images in the threats that are done, and of the one at work what is needed to go on."""
     numbers = np.array([network, state.attack, state.num_done])
-    write_arrays(path, numbers=numbers, done=np.array(done), points=np.array(points), broken_by=state.broken_by)
+    write_arrays(path, numbers=numbers, done=np.array(done), broken_by=state.broken_by)
 
 
-def _load(
-    path: Path, network: int, images: np.ndarray, examples: np.ndarray
-) -> tuple[list[np.ndarray], list[np.ndarray], attacks.EnsembleState | None]:
+def _load(path: Path, network: int, images: np.ndarray) -> tuple[list[np.ndarray], attacks.EnsembleState | None]:
     """Read what `_save` wrote of this network; nothing is done where there is nothing of it."""
     try:
         kept = read_arrays(path)
         of_network, attack, num_done = kept["numbers"].tolist()
-        *points, last = kept["points"]
+        done, broken_by = list(kept["done"]), kept["broken_by"]
     except FileNotFoundError:
-        return [], [], None
+        return [], None
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{error}: remove it, which lets this network start anew, and run the same command again"
         ) from error
     if of_network != network:
-        return [], [], None
-    adversarial = images.copy()
-    adversarial[examples] = last
-    return list(kept["done"]), points, attacks.EnsembleState(adversarial, kept["broken_by"], attack, num_done)
+        return [], None
+    return done, attacks.EnsembleState(images.copy(), broken_by, attack, num_done)

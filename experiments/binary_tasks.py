@@ -7,6 +7,7 @@ in one program; then each unit of the group is evaluated and its row is stored b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import classifiers, evaluate, parsing, pictures, plan, radii
+from experiments import attacked, classifiers, evaluate, parsing, pictures, plan, radii
 from experiments.parsing import NOT_IN_A_RECIPE
 from experiments.plan import CEILING, NETWORKS, Unit
 from nn_adv import attacks, data, neighbors, training
+from nn_adv.pixels import as_float
 
 _RADIUS_BYTES = 64  # an image, its radii in all norms
 _NOT_IN_A_ROW = (
@@ -221,19 +223,17 @@ class Plan(plan.Plan):
             chosen,
             seed=unit.seed,
             progress_file=plan.progress_file(workdir, unit),
-            examples=self._examples(unit, chosen),
             show=lambda text: show(f"{what}: {text}"),
         )
         made = {"model": self.model_settings, **parsing.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
-        at_main = [one for one in outcomes if one.threat.epsilon == self.evaluation.epsilons[one.threat.norm]]
         is_correct = outcomes[0].attack_index != attacks.CLEAN
-        adversarial = {one.threat.norm: one.adversarial for one in at_main}
+        changed = self._least_changes(unit, chosen, classifier)
         return {
             "evaluations": [record.stored() for record in records],
             "attack": {"attacks": names} | sizes,
             "training": made | {"selected_epoch": int(epoch) + 1},
-            "files": self._keep_pictures(unit, chosen, is_correct, adversarial, workdir),
+            "files": self._keep_pictures(unit, chosen, is_correct, changed, workdir),
             **({"warnings": list(flags)} if flags else {}),
             "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
         }
@@ -242,13 +242,29 @@ class Plan(plan.Plan):
         """Return the places of the images of which pictures of this unit may be kept."""
         return pictures.candidates(chosen)[: None if (unit.task.name, unit.seed) in self.pictured else 0]
 
+    def _least_changes(self, unit: Unit, chosen: evaluate.Images, classifier) -> dict[str, np.ndarray]:
+        """Return the nearest points with another label that FAB finds of the images of which pictures are kept."""
+        examples = self._examples(unit, chosen)
+        if not len(examples):
+            return {}
+        find = functools.partial(
+            attacked.least_changes,
+            classifier,
+            np.asarray(as_float(chosen.images[examples])),
+            chosen.labels[examples],
+            attack=self.evaluation.attack("fab-t", unit.task.num_classes),
+            key=jax.random.key(unit.seed),
+            batch_size=self.evaluation.batch_size,
+        )
+        return {norm: find(norm=norm) for norm in self.evaluation.epsilons}
+
     def _keep_pictures(self, unit: Unit, chosen, is_solved, adversarial, workdir: Path) -> list[str]:
         """Write the pictures of a unit that is pictured, see `pictures.make`; return the name of their file."""
         examples = self._examples(unit, chosen)
         if not len(examples):
             return []
-        task, epsilons = unit.task, self.evaluation.epsilons
-        made = pictures.make(chosen, examples, is_solved, adversarial, epsilons, *_points(self.dataset, task))
+        task = unit.task
+        made = pictures.make(chosen, examples, is_solved, adversarial, *_points(self.dataset, task))
         file = f"{pictures.FOLDER}/{task.name}-{unit.subject}-seed{unit.seed}.npz"
         pictures.save(workdir / file, made)
         return [file]

@@ -129,7 +129,7 @@ def attacked_records(
     found = _counts(split, None, 0.0, "clean", outcomes[0].attack_index != attacks.CLEAN)
     at_main = []
     order = list(evaluation.epsilons)
-    for threat, index, _ in sorted(outcomes, key=lambda one: (order.index(one.threat.norm), one.threat.epsilon)):
+    for threat, index in sorted(outcomes, key=lambda one: (order.index(one.threat.norm), one.threat.epsilon)):
         unbroken = index == attacks.UNBROKEN
         for record in _counts(split, threat.norm, threat.epsilon, "attacked", unbroken):
             remaining = attacks.count_unbroken(index[split == record.split], len(names))

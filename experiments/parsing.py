@@ -99,14 +99,15 @@ class Evaluation:
         """Return the attacks on networks in their order, as large as the configuration says."""
         names = self.attack_names or [attack.name for attack in attacks.standard_attacks(num_classes)]
         try:
-            suite = []
-            for name in names:
-                known = inspect.signature(attacks.named_attack(name, num_classes).fn).parameters
-                sizes = {size: value for size, value in self.sizes.items() if size in known}
-                suite.append(attacks.named_attack(name, num_classes, **sizes))
-            return tuple(suite)
+            return tuple(self.attack(name, num_classes) for name in names)
         except ValueError as error:
             raise ValueError(f"evaluation.attacks: {error}") from error
+
+    def attack(self, name: str, num_classes: int) -> attacks.Attack:
+        """Return the attack of this name, as large as the configuration says."""
+        known = inspect.signature(attacks.named_attack(name, num_classes).fn).parameters
+        sizes = {size: value for size, value in self.sizes.items() if size in known}
+        return attacks.named_attack(name, num_classes, **sizes)
 
 
 def _main_epsilons(config: ml_collections.ConfigDict) -> dict[str, float]:

@@ -29,7 +29,6 @@ class Pictures(NamedTuple):
       label: ``[K]`` class within the task.
       clean: ``[K, ...]``.
       norms: ``[P]`` names.
-      epsilon: ``[P]`` main epsilons.
       adversarial: ``[P, K, ...]`` points with another label; the image itself where none was found.
       distance: ``[P, K]`` size of the perturbation; inf where none was found.
       own, other: ``[K, ...]`` the nearest training images of the image's class and of another class, in l2.
@@ -41,7 +40,6 @@ class Pictures(NamedTuple):
     label: np.ndarray
     clean: np.ndarray
     norms: np.ndarray
-    epsilon: np.ndarray
     adversarial: np.ndarray
     distance: np.ndarray
     own: np.ndarray
@@ -62,7 +60,6 @@ def make(
     examples: np.ndarray,
     is_solved: np.ndarray,
     adversarial: Mapping[str, np.ndarray],
-    epsilons: Mapping[str, float],
     points: np.ndarray,
     point_labels: np.ndarray,
 ) -> Pictures:
@@ -73,7 +70,6 @@ def make(
       examples: ``[E]`` places of the candidates in them.
       is_solved: ``[N]`` whether an image is classified correctly and its adversarial points are what they should be.
       adversarial: for each norm ``[E, ...]``; the image itself where none was found.
-      epsilons: the main one of each norm.
       points: ``[M, ...]`` training images.
       point_labels: ``[M]``.
     """
@@ -82,8 +78,8 @@ def make(
     shown = solved[first]
     places = examples[shown]
     labels, clean = chosen.labels[places], np.asarray(as_float(chosen.images[places]))
-    found = np.array([adversarial[norm][shown] for norm in epsilons])
-    sizes = [float64_sizes(norm, changed - clean) for norm, changed in zip(epsilons, found, strict=True)]
+    found = np.array([changed[shown] for changed in adversarial.values()])
+    sizes = [float64_sizes(norm, changed - clean) for norm, changed in zip(adversarial, found, strict=True)]
     near = [
         _nearest(points[(point_labels == label) == is_own], image)
         for is_own in (True, False)
@@ -96,8 +92,7 @@ def make(
         image=chosen.image[places],
         label=labels,
         clean=clean,
-        norms=np.array(list(epsilons)),
-        epsilon=np.array(list(epsilons.values())),
+        norms=np.array(list(adversarial)),
         adversarial=found,
         distance=np.where(np.array(sizes) > 0, sizes, np.inf),
         own=own,

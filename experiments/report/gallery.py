@@ -9,15 +9,15 @@ import numpy as np
 
 from experiments.pictures import Pictures
 from experiments.report import figures
-from experiments.report.labels import method_label, norm_label, radius
+from experiments.report.labels import method_label, norm_label
 from experiments.report.page import Block, Heading, Image, Table, Text, file_name
-from experiments.report.records import Condition, Row, method_key, norm_key, task_key
+from experiments.report.records import Row, method_key, norm_key, task_key
 
 _READING = (
     "Images that the method classifies correctly. Changed, of 1NN: the witness at the exact radius, the least change "
-    "to another label. Changed, of networks: what the first attack of the ensemble to succeed found within the main "
-    "radius. Difference: what was added, magnified; grey is nothing. Distances are of pixels in [0, 1], those of the "
-    "nearest training images in L2."
+    "to another label. Changed, of networks: the least change that FAB finds; there may be a smaller one. Difference: "
+    "what was added, magnified; grey is nothing. Distances are of pixels in [0, 1], those of the nearest training "
+    "images in L2."
 )
 
 
@@ -68,7 +68,7 @@ def _line(row: Row, pictures: Pictures, place: int, *, is_first: bool) -> list[s
         norm = str(pictures.norms[number])
         changed, distance = pictures.adversarial[number, place], pictures.distance[number, place]
         if not math.isfinite(distance):
-            cells += [f"none within {radius(Condition(norm, pictures.epsilon[number]))}", ""]
+            cells += ["none found", ""]
             continue
         times = _magnification(changed - clean)
         cells.append(image(changed, f"changed in {norm}", f"at {distance:.4g}"))

@@ -140,8 +140,7 @@ def test_units_keep_pictures_of_two_test_images_and_the_report_shows_them(finish
         (number,) = np.flatnonzero((known.split == "test") & (known.image == image))
         np.testing.assert_allclose(one.distance[:, place], known.upper[:, number], rtol=1e-6)
     for unit in ("digits/3v8/trades-both/0", "digits/1v7/trades-both/0"):
-        within = found[unit].distance <= found[unit].epsilon[:, None] * (1 + 1e-5)
-        assert np.all(within | np.isinf(found[unit].distance))
+        assert np.all((found[unit].distance > 0) & np.isfinite(found[unit].distance))
     text = page.read_text()
     assert "Images and what changes their label" in text and "3v8, test image" in text
 

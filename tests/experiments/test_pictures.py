@@ -34,7 +34,7 @@ def made(chosen):
     is_zero = (chosen.labels[examples] == 0)[:, None, None, None]
     adversarial = {"l2": np.clip(images + 0.25, 0, 1), "linf": np.where(is_zero, 0.9 * images, images)}
     points = np.random.default_rng(1).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    return pictures.make(chosen, examples, is_solved, adversarial, EPSILONS, points, np.arange(30) % 3), points
+    return pictures.make(chosen, examples, is_solved, adversarial, points, np.arange(30) % 3), points
 
 
 def test_candidates_are_the_first_test_images_of_the_first_two_classes(chosen):
@@ -47,7 +47,7 @@ def test_the_first_solved_image_of_each_class_is_kept_with_its_nearest_points(ch
     found, points = made
     assert found.label.tolist() == [0, 1] and found.image.tolist() == [4, 0] and set(found.split) == {"test"}
     np.testing.assert_array_equal(found.clean, np.asarray(as_float(chosen.images[[16, 12]])))
-    assert found.norms.tolist() == ["l2", "linf"] and found.epsilon.tolist() == [0.5, 0.1]
+    assert found.norms.tolist() == ["l2", "linf"]
     assert np.isfinite(found.distance).tolist() == [[True, True], [True, False]]
     np.testing.assert_allclose(found.distance[1, 0], 0.1 * found.clean[0].max(), rtol=1e-5)
     for place, label in enumerate((0, 1)):
@@ -62,7 +62,7 @@ def test_nothing_that_is_solved_gives_pictures_of_nothing(chosen):
     examples = pictures.candidates(chosen)
     adversarial = dict.fromkeys(EPSILONS, np.asarray(as_float(chosen.images[examples])))
     points, labels = chosen.images, chosen.labels
-    found = pictures.make(chosen, examples, np.zeros(24, bool), adversarial, EPSILONS, points, labels)
+    found = pictures.make(chosen, examples, np.zeros(24, bool), adversarial, points, labels)
     assert found.clean.shape == (0, 4, 4, 3) and found.distance.shape == (2, 0)
     assert gallery.picture_blocks([row("0v1", "1nn", [])], {"digits/0v1/1nn/0": found}) == []
 
@@ -87,7 +87,7 @@ def test_the_report_shows_an_image_once_and_every_method_below_it(made):
     assert first[1].caption == "cat, test image 4" and third[1].caption == "dog, test image 0"
     assert all(isinstance(cell, page.Image) for cell in first[1:])
     assert [isinstance(cell, page.Image) for cell in second[1:]] == [False, True, True, True, True, False, False]
-    assert third[2:4] == ["none within 0.1", ""] and third[4].caption == f"at {made[0].distance[0, 1]:.4g}"
+    assert third[2:4] == ["none found", ""] and third[4].caption == f"at {made[0].distance[0, 1]:.4g}"
     names = [image.name for image in page.images([table])]
     assert len(names) == len(set(names))
 

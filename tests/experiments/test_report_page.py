@@ -65,7 +65,7 @@ def _pictures(row):
     examples = pictures.candidates(chosen)
     points = rng.random((6, 32, 32, 3)).astype(np.float32)
     found = {norm: images[examples] ** 0.9 for norm in row["main_radii"]}
-    return pictures.make(chosen, examples, np.ones(4, bool), found, row["main_radii"], points, np.arange(6) % 2)
+    return pictures.make(chosen, examples, np.ones(4, bool), found, points, np.arange(6) % 2)
 
 
 def _write(name, workdir):
