@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import attacked, classifiers, evaluate, parsing, pictures, plan, radii
+from experiments import attacked, classifiers, evaluate, parsing, pictures, plan, radii, variants
+from experiments.failures import file_name
+from experiments.methods import CEILING, METHODS, NEIGHBOR, NETWORKS, is_neighbor
 from experiments.parsing import NOT_IN_A_RECIPE
-from experiments.plan import CEILING, NETWORKS, Unit
+from experiments.plan import Unit
 from nn_adv import attacks, data, neighbors, training
 from nn_adv.pixels import as_float
 
@@ -34,7 +36,10 @@ _NOT_IN_A_ROW = (
 
 def check(config: ml_collections.ConfigDict) -> tuple[parsing.Evaluation, dict[str, training.Recipe]]:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
-    parsing.check_named("methods", config.methods, plan.METHODS)
+    others = [method for method in config.methods if not is_neighbor(method)]
+    parsing.check_named("methods", others, METHODS, may_be_empty=len(others) < len(config.methods))
+    for method in set(config.methods) - set(others):
+        variants.check_exact(method)
     parsing.check_seeds(config)
     parsing.check_distinct(config, ("methods", "seeds", "tasks.names"))
     evaluation = parsing.Evaluation.read(config)
@@ -132,7 +137,7 @@ class Plan(plan.Plan):
     def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
         """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
         units = [unit for group in groups for unit in group]
-        of_neighbors = [unit.task for unit in units if unit.subject == "1nn"]
+        of_neighbors = [unit.task for unit in units if is_neighbor(unit.subject)]
         num_networks = sum(unit.subject in NETWORKS for unit in units)
         num_images = sum(len(task.train_index) + len(task.test_index) for task in of_neighbors)
         shapes = parsing.variable_shapes(self.model, self.dataset) if self.model else []
@@ -181,8 +186,8 @@ class Plan(plan.Plan):
         """Evaluate 1NN or a network of the group, or say what no classifier exceeds."""
         task, start = unit.task, time.perf_counter()
         chosen = evaluate.choose_images(self.dataset, task, self.evaluation)
-        if unit.subject == "1nn":
-            show(f"radii of 1nn on {task.name}")
+        if is_neighbor(unit.subject):
+            show(f"radii of {unit.subject} on {task.name}")
             fields = self._neighbor_fields(unit, chosen, workdir)
         elif unit.subject == CEILING:
             records = [record.stored() for record in evaluate.ceiling_records(self.evaluation, chosen)]
@@ -194,7 +199,7 @@ class Plan(plan.Plan):
 
     def _neighbor_fields(self, unit: Unit, chosen: evaluate.Images, workdir: Path) -> dict[str, Any]:
         start, task = time.perf_counter(), unit.task
-        reference = fit_neighbors(self.dataset, task)
+        reference = self.fit_neighbors(unit)
         fitted = time.perf_counter()
         norms = list(self.evaluation.epsilons)
         found = radii.search(reference, chosen.images, chosen.labels, norms)
@@ -202,7 +207,7 @@ class Plan(plan.Plan):
         is_solved = np.all(known.exact & (known.lower > 0), axis=0)
         examples = self._examples(unit, chosen)
         witnesses = {norm: radius.adversarial[examples] for norm, radius in zip(norms, found, strict=True)}
-        file = f"radii/{task.name}.npz"
+        file = f"radii/{task.name}{file_name(unit.subject.removeprefix(NEIGHBOR))}.npz"
         radii.save(workdir / file, known)
         return {
             "evaluations": [record.stored() for record in evaluate.exact_records(self.evaluation, known)],
@@ -238,6 +243,13 @@ class Plan(plan.Plan):
             "seconds": _seconds(float(np.nansum(seconds)), time.perf_counter() - start),
         }
 
+    def fit_neighbors(self, unit: Unit) -> neighbors.Reference:
+        """Fit 1NN, or a variant, on all training images of a task, the held-out ones too."""
+        task = variants.of_task(unit.subject, parsing.with_holdout(unit.task), unit.seed)
+        images, epsilons = self.dataset.train_images[task.train_index], self.evaluation.epsilons
+        made = variants.make(unit.subject, images, task.train_labels, seed=unit.seed, epsilons=epsilons)
+        return neighbors.fit(made.points, made.labels, task.num_classes, linear_map=made.linear_map)
+
     def _examples(self, unit: Unit, chosen: evaluate.Images) -> np.ndarray:
         """Return the places of the images of which pictures of this unit may be kept."""
         return pictures.candidates(chosen)[: None if (unit.task.name, unit.seed) in self.pictured else 0]
@@ -263,22 +275,13 @@ class Plan(plan.Plan):
         examples = self._examples(unit, chosen)
         if not len(examples):
             return []
-        task = unit.task
-        made = pictures.make(chosen, examples, is_solved, adversarial, *_points(self.dataset, task))
-        file = f"{pictures.FOLDER}/{task.name}-{unit.subject}-seed{unit.seed}.npz"
+        task = parsing.with_holdout(unit.task)
+        points = self.dataset.train_images[task.train_index], task.train_labels
+        made = pictures.make(chosen, examples, is_solved, adversarial, *points)
+        file = f"{pictures.FOLDER}/{task.name}-{file_name(unit.subject)}-seed{unit.seed}.npz"
         pictures.save(workdir / file, made)
         return [file]
 
 
 def _seconds(train: float, evaluating: float) -> dict[str, float]:
     return {"train": round(train, 3), "evaluate": round(evaluating, 3)}
-
-
-def fit_neighbors(dataset: data.Dataset, task: data.Task) -> neighbors.Reference:
-    """Fit 1NN on all training images of a task, the held-out ones too."""
-    return neighbors.fit(*_points(dataset, task), task.num_classes)
-
-
-def _points(dataset: data.Dataset, task: data.Task) -> tuple[np.ndarray, np.ndarray]:
-    whole = parsing.with_holdout(task)
-    return dataset.train_images[whole.train_index], whole.train_labels

@@ -21,6 +21,7 @@ import PIL.Image
 from scipy import ndimage
 
 from experiments import binary_tasks, classifiers, evaluate, parsing
+from experiments.methods import is_neighbor
 from experiments.plan import Unit
 from nn_adv import evaluation, neighbors
 from nn_adv.pixels import as_float
@@ -117,8 +118,8 @@ class Plan(binary_tasks.Plan):
         }
 
     def _predictor(self, unit: Unit, shared: Any) -> Callable[[np.ndarray], np.ndarray]:
-        if unit.subject == "1nn":
-            reference = binary_tasks.fit_neighbors(self.dataset, unit.task)
+        if is_neighbor(unit.subject):
+            reference = self.fit_neighbors(unit)
             return lambda images: np.asarray(neighbors.predict(reference, images))
         predict = functools.partial(classifiers.predict, classifiers.network(self.model, shared[unit.name][0]))
         return lambda images: evaluation.map_batches(predict, images, batch_size=self.evaluation.batch_size)

@@ -17,9 +17,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from experiments import classifiers
+from experiments.methods import NEIGHBOR
 from nn_adv import data, zoo
 
-NEIGHBOR = "1nn"
 _TORCH = "torch:"
 
 

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.plan import NETWORKS
+from experiments.methods import NETWORKS
 from nn_adv import attacks, data, models, training
 from nn_adv.threat import Threat
 

@@ -20,19 +20,6 @@ from nn_adv import data
 
 Row = Mapping[str, Any]
 
-# Each network method: its training objective and the norms it is trained for.
-NETWORKS = {
-    "standard": ("standard", ()),
-    "pgd-linf": ("adversarial", ("linf",)),
-    "pgd-l2": ("adversarial", ("l2",)),
-    "trades-linf": ("trades", ("linf",)),
-    "trades-l2": ("trades", ("l2",)),
-    "trades-both": ("trades", ("linf", "l2")),
-}
-# What any classifier is up against, see `nn_adv.evaluation.ceiling`; it stands among the methods.
-CEILING = "ceiling"
-METHODS = ("1nn", CEILING, *NETWORKS)
-
 
 class Unit(NamedTuple):
     """What gives one row.

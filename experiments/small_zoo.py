@@ -22,7 +22,8 @@ import numpy as np
 
 from experiments import classifiers, parsing, plan
 from experiments.files import write_whole
-from experiments.plan import NETWORKS, Unit
+from experiments.methods import NETWORKS
+from experiments.plan import Unit
 from nn_adv import data, evaluation, training, zoo
 
 CATALOGUE = "catalogue.json"

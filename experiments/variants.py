@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.methods import NEIGHBOR
 from nn_adv import certify, data, neighbors, training
 from nn_adv.threat import Threat, check_norm
 
@@ -66,7 +67,7 @@ def alternatives(name: str) -> list[str]:
       ValueError: there is no such variant.
     """
     first, *steps = name.split("+")
-    if first != "1nn":
+    if first != NEIGHBOR:
         raise ValueError(f"variants must begin with 1nn, got {name!r}")
     choices = []
     for step in steps:
@@ -76,6 +77,12 @@ def alternatives(name: str) -> list[str]:
     for one in found:
         _parse(one)
     return found
+
+
+def check_exact(name: str) -> None:
+    """Raise ValueError for a name that does not stand for one variant, with radii that can be computed exactly."""
+    if len(alternatives(name)) > 1 or any(what == "metric" for what, _ in _parse(name)):
+        raise ValueError(f"methods must name variants of 1NN without alternatives that measure in l2, got {name!r}")
 
 
 def is_random(name: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from experiments.methods import NEIGHBOR
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
 from experiments.report.means import PROVEN, Mean, interval, share
 from experiments.report.page import Block, Heading, Table, Text
 from experiments.report.records import CLEAN, WORST, Condition, Results
 
-NEIGHBOR = "1nn"
 _BEATEN = (
     "1NN's figures are exact and those of networks upper bounds. A network below 1NN is less robust than 1NN on these "
     "images, whatever other attacks would find; one above may only not have been attacked hard enough. 'Clearly' means "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plan import NETWORKS
+from experiments.methods import NETWORKS, is_neighbor
 from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
 from experiments.report.means import mean_of
@@ -29,7 +29,7 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
     lines, dots = [], {}
     for method in (method for method in results.methods if method != CEILING):
         own = [row for row in rows if row["method"] == method]
-        kind = "1nn" if method == "1nn" else "network"
+        kind = "1nn" if is_neighbor(method) else "network"
         seconds = float(np.median([row["seconds"]["train"] for row in own]))
         means = {
             (split, one): mean_of(results, method, split, one, results.tasks)
@@ -59,7 +59,7 @@ def training_flop(row: Row, forward: float) -> float:
     In forward passes an image of plain training takes 3, one of TRADES with K steps 2 K + 7 in one norm and 4 K + 10 in
     two (`nn_adv.training.trades`).
     """
-    if row["method"] == "1nn":
+    if is_neighbor(row["method"]):
         return 0.0
     objective, norms = NETWORKS[row["method"]]
     settings = row["training"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.methods import NEIGHBOR, is_neighbor
 from experiments.report.labels import condition_phrase, error_points, method_label, percent, signed_points
 from experiments.report.means import Difference, interval_over_tasks, mean_of, paired_difference
 from experiments.report.records import CLEAN, Condition, Results
-
-FOCUS = "1nn"
 
 
 def findings(results: Results, tasks: Sequence[str]) -> list[str]:
@@ -32,8 +31,8 @@ def best_of(
 
 def _rivals(results: Results, split: str, condition: Condition, tasks: Sequence[str]) -> tuple[str, str] | None:
     """Choose what to compare: 1NN with the best other method, or without 1NN the two best; None if there are no two."""
-    focus = FOCUS if FOCUS in results.methods else best_of(results, results.classifiers, split, condition, tasks)
-    rivals = [method for method in results.classifiers if method != focus]
+    focus = NEIGHBOR if NEIGHBOR in results.methods else best_of(results, results.classifiers, split, condition, tasks)
+    rivals = [method for method in results.classifiers if method != focus and not is_neighbor(method)]
     rival = best_of(results, rivals, split, condition, tasks)
     return (focus, rival) if focus and rival else None
 

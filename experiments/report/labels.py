@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from experiments.methods import NEIGHBOR, is_neighbor
 from experiments.report.means import Mean
 from experiments.report.records import Condition
 
@@ -18,9 +19,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """Write a method's name: "1nn" as 1NN, "trades-linf" as TRADES-linf."""
+    """Write a method's name: "1nn+mirror" as 1NN+mirror, "trades-linf" as TRADES-linf."""
+    if is_neighbor(method):
+        return "1NN" + method.removeprefix(NEIGHBOR)
     name, _, rest = method.partition("-")
-    name = name.upper() if name in ("1nn", "trades", "pgd") else name
+    name = name.upper() if name in ("trades", "pgd") else name
     return f"{name}-{rest}" if rest else name
 
 

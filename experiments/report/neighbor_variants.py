@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from experiments.methods import NEIGHBOR
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve, weakest
@@ -14,7 +15,6 @@ from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
 
 TABLE = "variants.csv"
-_PLAIN = "1nn"
 _MOST_COLUMNS = 8
 _READING = (
     "Accuracy in percent{over}. = exact: the robust accuracy itself. ≥ certified: proven, a lower bound. The names of "
@@ -105,10 +105,10 @@ def lead_table(results: Results, networks: Results) -> Table:
     for method in results.methods:
         cells = []
         for condition in conditions:
-            found, plain = mean(results, method, condition), mean(results, _PLAIN, condition)
+            found, plain = mean(results, method, condition), mean(results, NEIGHBOR, condition)
             lead = best[condition].value - plain.value if plain else 0.0
             won = f" ({round(100 * (found.value - plain.value) / lead)} %)" if found and plain and lead > 0 else ""
-            cells.append(percent(found, error=False) + (won if method != _PLAIN else ""))
+            cells.append(percent(found, error=False) + (won if method != NEIGHBOR else ""))
         lines.append([method_label(method), *cells])
     lines.append(["best TRADES network", *(percent(best[condition], error=False) for condition in conditions)])
     return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, conditions)], lines)
@@ -123,7 +123,7 @@ def _choice_blocks(run: Run) -> list[Block]:
 
 def _separation_blocks(run: Run, results: Results) -> list[Block]:
     """Draw the share of training images that keep their label at each radius beside d0 / 2, norm by norm."""
-    plain = [row for row in run.rows if row["method"] == _PLAIN and row["separation"]]
+    plain = [row for row in run.rows if row["method"] == NEIGHBOR and row["separation"]]
     if not plain:
         return []
     lines = [

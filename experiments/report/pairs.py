@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experiments.methods import NEIGHBOR, is_neighbor
 from experiments.report import figures
-from experiments.report.findings import FOCUS
 from experiments.report.labels import (
     MISSING,
     SPLIT_TITLES,
@@ -92,10 +92,10 @@ def pair_scores(results: Results, split: str, condition: Condition) -> dict[tupl
     The best network is chosen anew for each pair; without TRADES among the methods, from all other methods.
     """
     rivals = [method for method in results.methods if method.startswith("trades")]
-    rivals = rivals or [method for method in results.classifiers if method != FOCUS]
+    rivals = rivals or [method for method in results.classifiers if not is_neighbor(method)]
     networks = [task_accuracies(results, method, split, condition) for method in rivals]
     scores = {}
-    for task, accuracy in task_accuracies(results, FOCUS, split, condition).items():
+    for task, accuracy in task_accuracies(results, NEIGHBOR, split, condition).items():
         pair = parse_pair(task)
         found = [network[task] for network in networks if task in network]
         if pair is not None and found:
@@ -157,7 +157,7 @@ def tally_blocks(results: Results) -> list[Block]:
 
 
 def _difference_title(results: Results) -> str:
-    return f"{method_label(FOCUS)} minus the best {_rival(results)} of each pair"
+    return f"{method_label(NEIGHBOR)} minus the best {_rival(results)} of each pair"
 
 
 def _rival(results: Results) -> str:

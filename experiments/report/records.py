@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from experiments.methods import CEILING, is_neighbor
 from experiments.pictures import Pictures
 from nn_adv import evaluation
 
 Row = Mapping[str, Any]
 SPLITS = ("train", "test", "both")
 NORMS = ("linf", "l2", "l1", "worst")
-CEILING = "ceiling"  # a method that is none: what no classifier exceeds
-_METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "pgd-linf", "pgd-l2", "standard", CEILING)
+_METHODS = ("trades-linf", "trades-l2", "trades-both", "pgd-linf", "pgd-l2", "standard", CEILING)
 
 
 class Run(NamedTuple):
@@ -177,7 +177,9 @@ def parse_pair(task: str) -> tuple[int, int] | None:
 
 
 def method_key(method: str) -> tuple:
-    """Order 1NN first, then the networks by what they are trained for, then methods unknown here."""
+    """Order 1NN first, then its variants, the networks by what they are trained for, then methods unknown here."""
+    if is_neighbor(method):
+        return -1, method
     return _METHODS.index(method) if method in _METHODS else len(_METHODS), method
 
 

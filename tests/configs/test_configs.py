@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import binary_tasks as config_file
-from experiments import binary_tasks, main, parsing, plan
+from experiments import binary_tasks, main, parsing
+from experiments.methods import METHODS
 from nn_adv import data, models
 
 ARGUMENTS = [*config_file.DATASETS, "mnist,cpu", "fashion_mnist,cpu", "cifar10,cpu"]
@@ -35,7 +36,7 @@ def test_every_network_can_be_chosen_by_its_name_alone(name):
 
 def test_datasets_and_methods_are_those_of_the_library():
     assert set(config_file.DATASETS) == set(data.DATASETS)
-    assert set(config_file.METHODS) <= set(plan.METHODS)
+    assert set(config_file.METHODS) <= set(METHODS)
 
 
 def test_every_sweep_item_passes_the_checks():

@@ -17,7 +17,7 @@ import pytest
 import experiments
 from configs import binary_tasks as config_file
 from experiments import binary_tasks, configuration, evaluate, files, parsing, pictures, radii, runner, store
-from nn_adv import data, evaluation
+from nn_adv import certify, data, evaluation, neighbors
 from tests.certify import truths
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -149,6 +149,44 @@ def test_pictures_are_kept_of_the_first_and_the_last_task_and_the_first_seed():
     made = binary_tasks.make_plan(tiny_config(tasks={"names": ("3v8", "1v7", "0v1")}, seeds=(3, 1)))
     pictured = {unit.name for group in made.groups for unit in group if (unit.task.name, unit.seed) in made.pictured}
     assert pictured == {f"digits/{task}/{method}" for task in ("3v8", "0v1") for method in ("1nn/0", "trades-both/3")}
+
+
+def test_a_variant_of_1nn_is_a_method_like_others(tmp_path):
+    config = tiny_config(methods=("1nn", "1nn+mirror"))
+    config.tasks.names = ("3v8",)
+    report = runner.run(binary_tasks, config, tmp_path)
+    known = radii.load(tmp_path / "radii" / "3v8-mirror.npz")
+    task, dataset = parsing.with_holdout(binary_tasks.make_plan(config).groups[0][0].task), data.load("digits")
+    images = dataset.train_images[task.train_index]
+    points = np.concatenate([images, images[:, :, ::-1]])
+    reference = neighbors.fit(points, np.tile(task.train_labels, 2), 2)
+    is_test = known.split == "test"
+    images, labels = (
+        dataset.test_images[known.image[is_test]],
+        (dataset.test_labels[known.image[is_test]] == 8).astype(int),
+    )
+    for row, norm in enumerate(known.norms.tolist()):
+        exact = certify.radius(reference, images, labels, norm=norm)
+        np.testing.assert_array_equal(known.lower[row, is_test], exact.lower)
+    text = report.page.read_text()
+    assert "1NN+mirror" in text and "1NN is level with 1NN+mirror" not in text  # a variant is no rival
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("1nn+sharpen", "variants must be made of subset:int.* got 'sharpen' in '1nn\\+sharpen'"),
+        (
+            "1nn+prune:2|3",
+            "variants of 1NN without alternatives that measure in l2, got .1nn.prune:2|3",
+        ),
+        ("1nn+metric:linf", "without alternatives that measure in l2, got '1nn.metric:linf'"),
+        ("2nn", "methods must be some of 1nn, ceiling, standard.*got 2nn"),
+    ],
+)
+def test_methods_that_are_none_are_refused(method, message):
+    with pytest.raises(ValueError, match=message):
+        binary_tasks.check(tiny_config(methods=("1nn", method)))
 
 
 def test_what_is_only_bounded_is_counted_from_both_sides():
