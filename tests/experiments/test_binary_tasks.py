@@ -29,7 +29,7 @@ TINY = {
     "fine_curve": (0.25,),
     "tasks": {"holdout": 0.1, "names": ("3v8", "1v7"), "train_per_class": 20},
     "evaluation": {
-        "attacks": ("apgd-margin", "square"),
+        "attacks": ("fab-t", "square"),
         "num_steps": 3,
         "num_queries": 3,
         "images_per_split": 20,
