@@ -88,8 +88,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) -> list[list[Unit]]:
     """List all units in groups of one method and one seed; the tasks of a group are trained together.
 
-    Task after task, every method, so that what is there of an unfinished run can be compared. Only networks are run with
-    every seed; 1NN, its variants and the ceiling have the seed 0.
+    Task after task, every method, so that what is there of an unfinished run can be compared. Only networks are run
+    with every seed; 1NN, its variants and the ceiling have the seed 0.
     """
 
     def unit(task: data.Task, method: str, seed: int) -> Unit:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.methods import NETWORKS, is_neighbor
+from experiments.methods import NEIGHBOR, NETWORKS
 from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
 from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, file_name
-from experiments.report.records import CEILING, Results, Row
+from experiments.report.records import Results, Row
 
 _STEP = 3  # forward passes' worth of a forward and a backward one
 
@@ -27,9 +27,9 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
     """
     conditions = [one for one in results.main_conditions if one.norm not in (None, "worst")]
     lines, dots = [], {}
-    for method in (method for method in results.methods if method != CEILING):
+    for method in (method for method in results.methods if method == NEIGHBOR or method in NETWORKS):
         own = [row for row in rows if row["method"] == method]
-        kind = "1nn" if is_neighbor(method) else "network"
+        kind = "1nn" if method == NEIGHBOR else "network"
         seconds = float(np.median([row["seconds"]["train"] for row in own]))
         means = {
             (split, one): mean_of(results, method, split, one, results.tasks)
@@ -59,7 +59,7 @@ def training_flop(row: Row, forward: float) -> float:
     In forward passes an image of plain training takes 3, one of TRADES with K steps 2 K + 7 in one norm and 4 K + 10 in
     two (`nn_adv.training.trades`).
     """
-    if is_neighbor(row["method"]):
+    if row["method"] == NEIGHBOR:
         return 0.0
     objective, norms = NETWORKS[row["method"]]
     settings = row["training"]
