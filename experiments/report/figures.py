@@ -90,27 +90,31 @@ class Drawing:
     def __init__(self, draw: Callable[[Axes], object], size: tuple[float, float] = (5.2, 4.4)):
         self._draw, self._size = draw, size
 
-    @functools.cached_property
+    @property
     def png(self) -> bytes:
         """The content of a PNG file."""
-        return self._save("png", {"Software": None})
+        return self._saved[0]
 
-    @functools.cached_property
+    @property
     def svg(self) -> bytes:
         """The content of an SVG file."""
-        return self._save("svg", {"Date": None, "Creator": None})
+        return self._saved[1]
 
-    def _save(self, form: str, unsaid: Mapping[str, None]) -> bytes:
-        """Draw it; what a file would say of when and by what is left unsaid, so that a figure has one file."""
-        buffer = io.BytesIO()
+    @functools.cached_property
+    def _saved(self) -> tuple[bytes, bytes]:
+        png, svg = io.BytesIO(), io.BytesIO()
         with matplotlib.rc_context(_STYLE):
             figure = Figure(figsize=self._size, layout="constrained")
             FigureCanvasAgg(figure)
             axes = figure.add_subplot()
             axes.set_axisbelow(True)
             self._draw(axes)
-            figure.savefig(buffer, format=form, dpi=150, facecolor="white", metadata=unsaid)
-        return buffer.getvalue()
+            # What a file would say of when and by what it was made is left unsaid, so that a figure has one file.
+            options: dict[str, Any] = {"dpi": 150, "facecolor": "white"}
+            figure.savefig(png, format="png", metadata={"Software": None}, **options)
+            figure.set_layout_engine("none")  # which keeps the layout, the dearest part
+            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, **options)
+        return png.getvalue(), svg.getvalue()
 
 
 class Pixels(NamedTuple):

@@ -46,7 +46,7 @@ def run_here(monkeypatch, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Put the figures of reports together without drawing them, for tests of what a report says beside them."""
-    monkeypatch.setattr(Drawing, "_save", lambda drawing, *form: b"\x89PNG")
+    monkeypatch.setattr(Drawing, "_saved", (b"\x89PNG", b"<svg>"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def written():
     """Every file that is written, and its content; no picture is drawn, which takes nearly all the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Drawing, "_save", lambda drawing, *form: b"drawn")
+        patch.setattr(Drawing, "_saved", (b"drawn", b"drawn"))
         found = dict(documents.documents(ROOT))
     _forget_pictures()
     return found
