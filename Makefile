@@ -31,10 +31,10 @@ test: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory --jobs=2 types quick-tests
 
-types:
+types: $(VENV)/.test-installed
 	$(BIN)/mypy nn_adv experiments configs
 
-quick-tests:
+quick-tests: $(VENV)/.test-installed
 	$(QUICK) $(BIN)/python -m pytest -q -m "not slow" $(WORKERS) --durations=15
 
 test-slow: $(VENV)/.test-installed

@@ -53,7 +53,7 @@ class Growth(NamedTuple):
 
     def per_doubling(self) -> float:
         """Return the slope of accuracy against log2 n over the three largest n."""
-        return float(np.polyfit(np.log2(self.sizes[-3:]), self.mean[-3:], 1)[0])
+        return _line(np.log2(self.sizes[-3:]), self.mean[-3:])[0]
 
     def needed(self, target: float) -> tuple[float, float]:
         """Return the n at which the power law, and the straight line, reach an accuracy; inf: never."""
@@ -76,8 +76,15 @@ def _power(sizes: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
     inside = mean < 1
     if inside.sum() < 2:
         return math.nan, math.nan
-    slope, start = np.polyfit(np.log(sizes[inside]), np.log(1 - mean[inside]), 1)
-    return math.exp(start), -float(slope)
+    slope, start = _line(np.log(sizes[inside]), np.log(1 - mean[inside]))
+    return math.exp(start), -slope
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return slope and start of the straight line of least squares."""
+    # Rounded, as processors differ in the last bits and what is written from the same rows must not.
+    slope, start = np.round(np.polyfit(x, y, 1), 9) + 0.0
+    return float(slope), float(start)
 
 
 def growth(rows: Sequence[Row]) -> dict[tuple[str, Condition], Growth]:
