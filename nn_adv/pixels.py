@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_MAIN = 257 / 65536  # of 1/255, which is a little more
+_REST = 1 / 255 - _MAIN
+
 
 def as_float(images: chex.Array) -> chex.Array:
     """Return images ``[...]`` as floats in [0, 1]: uint8 pixels correctly rounded to float32, floats as they are.
 
     Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, one ulp off for half of the values. The
-    float64 product, rounded once, is not: the result equals NumPy's ``images.astype(float32) / 255`` everywhere.
+    sum here equals NumPy's ``images.astype(float32) / 255`` for each of the 256 values, and needs no float64: the first
+    product is exact, and the second so small that only the sum rounds, with a fused multiplication or without.
     """
     if images.dtype != jnp.uint8:
         return images
-    with jax.enable_x64(True):
-        return float64_pixels(images).astype(jnp.float32)
+    values = jnp.asarray(images, jnp.float32)
+    return values * _MAIN + values * _REST
 
 
 def float64_pixels(images: chex.Array) -> jax.Array:
@@ -25,9 +29,7 @@ def float64_pixels(images: chex.Array) -> jax.Array:
     if images.dtype == jnp.float64:
         return images
     if images.dtype == jnp.uint8:
-        exact = images.astype(jnp.float64) * (1 / 255)
-        # XLA may drop a cast to float32 and back.
-        return lax.reduce_precision(exact, exponent_bits=8, mantissa_bits=23)
+        return as_float(images).astype(jnp.float64)
     # XLA reads float32 numbers below the least normal one as 0: their bits tell what they are.
     bits = lax.bitcast_convert_type(images, jnp.int32)
     size = (bits & 0x7FFFFFFF).astype(jnp.float64) * 2.0**-149

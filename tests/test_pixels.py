@@ -4,14 +4,20 @@ import jax
 import numpy as np
 import pytest
 
-from nn_adv.pixels import as_float
+from nn_adv.pixels import as_float, float64_pixels
 
-EVERY = np.arange(256).astype(np.uint8)
+EVERY = np.tile(np.arange(256).astype(np.uint8), 8).reshape(2, 8, 128)  # enough for vector instructions
 
 
 @pytest.mark.parametrize("convert", [as_float, jax.jit(as_float)])
 def test_every_uint8_value_equals_numpy(convert):
     np.testing.assert_array_equal(convert(EVERY), EVERY.astype(np.float32) / np.float32(255))
+
+
+def test_every_uint8_value_as_float64_is_that_float32():
+    with jax.enable_x64(True):
+        found = jax.jit(float64_pixels)(EVERY)
+    np.testing.assert_array_equal(found, (EVERY.astype(np.float32) / np.float32(255)).astype(np.float64))
 
 
 def test_floats_are_passed_on():

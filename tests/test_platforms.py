@@ -1,10 +1,13 @@
 """What GPUs and TPUs will see: every jitted entry point is lowered for both, on the path that they take.
 
-No accelerator is needed. The library asks `jax.default_backend` where paths differ, which is made to say "gpu" here.
+No accelerator is needed. The library asks `jax.default_backend` where paths differ, which is made to say "gpu" or "tpu"
+here. Where their compilers are installed, which need no device either, the programs are compiled for an H100 and a TPU
+v5e as well: ``pip install libtpu``, ``pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -15,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from nn_adv import Threat, attacks, models, neighbors, training
 from nn_adv.certify import screening, subproblems
@@ -26,7 +31,6 @@ _QUICK = ("nearest, l2, floats to uint8", "scores", "pgd")
 # Where float64 is in a program, and why. It is slow on GPUs and emulated on TPUs, so it is for few numbers.
 DECIDES = "distances of a few points are measured again, and decide"
 PROVES = "bounds and multipliers prove something"
-ROUNDS = "uint8 pixels are divided by 255 with one rounding"
 NEVER = ""
 
 
@@ -136,10 +140,10 @@ _ENTRIES = {
     "apgd, l1": _attack("apgd", "l1", num_steps=5),
     "square": _attack("square", "linf", num_queries=3),
     "a training step": Entry(
-        functools.partial(steps.advance, _MODEL, _RECIPE), _train, {"steps_per_epoch": 2, "grouped": False}, ROUNDS
+        functools.partial(steps.advance, _MODEL, _RECIPE), _train, {"steps_per_epoch": 2, "grouped": False}, NEVER
     ),
     "held-out accuracy": Entry(
-        functools.partial(steps.count_correct, _MODEL, _RECIPE), _measure, {"grouped": False}, ROUNDS
+        functools.partial(steps.count_correct, _MODEL, _RECIPE), _measure, {"grouped": False}, NEVER
     ),
 }  # fmt: skip
 
@@ -159,3 +163,72 @@ def test_entry_points_are_lowered_for_accelerators(name, monkeypatch):
     assert lowered.platforms == ("cuda", "tpu")
     assert not re.search(r"callback", text), "nothing calls the host"
     assert bool(re.search(r"tensor<(\d+x)*f64>", text)) == bool(entry.float64)
+
+
+# What its compiler must know of an H100, in the text format of XLA's GpuTargetConfigProto (NVIDIA's data sheet).
+_H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100"
+dnn_version_info { major: 9 minor: 8 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048 threads_per_warp: 32
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 device_memory_size: 84978434048 memory_bandwidth: 3352320000000
+}
+"""
+
+
+@functools.cache
+def _accelerators(platform: str) -> list:
+    """Devices to compile for, on which nothing runs; skips where the compiler is not installed."""
+    if platform == "tpu":
+        libtpu = pytest.importorskip("libtpu", reason="TPU's compiler is not installed: pip install libtpu")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TPU_SKIP_MDS_QUERY", "1")  # nobody answers on a machine that is not Google's
+            patch.setenv("TPU_LIBRARY_PATH", libtpu.get_library_path())
+            return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    reason = "CUDA's compiler is not installed: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
+    pytest.importorskip("jax_plugins.xla_cuda12", reason=reason)
+    return topologies.get_topology_desc("h100", "cuda", topology="1x1x8", target_config=_H100).devices
+
+
+def _compile(platform: str, function: Callable, arguments: Any, monkeypatch) -> jax.stages.Compiled:
+    monkeypatch.setattr(jax, "default_backend", lambda: {"cuda": "gpu"}.get(platform, platform))
+    jax.clear_caches()
+    options = {"xla_gpu_autotune_level": 0} if platform == "cuda" else {}  # there is nothing to try kernels on
+    compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).compile(options)
+    jax.clear_caches()
+    return compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", _ENTRIES)
+def test_entry_points_compile_for_accelerators(name, platform, monkeypatch):
+    entry, one = _ENTRIES[name], SingleDeviceSharding(_accelerators(platform)[0])
+    arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), entry.arguments())
+    with jax.enable_x64(entry.float64 == PROVES):
+        compiled = _compile(platform, functools.partial(entry.function, **entry.options), arguments, monkeypatch)
+    assert compiled.memory_analysis().output_size_in_bytes > 0
+
+
+# A TPU's float64 is two float32.
+@pytest.mark.slow
+@pytest.mark.parametrize(("platform", "gathers"), [("cuda", 1), ("tpu", 2)])
+def test_a_search_over_eight_accelerators_gathers_once(platform, gathers, monkeypatch):
+    axes = ("points", "queries")
+    mesh = Mesh(np.array(_accelerators(platform)).reshape(8, 1), axes)
+
+    def there(array):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, array.sharding.spec))
+
+    placed = neighbors.shard(_reference("uint8"), jax.make_mesh((8, 1), axes))
+    arguments = dataclasses.replace(jax.tree.map(there, placed), mesh=mesh), _images("uint8").reshape(8, -1)
+    compiled = _compile(platform, functools.partial(search._nearest, k=3, norm="l2"), arguments, monkeypatch)
+    collectives = re.findall(r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\(", compiled.as_text())
+    sent = [name.removesuffix("-start") for name in collectives if not name.endswith("-done")]
+    assert sent == ["all-gather"] * gathers
