@@ -97,8 +97,8 @@ def floor(arguments: argparse.Namespace) -> dict:
             row["exact"] = int(np.sum(found[name].status == "exact"))
         rows.append(row)
         print(row, flush=True)
-    return {"data": dataset.title, "images": len(images), "points": 50_000, "rows": rows,
-            "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
+    return {"data": dataset.title, "images": len(images), "points": 50_000, "product": product,
+            "rows": rows, "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}  # fmt: skip
 
 
 def coordinate_ascent(gaps: np.ndarray, heights: np.ndarray, low, high, *, tolerance: float = 1e-7) -> float:

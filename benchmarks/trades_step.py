@@ -112,7 +112,10 @@ def _torch_maximize(divergence, norm, images, noise, radius, lean):
                 moved = adversarial + step_size * gradient.sign()
                 adversarial = torch.clamp(torch.minimum(torch.maximum(moved, images - radius), images + radius), 0, 1)
             else:
-                gradient = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                norms = gradient.flatten(1).norm(dim=1)
+                gradient = gradient / norms.view(-1, 1, 1, 1)
+                if (norms == 0).any():  # as its authors do
+                    gradient[norms == 0] = torch.randn_like(gradient[norms == 0])
                 offset = torch.clamp(adversarial + step_size * gradient, 0, 1) - images
                 adversarial = images + offset.renorm(2, 0, radius)
     return adversarial.detach()

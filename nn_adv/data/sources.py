@@ -7,7 +7,7 @@ from importlib import resources
 
 import numpy as np
 
-from nn_adv.data import npz, tfds_source
+from nn_adv.data import npz
 from nn_adv.data.dataset import Dataset
 
 DATASETS = ("cifar10", "digits", "fashion_mnist", "mnist")
@@ -32,6 +32,8 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
     if name == "digits":
         return _load_digits()
     if name in DATASETS:
+        from nn_adv.data import tfds_source  # which takes longer to import than digits to load
+
         return tfds_source.load_tfds(name, data_dir=data_dir)
     raise ValueError(f"dataset must be one of {', '.join(DATASETS)} or npz:PATH, got {name!r}")
 
