@@ -16,6 +16,7 @@ VALUES = {
     "epochs": (10, 30, 100),
     "width": (16, 64, 256),
     "seed": (0, 1, 2),
+    "epsilon": (0.5, 1.0, 2.0),  # trained for, in multiples of the main one
 }
 
 
@@ -34,6 +35,8 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
         config.model.mlp.hidden_sizes = (value, value)
     elif name == "seed":
         config.seeds = (value,)
+    elif name == "epsilon":  # the others of the curve hold the main one of the base
+        config.epsilons.update({norm: value * epsilon for norm, epsilon in config.epsilons.items()})
     else:
         setting = {"beta": "beta", "steps": "num_steps", "epochs": "num_epochs"}[name]
         config.training[setting] = value

@@ -145,7 +145,7 @@ class Excerpts:
             name, _, value = workdir.name.partition("-")[2].partition("=")
             if name in ("base", setting):
                 runs[float(value or base)] = _read(workdir)[1]
-        return self._blocks([page.renamed(block, f"{of}-") for block in sweeps.blocks(runs, setting)])
+        return self._blocks([page.renamed(block, f"{of}-") for block in sweeps.blocks(runs, setting, base)])
 
     def costs(self, of: Study, measured: str) -> str:
         """Show robust accuracy beside cost, with what `benchmarks/cost.py` measured."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from experiments.report import figures
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, Text, file_name
-from experiments.report.records import Results, Run, index
+from experiments.report.records import Condition, Results, Run, index
 
 
-def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
+def blocks(runs: Mapping[float, Run], setting: str, base: float) -> list[Block]:
     """Lay out the accuracies of the runs at each value of a setting, over the tasks that all of them have.
 
     Args:
       runs: one of pairs of one dataset for each value.
       setting: its name.
+      base: the value whose run has the epsilons to judge all of them at.
 
     Raises:
       ValueError: the runs have no task in common.
@@ -27,7 +28,8 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
     if not tasks:
         raise ValueError(f"the runs of {setting} have no task that all methods of all of them were run on")
     lines, panels = [], []
-    for condition in first.main_conditions:
+    conditions = indexed[base].main_conditions
+    for condition in conditions:
         if condition.norm == "worst":
             continue
         curves = []
@@ -48,19 +50,19 @@ def blocks(runs: Mapping[float, Run], setting: str) -> list[Block]:
         )
     caption = f"Means over {counted(len(tasks), 'task')}. Solid: test images. Broken: train images."
     return [
-        Text(_finding(indexed, setting, tasks)),
+        Text(_finding(indexed, setting, conditions, tasks)),
         Panels(panels, caption),
         Table([setting, *(f"{value:g}" for value in indexed)], lines),
         Text(f"Per cent ± standard error over {counted(len(tasks), 'task')}; ≤ attacked, an upper bound.", "note"),
     ]
 
 
-def _finding(indexed: Mapping[float, Results], setting: str, tasks: list[str]) -> str:
+def _finding(indexed: Mapping[float, Results], setting: str, conditions: Sequence[Condition], tasks: list[str]) -> str:
     """Say at which value each network is most and least robust in the norm that it is trained for, on test images."""
     first = next(iter(indexed.values()))
     told = []
     for method in first.methods:
-        for condition in first.main_conditions:
+        for condition in conditions:
             if condition.norm and method.endswith(condition.norm):
                 means = {value: mean_of(one, method, "test", condition, tasks) for value, one in indexed.items()}
                 if not (found := {value: mean for value, mean in means.items() if mean}):
@@ -70,4 +72,4 @@ def _finding(indexed: Mapping[float, Results], setting: str, tasks: list[str]) -
                     f"{method_label(method)} has from {percent(found[least])} ({setting} {least:g}) to "
                     f"{percent(found[most])} % ({setting} {most:g})"
                 )
-    return f"Test images, at the radius and in the norm trained for: {'; '.join(told)}."
+    return f"Test images, at the main radius of the norm trained for: {'; '.join(told)}."

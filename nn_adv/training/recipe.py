@@ -28,6 +28,9 @@ class Recipe:
       step_sizes: one per threat in pixel units; None, whole or in places, for ``2 epsilon / num_steps``.
       num_epochs: passes over a member's images.
       batch_size: images per step.
+      batch_norm_groups: into so many equal groups a batch is split for the statistics of batch normalisation; running
+        ones are means over groups. With one for each device it is what replicas do that do not share statistics
+        (ghost batch normalisation, Hoffer et al. 2017, arXiv 1705.08741), on any number of devices.
       schedule: of the learning rate, "cosine" (to 0 at the end), "step" (a tenth from each of ``drop_epochs``) or
         "constant".
       learning_rate: at the start.
@@ -52,6 +55,7 @@ class Recipe:
     step_sizes: tuple[float | None, ...] | None = None
     num_epochs: int = 30
     batch_size: int = 128
+    batch_norm_groups: int = 1
     schedule: str = "cosine"
     learning_rate: float = 0.1
     drop_epochs: tuple[int, ...] = ()
@@ -67,8 +71,12 @@ class Recipe:
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTATIONS)
-        for name in ("num_epochs", "batch_size"):
+        for name in ("num_epochs", "batch_size", "batch_norm_groups"):
             _check_range(name, getattr(self, name), 1, whole=True)
+        if self.batch_size % self.batch_norm_groups:
+            raise ValueError(
+                f"batch_norm_groups must divide batch_size ({self.batch_size}), got {self.batch_norm_groups}"
+            )
         for name in ("num_steps", "select_every", "select_steps"):
             _check_range(name, getattr(self, name), 0, whole=True)
         for name in ("beta", "learning_rate", "weight_decay"):

@@ -124,17 +124,25 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
     batch = objectives.Batch(as_float(images[indices]), labels)
     if recipe.augment == "crop_flip":
         batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
-    objective = _objective(recipe)
+    objective, groups = _objective(recipe), recipe.batch_norm_groups
 
-    def loss_fn(params):
-        return objective(model.apply, {**state.variables, "params": params}, batch, key=loss_key)
+    def loss_fn(params, batch, key):
+        loss, aux = objective(model.apply, {**state.variables, "params": params}, batch, key=key)
+        return loss, aux.batch_stats
+
+    def mean_loss_fn(params):
+        if groups == 1:
+            return loss_fn(params, batch, loss_key)
+        split = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
+        found = jax.vmap(loss_fn, in_axes=(None, 0, 0))(params, split, jax.random.split(loss_key, groups))
+        return jax.tree.map(lambda x: x.mean(axis=0), found)
 
     params = state.variables["params"]
-    (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (loss, batch_stats), gradient = jax.value_and_grad(mean_loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     variables = {**state.variables, "params": optax.apply_updates(params, updates)}
-    if aux.batch_stats:
-        variables["batch_stats"] = aux.batch_stats
+    if batch_stats:
+        variables["batch_stats"] = batch_stats
     step = state.step + 1
     average = state.average
     if average is not None:

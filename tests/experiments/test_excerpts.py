@@ -17,7 +17,7 @@ def run():
 
 
 def test_a_sweep_has_a_column_for_each_value_in_order_and_a_panel_for_each_condition(run):
-    blocks = sweeps.blocks({10.0: run, 2.0: run}, "beta")
+    blocks = sweeps.blocks({10.0: run, 2.0: run}, "beta", 2.0)
     finding, panels, table = blocks[:3]
     assert "TRADES-l2 has from ≤ 78.9 ± 2.5 (beta 2) to ≤ 78.9 ± 2.5 % (beta 2)" in finding.text
     assert [image.name for image in panels.images] == ["beta-clean.png", "beta-linf.png", "beta-l2.png"]
@@ -30,7 +30,7 @@ def test_runs_without_a_common_task_are_no_sweep(run):
     halves = [[row for row in run.rows if (row["task"] == "0v1") == is_first] for is_first in (True, False)]
     parts = {float(number): run._replace(rows=half) for number, half in enumerate(halves)}
     with pytest.raises(ValueError, match="the runs of beta have no task that all methods of all of them were run on"):
-        sweeps.blocks(parts, "beta")
+        sweeps.blocks(parts, "beta", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_equal_recipes_are_equal():
         ({"augment": "mixup"}, "augment must be one of crop_flip, none, got 'mixup'"),
         ({"num_epochs": 0}, "num_epochs must be an integer >= 1, got 0"),
         ({"batch_size": 1.5}, "batch_size must be an integer >= 1, got 1.5"),
+        ({"batch_size": 9, "batch_norm_groups": 2}, r"batch_norm_groups must divide batch_size \(9\), got 2"),
         ({"num_steps": -1}, "num_steps must be an integer >= 0, got -1"),
         ({"beta": -1.0}, "beta must be a number >= 0, got -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number >= 0, got nan"),

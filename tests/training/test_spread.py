@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from nn_adv import models, training
 from nn_adv.threat import Threat
+from nn_adv.training import steps
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 _RNG = np.random.default_rng(0)
@@ -60,6 +63,34 @@ def test_batches_over_devices_have_the_losses_of_one_and_its_statistics(tmp_path
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
             found.variables[0][name], expected.variables[0][name],
         )  # fmt: skip
+
+
+def test_groups_of_a_batch_have_statistics_of_their_own_on_any_mesh():
+    recipe = dataclasses.replace(_STANDARD, num_epochs=1, batch_norm_groups=4)
+    expected, found = (_train(_Normalised(), recipe, mesh) for mesh in (None, _mesh(4)))
+    np.testing.assert_allclose(found.history.loss, expected.history.loss, rtol=1e-5, atol=1e-5)
+    whole = _train(_Normalised(), dataclasses.replace(recipe, batch_norm_groups=1), None)
+    assert np.all(np.abs(whole.history.loss - expected.history.loss) > 1e-4)
+
+
+def test_a_group_is_normalised_as_a_batch_of_its_size():
+    """Without an inner maximisation one step of two groups is the mean of one step of each."""
+    recipe = training.Recipe(objective="standard", batch_size=8, batch_norm_groups=2, num_epochs=1, weight_decay=0.0)
+    alone = dataclasses.replace(recipe, batch_size=4, batch_norm_groups=1)
+
+    def after_a_step(recipe, index):
+        state = steps.init(_Normalised(), recipe, jax.random.key(0), (8, 8, 1), grouped=False)
+        labels = _LABELS[None, index]
+        state, loss = steps.advance(
+            _Normalised(), recipe, state, _IMAGES, index[None], labels, jax.random.key(1), steps_per_epoch=1,
+            grouped=False,
+        )  # fmt: skip
+        return state.variables, loss
+
+    index = np.arange(8)
+    found = after_a_step(recipe, index)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(after_a_step(alone, part) for part in np.split(index, 2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
 def test_a_checkpoint_continues_on_another_mesh(tmp_path):
