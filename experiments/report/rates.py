@@ -174,8 +174,9 @@ def _missing_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition
             lines.append(figures.Curve(list(zip(sizes, missing, strict=True)), names[task], color, marker))
             a, b = one.power()
             style = {"linestyle": figures.BROKEN, "linewidth": 0.9}
+            power = f"{round(-b, 2) + 0.0:.2f}".replace("-", "−")  # a true minus, and none before 0.00
             fitted = list(zip(sizes, 100 * a * sizes**-b, strict=True))
-            lines.append(figures.Curve(fitted, f"n to the power −{b:.2f}", color, None, style))
+            lines.append(figures.Curve(fitted, f"n to the power {power}", color, None, style))
     return _panel(lines, condition, "missing", "share not robust in %", xscale="log", yscale="log")
 
 
