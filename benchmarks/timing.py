@@ -28,7 +28,7 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) ->
 
 def environment(*packages: str) -> dict:
     """Return device, processor, versions (of JAX, NumPy and the packages named), commit and time."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {

@@ -35,7 +35,7 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
         config.model.mlp.hidden_sizes = (value, value)
     elif name == "seed":
         config.seeds = (value,)
-    elif name == "epsilon":  # the others of the curve hold the main one of the base
+    elif name == "epsilon":  # 1 / value is in the curve, so that all are judged at the main one of the base too
         config.epsilons.update({norm: value * epsilon for norm, epsilon in config.epsilons.items()})
     else:
         setting = {"beta": "beta", "steps": "num_steps", "epochs": "num_epochs"}[name]

@@ -139,7 +139,8 @@ def read_recipes(config: ml_collections.ConfigDict, methods: Sequence[str]) -> d
 def recipe_settings(recipe: training.Recipe) -> dict[str, Any]:
     """Return the settings of a recipe without its threats, which the method names, and without what it ignores."""
     settings = dataclasses.asdict(recipe)
-    ignored = ["threats", "step_sizes", "batch_norm_groups", *(["num_steps"] * (not recipe.threats))]
+    ignored = ["threats", "step_sizes", *(["num_steps"] * (not recipe.threats))]
+    ignored += ["batch_norm_groups"] * (recipe.batch_norm_groups == 1)
     ignored += ["beta"] * (recipe.objective != "trades") + ["drop_epochs"] * (recipe.schedule != "step")
     return {name: value for name, value in settings.items() if name not in ignored}
 

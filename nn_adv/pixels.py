@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _MAIN = 257 / 65536  # of 1/255, which is a little more
-_REST = 1 / 255 - _MAIN
+_REST = 1 / 255 - _MAIN  # in float32 when it is used
 
 
 def as_float(images: chex.Array) -> chex.Array:
@@ -16,7 +16,7 @@ def as_float(images: chex.Array) -> chex.Array:
 
     Under jit XLA turns ``x / 255`` into a product with a rounded reciprocal, one ulp off for half of the values. The
     sum here equals NumPy's ``images.astype(float32) / 255`` for each of the 256 values, and needs no float64: the first
-    product is exact, and the second so small that only the sum rounds, with a fused multiplication or without.
+    product is exact, and the second so small that its rounding does not matter, with a fused multiplication or without.
     """
     if images.dtype != jnp.uint8:
         return images

@@ -10,6 +10,7 @@ import pathlib
 import jax
 import pytest
 
+# JAX, imported above, has read its environment; programs that tests start read this one.
 jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # Eight devices to split work over; what does not ask for them runs on the first.
 if "device_count" not in os.environ.get("XLA_FLAGS", ""):

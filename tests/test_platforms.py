@@ -2,7 +2,7 @@
 
 No accelerator is needed. The library asks `jax.default_backend` where paths differ, which is made to say "gpu" or "tpu"
 here. Where their compilers are installed, which need no device either, the programs are compiled for an H100 and a TPU
-v5e as well: ``pip install libtpu``, ``pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt``.
+v5e as well (docs/scale.md says how).
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from nn_adv import Threat, attacks, models, neighbors, training
 from nn_adv.certify import screening, subproblems
 from nn_adv.certify.bounds import knn_attack, knn_counting
 from nn_adv.neighbors import search, soft
-from nn_adv.training import steps
+from nn_adv.training import prototypes, steps
 
 _QUICK = ("nearest, l2, floats to uint8", "scores", "pgd")
 # Where float64 is in a program, and why. It is slow on GPUs and emulated on TPUs, so it is for few numbers.
 DECIDES = "distances of a few points are measured again, and decide"
 PROVES = "bounds and multipliers prove something"
+BOUNDS = "norms that bound an error are summed in it"
+MERGES = "distances are compared with those of the points read before"
 NEVER = ""
+_CALLED_WITH_X64 = (PROVES, MERGES)
 
 
 class Entry(NamedTuple):
@@ -79,6 +82,7 @@ def _problems() -> tuple:
 
 _MODEL = models.create("strided_cnn", 3, widths=(4,), strides=(2,))
 _THREATS = (Threat("linf", 0.1), Threat("l2", 0.5))
+_RATE = (0.1, 10)
 _RECIPE = training.Recipe(threats=_THREATS, num_steps=2, num_epochs=1, batch_size=4, select_every=1, select_steps=2)
 
 
@@ -87,15 +91,48 @@ def _logits(images):
 
 
 def _attack(name: str, norm: str, **options) -> Entry:
+    fixed = {"norm": norm} if name == "fmn" else {"threat": Threat(norm, 0.1)}
+
     def attack(images, labels, key):
-        return getattr(attacks, name)(_logits, images, labels, key=key, threat=Threat(norm, 0.1), **options)
+        return getattr(attacks, name)(_logits, images, labels, key=key, **fixed, **options)
 
     return Entry(jax.jit(attack), lambda: (_images(), np.arange(8) % 3, jax.random.key(0)), {}, NEVER)
+
+
+def _tempered(images, labels, reference, key):
+    return attacks.tempered_apgd(
+        lambda x, temperature: neighbors.soft_logits(reference, x, temperature), images, labels, key=key,
+        threat=Threat("l2", 0.1), predict_fn=lambda x: neighbors.predict(reference, x), num_steps=5,
+    )  # fmt: skip
+
+
+def _mapped() -> tuple:
+    reference = neighbors.fit(_images(count=64), np.arange(64) % 3, 3, linear_map=np.eye(64, dtype=np.float32)[:8])
+    return reference, _images().reshape(8, -1)
+
+
+def _found_so_far() -> tuple:
+    return *_search("uint8", "uint8")(), np.full((8, 2), np.inf), np.full((8, 2), 9, np.int32)
+
+
+def _lists() -> tuple:
+    points, flags = np.zeros((8, 4, 64), np.float32), np.ones((8, 4), bool)
+    return None, _images().reshape(8, -1), points, points, flags, flags  # no linear map
+
+
+def _votes() -> tuple:
+    return _images().reshape(8, -1), np.arange(8) % 3, np.zeros((8, 16, 64), np.float32), np.zeros((8, 16), np.int32)
 
 
 def _train() -> tuple:
     state = steps.init(_MODEL, _RECIPE, jax.random.key(0), (8, 8, 1), grouped=False)
     return state, _images("uint8"), np.zeros((2, 4), np.int32), np.zeros((2, 4), np.int32), jax.random.key(1)
+
+
+def _prototypes() -> tuple:
+    weights = jnp.asarray(_images().reshape(8, -1))
+    state = prototypes._optimizer(_RATE).init(weights)
+    return weights, state, _images(count=64).reshape(64, -1), np.arange(64) % 2, np.arange(8) % 2, jax.random.key(0)
 
 
 def _measure() -> tuple:
@@ -123,7 +160,21 @@ _ENTRIES = {
         jax.jit(jax.grad(lambda q, r: soft.soft_logits(r, q, 0.1).sum())),
         lambda: _search("float32", "float32")()[::-1], {}, NEVER,
     ),
+    "nearest, linear map": Entry(search._nearest, _mapped, {"k": 1, "norm": "l2"}, DECIDES),
+    "nearest, points on disk": Entry(search._nearest_of_both, _found_so_far, {"norm": "l2"}, MERGES),
     "scores": Entry(screening._score, _search("uint8", "uint8"), {}, NEVER),
+    "ceiling of scores": Entry(
+        screening._score_ceiling, lambda: (*_search("uint8", "float32")(), np.ones(8, np.float32)), {}, BOUNDS
+    ),
+    "lowest scores": Entry(
+        screening._lowest, lambda: (np.ones((8, 64), np.float32), np.ones((8, 64), bool)), {"count": 4}, NEVER
+    ),
+    **{
+        f"one constraint, {norm}": Entry(
+            screening._by_one_constraint, _lists, {"norm": norm, "bounds": (0.0, 1.0)}, PROVES
+        )
+        for norm in ("l2", "l1", "linf")
+    },
     "linf reach": Entry(
         screening._linf_reach, _reach, {"pixel_range": (np.float32(0), np.float32(1)), "bounds": (0.0, 1.0)}, NEVER
     ),
@@ -135,12 +186,32 @@ _ENTRIES = {
     },
     "votes counted": Entry(knn_counting._scores, lambda: (_reference("float32"), _images().reshape(8, -1)), {}, NEVER),
     "votes": Entry(knn_attack.winner, lambda: (np.zeros((8, 3), np.int32),), {"num_classes": 3}, NEVER),
+    "attack on votes": Entry(
+        knn_attack.attack, _votes,
+        {"k": 3, "norm": "l2", "bounds": (0.0, 1.0), "num_classes": 3, "num_steps": 2}, NEVER,
+    ),
     "pgd": _attack("pgd", "linf", num_steps=2),
     "apgd": _attack("apgd", "l2", num_steps=5),
     "apgd, l1": _attack("apgd", "l1", num_steps=5),
     "square": _attack("square", "linf", num_queries=3),
+    "fab": _attack("fab", "linf", num_steps=2),
+    "fmn": _attack("fmn", "l2", num_steps=2),
+    "tempered apgd": Entry(
+        jax.jit(_tempered),
+        lambda: (_images(), np.arange(8) % 3, _reference("float32"), jax.random.key(0)), {}, DECIDES,
+    ),
     "a training step": Entry(
         functools.partial(steps.advance, _MODEL, _RECIPE), _train, {"steps_per_epoch": 2, "grouped": False}, NEVER
+    ),
+    "a training step in groups": Entry(
+        functools.partial(steps.advance, _MODEL, dataclasses.replace(_RECIPE, batch_norm_groups=2)),
+        _train, {"steps_per_epoch": 2, "grouped": False}, NEVER,
+    ),
+    "the best so far": Entry(
+        steps.keep_best, lambda: (_train()[0], np.float32(0.5), np.int32(1)), {"grouped": False}, NEVER
+    ),
+    "a step of prototypes": Entry(
+        lambda *arrays: prototypes._step(*arrays, (("l2", 0.5), ("linf", 0.1)), _RATE, 4), _prototypes, {}, NEVER
     ),
     "held-out accuracy": Entry(
         functools.partial(steps.count_correct, _MODEL, _RECIPE), _measure, {"grouped": False}, NEVER
@@ -155,7 +226,7 @@ def test_entry_points_are_lowered_for_accelerators(name, monkeypatch):
     arguments = entry.arguments()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jax.clear_caches()
-    with jax.enable_x64(entry.float64 == PROVES):
+    with jax.enable_x64(entry.float64 in _CALLED_WITH_X64):
         function = jax.jit(functools.partial(entry.function, **entry.options))
         lowered = export.export(function, platforms=["cuda", "tpu"])(*arguments)
     jax.clear_caches()
@@ -186,13 +257,12 @@ gpu_device_info {
 def _accelerators(platform: str) -> list:
     """Devices to compile for, on which nothing runs; skips where the compiler is not installed."""
     if platform == "tpu":
-        libtpu = pytest.importorskip("libtpu", reason="TPU's compiler is not installed: pip install libtpu")
+        libtpu = pytest.importorskip("libtpu", reason="TPU's compiler is not installed (docs/scale.md)")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TPU_SKIP_MDS_QUERY", "1")  # nobody answers on a machine that is not Google's
             patch.setenv("TPU_LIBRARY_PATH", libtpu.get_library_path())
             return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    reason = "CUDA's compiler is not installed: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
-    pytest.importorskip("jax_plugins.xla_cuda12", reason=reason)
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="CUDA's compiler is not installed (docs/scale.md)")
     return topologies.get_topology_desc("h100", "cuda", topology="1x1x8", target_config=_H100).devices
 
 
@@ -211,15 +281,14 @@ def _compile(platform: str, function: Callable, arguments: Any, monkeypatch) -> 
 def test_entry_points_compile_for_accelerators(name, platform, monkeypatch):
     entry, one = _ENTRIES[name], SingleDeviceSharding(_accelerators(platform)[0])
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), entry.arguments())
-    with jax.enable_x64(entry.float64 == PROVES):
-        compiled = _compile(platform, functools.partial(entry.function, **entry.options), arguments, monkeypatch)
-    assert compiled.memory_analysis().output_size_in_bytes > 0
+    with jax.enable_x64(entry.float64 in _CALLED_WITH_X64):
+        _compile(platform, functools.partial(entry.function, **entry.options), arguments, monkeypatch)
 
 
-# A TPU's float64 is two float32.
 @pytest.mark.slow
-@pytest.mark.parametrize(("platform", "gathers"), [("cuda", 1), ("tpu", 2)])
-def test_a_search_over_eight_accelerators_gathers_once(platform, gathers, monkeypatch):
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.parametrize(("platform", "gathers"), [("cuda", 1), ("tpu", 2)])  # a TPU's float64 is two float32
+def test_a_search_over_eight_accelerators_only_gathers(platform, gathers, monkeypatch):
     axes = ("points", "queries")
     mesh = Mesh(np.array(_accelerators(platform)).reshape(8, 1), axes)
 

@@ -71,6 +71,11 @@ def error_points(error: float | None) -> str:
     return MISSING if error is None else f"{100 * error:.1f}"
 
 
+def number(value: float, digits: int, sign: str = "") -> str:
+    """Write a number with a true minus, and 0 without one; ``sign`` "+" gives positive ones theirs."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
 def signed_points(value: float) -> str:
-    """Write a difference in points with its sign (a true minus)."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    """Write a difference in points with its sign."""
+    return number(100 * value, 1, "+")

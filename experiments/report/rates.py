@@ -11,11 +11,12 @@ import pandas as pd
 from scipy import stats
 
 from experiments.report import figures
-from experiments.report.labels import MISSING, condition_label, signed_points
+from experiments.report.labels import MISSING, condition_label, number, signed_points
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CLEAN, Condition, Results, Row, tidy
 
 _SUBSET = "1nn+subset:"
+_MOST = 1e12  # images, beyond which a number says no more
 _FITTED = (
     "Fitted to the mean over draws: 1 − accuracy = a n^−b, by least squares in the logarithms; the 95 % interval of b "
     "is that of the jackknife over draws (Student's t). All draws are judged on the same test images. "
@@ -57,6 +58,8 @@ class Growth(NamedTuple):
 
     def needed(self, target: float) -> tuple[float, float]:
         """Return the n at which the power law, and the straight line, reach an accuracy; inf: never."""
+        if target <= self.mean[-1]:
+            return float(self.sizes[-1]), float(self.sizes[-1])
         slope = self.per_doubling()
         doublings = (target - self.mean[-1]) / slope if slope > 0 else math.inf
         by_line = float(self.sizes[-1] * 2.0**doublings) if doublings < 1000 else math.inf
@@ -82,9 +85,9 @@ def _power(sizes: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Return slope and start of the straight line of least squares."""
-    # Rounded, as processors differ in the last bits and what is written from the same rows must not.
-    slope, start = np.round(np.polyfit(x, y, 1), 9) + 0.0
-    return float(slope), float(start)
+    # Rounded, as processors differ in the last bits, and what is written from the same rows should not.
+    slope, start = np.round(np.polyfit(x, y, 1), 9).tolist()
+    return slope, start
 
 
 def growth(rows: Sequence[Row]) -> dict[tuple[str, Condition], Growth]:
@@ -136,7 +139,7 @@ def _rates(grown: Mapping[tuple[str, Condition], Growth], results: Results) -> T
                 [
                     f"{_task_label(results, task)}, {condition_label(condition)}",
                     *(f"{100 * share:.1f}" for share in (one.mean[0], one.mean[-1])),
-                    MISSING if math.isnan(high) else f"{one.power()[1]:.3f} ({low:.3f} to {high:.3f})",
+                    MISSING if math.isnan(high) else _interval(*(number(b, 3) for b in (one.power()[1], low, high))),
                     signed_points(one.per_doubling()),
                 ]
             )
@@ -174,9 +177,8 @@ def _missing_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition
             lines.append(figures.Curve(list(zip(sizes, missing, strict=True)), names[task], color, marker))
             a, b = one.power()
             style = {"linestyle": figures.BROKEN, "linewidth": 0.9}
-            power = f"{round(-b, 2) + 0.0:.2f}".replace("-", "−")  # a true minus, and none before 0.00
             fitted = list(zip(sizes, 100 * a * sizes**-b, strict=True))
-            lines.append(figures.Curve(fitted, f"n to the power {power}", color, None, style))
+            lines.append(figures.Curve(fitted, f"n to the power {number(-b, 2)}", color, None, style))
     return _panel(lines, condition, "missing", "share not robust in %", xscale="log", yscale="log")
 
 
@@ -207,21 +209,28 @@ def needed_table(rows: Sequence[Row], networks: Results) -> Table:
             default=0.0,
         )
         if target and (condition == CLEAN or condition in networks.main_conditions):
-            steep, shallow = (_needed_text(one.at_rate(rate, target)) for rate in reversed(one.power_interval()))
-            by_power, by_line = map(_needed_text, one.needed(target))
+            by_power, by_line = one.needed(target)
+            few, many = (one.at_rate(rate, target) for rate in reversed(one.power_interval()))
+            told = [_needed_text(count, one.sizes[-1]) for count in (by_power, few, many, by_line)]
             classes = " / ".join(networks.classes[task])
             lines.append(
                 [
                     f"{classes}, {condition_label(condition)}",
                     f"{100 * one.mean[-1]:.1f} of {one.sizes[-1]:,.0f}",
-                    f"≤ {100 * target:.1f}",
-                    f"{by_power} ({steep} to {shallow})",
-                    by_line,
+                    f"{'≤ ' * (condition != CLEAN)}{100 * target:.1f}",
+                    _interval(*told[:3]),
+                    told[3],
                 ]
             )
     header = ["", "1NN, % of n", "TRADES, %", "n by the power law (95 %)", "n by the straight line in log n"]
     return Table(header, lines)
 
 
-def _needed_text(count: float) -> str:
-    return "never" if math.isinf(count) else f"10^{math.log10(count):.1f}"
+def _needed_text(count: float, measured: float) -> str:
+    if count <= measured:
+        return "reached"
+    return "never" if math.isinf(count) else f"10^{math.log10(count):.1f}" if count <= _MOST else "beyond 10^12"
+
+
+def _interval(value: str, low: str, high: str) -> str:
+    return value if value == low == high else f"{value} ({low} to {high})"

@@ -28,9 +28,9 @@ class Recipe:
       step_sizes: one per threat in pixel units; None, whole or in places, for ``2 epsilon / num_steps``.
       num_epochs: passes over a member's images.
       batch_size: images per step.
-      batch_norm_groups: into so many equal groups a batch is split for the statistics of batch normalisation; running
-        ones are means over groups. With one for each device it is what replicas do that do not share statistics
-        (ghost batch normalisation, Hoffer et al. 2017, arXiv 1705.08741), on any number of devices.
+      batch_norm_groups: number of equal groups of a batch; batch normalisation takes its statistics within each, and
+        running ones are means over groups. One for each device is what replicas do that do not share statistics
+        (ghost batch normalisation, Hoffer et al. 2017, arXiv 1705.08741); here the result depends on no device.
       schedule: of the learning rate, "cosine" (to 0 at the end), "step" (a tenth from each of ``drop_epochs``) or
         "constant".
       learning_rate: at the start.

@@ -126,19 +126,19 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
         batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
     objective, groups = _objective(recipe), recipe.batch_norm_groups
 
-    def loss_fn(params, batch, key):
-        loss, aux = objective(model.apply, {**state.variables, "params": params}, batch, key=key)
+    def group_loss_fn(params, group, key):
+        loss, aux = objective(model.apply, {**state.variables, "params": params}, group, key=key)
         return loss, aux.batch_stats
 
-    def mean_loss_fn(params):
-        if groups == 1:
-            return loss_fn(params, batch, loss_key)
+    def loss_fn(params):
+        if groups == 1:  # which keeps the random numbers of a whole batch
+            return group_loss_fn(params, batch, loss_key)
         split = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
-        found = jax.vmap(loss_fn, in_axes=(None, 0, 0))(params, split, jax.random.split(loss_key, groups))
+        found = jax.vmap(group_loss_fn, in_axes=(None, 0, 0))(params, split, jax.random.split(loss_key, groups))
         return jax.tree.map(lambda x: x.mean(axis=0), found)
 
     params = state.variables["params"]
-    (loss, batch_stats), gradient = jax.value_and_grad(mean_loss_fn, has_aux=True)(params)
+    (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     variables = {**state.variables, "params": optax.apply_updates(params, updates)}
     if batch_stats:

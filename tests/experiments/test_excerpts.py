@@ -26,6 +26,17 @@ def test_a_sweep_has_a_column_for_each_value_in_order_and_a_panel_for_each_condi
     assert any(line[0] == "TRADES-l2, test images, L2 0.8" for line in table.rows)
 
 
+def test_all_runs_of_a_sweep_are_judged_at_the_epsilons_of_the_base(run):
+    doubled = [
+        row | {"main_radii": {norm: 2 * radius for norm, radius in row["main_radii"].items()}} for row in run.rows
+    ]
+    blocks = sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled), 0.5: run}, "epsilon", 1.0)
+    judged = [line for line in blocks[2].rows if "L2 0.8" in line[0]]
+    assert judged and all(line[1] == line[2] == line[3] for line in judged)
+    assert not any("L2 1.6" in line[0] for line in blocks[2].rows)
+    assert "L2 1.6" in str(sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled)}, "epsilon", 2.0)[2].rows)
+
+
 def test_runs_without_a_common_task_are_no_sweep(run):
     halves = [[row for row in run.rows if (row["task"] == "0v1") == is_first] for is_first in (True, False)]
     parts = {float(number): run._replace(rows=half) for number, half in enumerate(halves)}

@@ -7,7 +7,7 @@ import pytest
 
 from configs import neighbor_variants as config_file
 from experiments import neighbor_variants, runner, store, variants
-from experiments.report import rates
+from experiments.report import labels, rates
 from nn_adv import data
 
 EPSILONS = {"linf": 0.1, "l2": 0.8}
@@ -188,6 +188,26 @@ def test_a_power_law_is_found_again_with_its_interval():
 def test_what_does_not_grow_never_reaches_a_target():
     flat = rates.Growth(np.array([16.0, 32, 64]), np.full((3, 3), 0.5))
     assert flat.needed(0.6) == (np.inf, np.inf)
+    assert labels.number(flat.power()[1], 3) == labels.number(-flat.power()[1], 3) == "0.000"
+
+
+def test_what_is_reached_needs_no_more_images_whichever_way_it_grows():
+    for one in (_growth(), rates.Growth(np.array([16.0, 32, 64]), np.array([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]]))):
+        assert one.needed(one.mean[-1] - 0.1) == (one.sizes[-1], one.sizes[-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "text"),
+    [
+        (-0.0, 2, "", "0.00"),
+        (-0.004, 2, "", "0.00"),
+        (-0.26, 1, "+", "−0.3"),
+        (0.26, 1, "+", "+0.3"),
+        (2.0, 0, "", "2"),
+    ],
+)
+def test_numbers_have_a_true_minus_and_zero_none(value, digits, sign, text):
+    assert labels.number(value, digits, sign) == text
 
 
 def test_growth_is_read_from_rows_of_subsets(tmp_path):
