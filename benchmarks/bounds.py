@@ -1,6 +1,5 @@
-"""What do the other bounds give: the distance between classes, the vote of k neighbours, 1NN on features?
+"""What do the other bounds give: the vote of k neighbours, 1NN on features?
 
-  python benchmarks/bounds.py separation --dataset=cifar10 --norm=l2 --data_dir=DATA_DIR
   python benchmarks/bounds.py vote --dataset=cifar10 --norm=l2 --images=200 --data_dir=DATA_DIR
   python benchmarks/bounds.py embedding --dataset=cifar10 --task=0v1 --images=300 --data_dir=DATA_DIR
   python benchmarks/bounds.py linear --dataset=cifar10 --task=0v1 --images=500 --data_dir=DATA_DIR
@@ -20,14 +19,6 @@ from nn_adv import certify, data, neighbors
 
 _LINF_RADII = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 _RADII = {"cifar10": (0.25, 0.5, 1.0), "mnist": (0.5, 1.0, 1.5, 2.0), "digits": (0.25, 0.5, 0.8)}
-
-
-def separation(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
-    """Print the smallest distance between training images of different classes."""
-    found = certify.separation(dataset.train_images, dataset.train_labels, norm=arguments.norm)
-    print(
-        f"{arguments.norm}: d0 {found.distance:.4f}, guaranteed radius {found.guaranteed_radius:.4f}, pair {found.pair}"
-    )
 
 
 def vote(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
@@ -103,17 +94,15 @@ def _embeddings(points: np.ndarray) -> Iterator[certify.Embedding | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=["separation", "vote", "embedding", "linear"])
+    parser.add_argument("question", choices=["vote", "embedding", "linear"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--task", default="0v1", help="for embedding and linear: a pair such as 0v1, or all")
-    parser.add_argument("--norm", default="l2", help="for separation and vote")
+    parser.add_argument("--norm", default="l2", help="for vote")
     parser.add_argument("--images", type=int, default=200)
     arguments = parser.parse_args()
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
-    {"separation": separation, "vote": vote, "embedding": embedding, "linear": linear}[arguments.question](
-        dataset, arguments
-    )
+    {"vote": vote, "embedding": embedding, "linear": linear}[arguments.question](dataset, arguments)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def _environment(root: Path) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "by": lambda rows, name: {row[name]: row for row in rows},
         "condition": labels.condition_label,
         "line": binary_tasks.line_label,
         "percent": labels.percent,
