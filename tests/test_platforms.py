@@ -25,6 +25,7 @@ from nn_adv import Threat, attacks, models, neighbors, training
 from nn_adv.certify import screening, subproblems
 from nn_adv.certify.bounds import knn_attack, knn_counting
 from nn_adv.neighbors import search, soft
+from nn_adv.pixels import as_float
 from nn_adv.training import prototypes, steps
 
 _QUICK = ("nearest, l2, floats to uint8", "scores", "pgd")
@@ -283,6 +284,14 @@ def test_entry_points_compile_for_accelerators(name, platform, monkeypatch):
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), entry.arguments())
     with jax.enable_x64(entry.float64 in _CALLED_WITH_X64):
         _compile(platform, functools.partial(entry.function, **entry.options), arguments, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_pixels_are_not_multiplied_by_a_rounded_reciprocal(platform, monkeypatch):
+    one = SingleDeviceSharding(_accelerators(platform)[0])
+    compiled = _compile(platform, as_float, [jax.ShapeDtypeStruct((4096,), jnp.uint8, sharding=one)], monkeypatch)
+    assert re.search(r"f32\[4096\]\S* add\(", compiled.as_text())  # of both terms, for each pixel
 
 
 @pytest.mark.slow
