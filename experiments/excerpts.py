@@ -168,6 +168,10 @@ class Excerpts:
         """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
         return self._image(_histogram(of, self.benchmark(of), norm))
 
+    def votes(self, measured: str) -> str:
+        """Draw the mean bounds on the radius of a vote against k, as benchmarks/bounds.py found them."""
+        return self._image(_votes(measured, self.benchmark(measured)))
+
     def benchmark(self, name: str) -> Any:
         """Read a file of docs/benchmarks/."""
         return json.loads((self._root / "docs" / "benchmarks" / f"{name}.json").read_bytes())
@@ -232,6 +236,18 @@ def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
     xlabel = "distance to the nearest image of another class"
     drawing = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
     return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", drawing)
+
+
+def _votes(name: str, found: Mapping[str, Any]) -> page.Image:
+    lines = [
+        figures.Curve([(row["k"], row[bound]) for row in found["rows"]], label, *figures.PALETTE[place], style)
+        for place, (bound, label, style) in enumerate(
+            [("lower", "certified", {"linestyle": ":"}), ("upper", "what attacks find", {"linestyle": "--"})]
+        )
+    ]
+    title = f"{found['data']}, {labels.norm_label(found['norm'])}"
+    drawing = figures.curves(lines, title=title, xlabel="k", ylabel="mean radius")
+    return page.Image(page.file_name(name), f"{title}: mean bounds on the radius of the vote of k neighbours", drawing)
 
 
 def _table(blocks: Sequence[page.Block]) -> str:
