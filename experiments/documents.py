@@ -3,12 +3,17 @@
     python -m experiments.documents
 
 Their text is in results/templates/, a file each; the numbers of tables and findings come from folders of rows, or from
-files of docs/benchmarks/ (`excerpts`).
+files of docs/benchmarks/ (`excerpts`). Every table is a CSV file too.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +25,7 @@ from experiments.files import write_whole
 from experiments.report import binary_tasks, labels
 
 _FIGURES = "docs/results"
+_TABLES = f"{_FIGURES}/tables"
 
 
 def documents(root: Path) -> Iterator[tuple[str, bytes]]:
@@ -30,10 +36,35 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
         # Where the document lies, and the way from it to its figures.
         name, way = (file, _FIGURES) if file == "README.md" else (f"docs/{file}", Path(_FIGURES).name)
         excerpts = Excerpts(root, way)
-        yield name, environment.get_template(file).render(excerpts.offered).encode()
+        text = environment.get_template(file).render(excerpts.offered)
+        yield name, text.encode()
+        for table, lines in _tables(text):
+            yield f"{_TABLES}/{Path(file).stem.lower()}{table}.csv", _csv(lines)
         figures |= excerpts.files
     for name, content in sorted(figures.items()):
         yield f"{_FIGURES}/{name}", content
+
+
+def _tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the cells of each table of a page, but of those of pictures, named by the heading that it is below."""
+    heading, seen = "", Counter[str]()
+    blocks = itertools.groupby(text.splitlines(), lambda line: line[:1] if line[:1] in ("#", "|") else "")
+    for kind, lines in blocks:
+        if kind == "#":
+            heading = "-" + "-".join(re.findall(r"[a-z0-9]+", list(lines)[-1].lower()))
+        elif kind == "|" and "![" not in (rows := "\n".join(lines)):
+            seen[heading] += 1
+            cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows.splitlines()]
+            del cells[1]  # the line below the header
+            yield heading + (f"-{seen[heading]}" if seen[heading] > 1 else ""), cells
+
+
+def _csv(lines: list[list[str]]) -> bytes:
+    """Write cells as they read, without the marks of Markdown."""
+    file = io.StringIO()
+    plain = [[re.sub(r"\*\*|`|\\(?=\W)|\[(.*?)\]\(.*?\)", r"\1", cell).strip() for cell in line] for line in lines]
+    csv.writer(file, lineterminator="\n").writerows(plain)
+    return file.getvalue().encode()
 
 
 def _environment(root: Path) -> jinja2.Environment:

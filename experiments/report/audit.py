@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.report import figures, named
-from experiments.report.labels import condition_label, norm_label
+from experiments.report.labels import condition_label, counted, norm_label
 from experiments.report.named import by_condition, exact, percent, points
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, command_blocks
@@ -21,8 +21,8 @@ TABLE = "audit.csv"
 _TITLE = "How far attacks overstate the robust accuracy of 1NN"
 _READING = (
     "Points by which the share of images that an attack did not break exceeds the exact robust accuracy, which heads "
-    "each column in %. One image is {step:.2g} points. Where radii are only bounded the points are a range. "
-    f"{TABLE} has 95 % intervals over images."
+    "each column in %. One image is {step}. Where radii are only bounded the points are a range. "
+    f"95 % intervals over images are in the report's {TABLE}."
 )
 _ATTACK = ["temperature", "num_steps", "num_restarts", "loss"]
 _ABOUT = {"name", "sees", "finds", "package", "temperatures"}  # of an attack by its name; the others are settings
@@ -65,7 +65,7 @@ def blocks(run: Run) -> list[Block]:
             found += [
                 Bullets(findings(own)),
                 _table(own),
-                Text(_READING.format(step=100 / own["count"].iloc[0]), "note"),
+                Text(_READING.format(step=counted(round(100 / own["count"].iloc[0], 2), "point")), "note"),
                 *_figures(own, f"{dataset}-{task}"),
             ]
         if len(by_name):

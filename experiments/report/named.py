@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.labels import condition_label, norm_label
+from experiments.report.labels import condition_label, counted, norm_label
 from experiments.report.page import Block, Bullets, Table, Text
 from experiments.report.records import Condition, Row, norm_key
 
 _READING = (
     "Points by which the share of images that an attack did not break exceeds the exact robust accuracy, which heads "
-    "each column in %. One image is {step:.2g} points. Ratio: the median of found distance over exact radius, of all "
+    "each column in %. One image is {step}. Ratio: the median of found distance over exact radius, of all "
     "images that are classified correctly; within 1 %: the share whose distance is; – stands where half or more were "
     "not broken at all. Queries and gradients: for each image, at each radius of an attack at a radius. An attack by "
     "gradients goes through the soft 1NN at the temperatures {temperatures}, and the best point of each image counts; "
@@ -45,7 +45,7 @@ def blocks(own: pd.DataFrame) -> list[Block]:
     found: list[Block] = [Bullets(findings(own))]
     groups = sorted(own.groupby("norm", sort=False), key=lambda pair: norm_key(str(pair[0])))
     found += [_table(str(norm), items) for norm, items in groups]
-    step, temperatures = 100 / own["count"].iloc[0], own["temperatures"].iloc[0]
+    step, temperatures = counted(round(100 / own["count"].iloc[0], 2), "point"), own["temperatures"].iloc[0]
     return [*found, Text(_READING.format(step=step, temperatures=temperatures), "note")]
 
 

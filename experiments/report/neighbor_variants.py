@@ -37,8 +37,11 @@ def blocks(run: Run) -> list[Block]:
         found.append(
             Text(f"Not complete: {missing} of {counted(missing + len(run.rows), 'unit')} are missing.", "alert")
         )
-    found += [*alerts(run), *_separation_blocks(run, results), *rates.growth_blocks(run.rows, results)]
-    found += [*_table_blocks(results), *_choice_blocks(run)]
+    growth = rates.growth_blocks(run.rows, results)
+    found += [*alerts(run), *_separation_blocks(run, results), *growth, *_table_blocks(results)]
+    if not growth:  # which is drawn against the number of images instead
+        found += _curve_blocks(results)
+    found += _choice_blocks(run)
     return [*found, *provenance_blocks(run, [results])]
 
 
@@ -61,6 +64,18 @@ def _table_blocks(results: Results) -> list[Block]:
         found.append(Table(header, [line for line in lines if set(line[1:]) != {"–"}]))
     several = f": mean over {counted(len(results.tasks), 'task')} ± its standard error" if _several(results) else ""
     return [*found, Text(_READING.format(over=several), "note")]
+
+
+def _curve_blocks(results: Results) -> list[Block]:
+    """Draw robust accuracy against the radius, variant by variant, on the split that the table ends with."""
+    split = results.single_splits[-1]
+    images = [
+        _panel(results, split, Condition(norm, main), f"Robust accuracy on {split} images, {norm_label(norm)}")
+        for norm, main in results.main_epsilons.items()
+    ]
+    over = f", mean over {counted(len(results.tasks), 'task')}" if _several(results) else ""
+    note = f"{results.dataset}, {split} images{over}. Solid: exact. Dotted: certified. Upright line: the main radius."
+    return [Panels(images, note)]
 
 
 def _conditions(results: Results) -> list[Condition]:
@@ -144,7 +159,10 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
     found: list[Block] = [Heading("Training images against half the distance of the classes")]
     found += [Bullets(_promises(results, plain[0])), Table(header, lines)]
     halves = {norm: distance / 2 for norm, distance in plain[0]["separation"].items()}
-    images = [_train_panel(results, norm, half) for norm, half in halves.items()]
+    alt = "Share of training images that keep their label"
+    images = [
+        _panel(results, "train", Condition(norm, half), f"{alt}, {norm_label(norm)}") for norm, half in halves.items()
+    ]
     note = (
         f"{results.dataset}: share of training images that keep their label at every perturbation below a radius. "
         "Solid: exact. Dotted: certified, a lower bound. Upright line: d0 / 2 of the true labels. Swapped labels "
@@ -174,20 +192,21 @@ def _promises(results: Results, row) -> list[str]:
     return found
 
 
-def _train_panel(results: Results, norm: str, half: float) -> Image:
+def _panel(results: Results, split: str, marked: Condition, alt: str) -> Image:
+    """Draw what is proven of each variant's accuracy against a norm's epsilons, one of them marked."""
+    norm = marked.norm or ""
     lines = []
     for place, method in enumerate(results.methods):
         color, marker = figures.PALETTE[place % len(figures.PALETTE)]
-        if found := points_of_curve(results, method, "train", norm, results.tasks, PROVEN):
+        if found := points_of_curve(results, method, split, norm, results.tasks, PROVEN):
+            clean = mean_of(results, method, split, CLEAN, results.tasks)
             kind = weakest(mean for _, mean in found)
-            points = [(0.0, 100.0), *((epsilon, 100 * mean.value) for epsilon, mean in found)]
+            points = [(0.0, 100 * clean.value)] if clean else []
+            points += [(epsilon, 100 * mean.value) for epsilon, mean in found]
             style = {"linestyle": figures.LINE_STYLES[kind]}
             lines.append(figures.Curve(points, f"{method_label(method)} ({kind})", color, marker, style))
-    title = f"train images, {norm_label(norm)}"
-    drawing = figures.accuracy_curves(lines, Condition(norm, half), title=title)
-    return Image(
-        file_name("train", norm), f"Share of training images that keep their label, {norm_label(norm)}", drawing
-    )
+    drawing = figures.accuracy_curves(lines, marked, title=f"{split} images, {norm_label(norm)}")
+    return Image(file_name(split, norm), alt, drawing)
 
 
 def _size(value: float) -> str:

@@ -52,6 +52,13 @@ def test_every_picture_of_the_documents_is_written_or_drawn_by_its_own_command(w
     assert kept - written.keys() == {"docs/results/plane.png", "docs/results/voronoi.png"}
 
 
+def test_every_table_of_the_documents_is_a_file(written):
+    kept = {f"docs/results/tables/{path.name}" for path in (ROOT / "docs" / "results" / "tables").iterdir()}
+    assert kept == {name for name in written if name.endswith(".csv")}
+    for name in kept:
+        assert (ROOT / name).read_bytes() == written[name], f"{name} is not what its rows give: make report"
+
+
 def test_nothing_that_the_documents_need_is_ignored():
     results = ROOT / "results"
     of_sweeps = list(results.glob("*/[0-9][0-9]-*/*.json*"))
@@ -126,10 +133,24 @@ def test_a_section_is_what_the_report_says_below_a_heading_up_to_the_next(page_o
     text = files.pop("docs/page.md").decode()
     assert "1NN and the best TRADES" in text and "How many pairs" not in text
     shown = re.findall(r"\((results/digits-\S+)png\)", text)
-    assert shown and set(files) == {f"docs/{picture}{form}" for picture in shown for form in ("png", "svg")}
+    pictures = {f"docs/{picture}{form}" for picture in shown for form in ("png", "svg")}
+    table = "docs/results/tables/page-1nn-and-the-best-trades-network-of-each-pair.csv"
+    assert shown and set(files) == pictures | {table}
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_section_that_no_report_has_is_refused(page_of):
     with pytest.raises(ValueError, match="has nothing below a heading 'Pairs'"):
         page_of('{{ section("digits", "Pairs") }}')
+
+
+def test_a_table_is_a_file_named_by_page_and_heading_and_has_its_cells_as_they_read(tmp_path):
+    templates = tmp_path / "results" / "templates"
+    templates.mkdir(parents=True)
+    table = "| of | value |\n| --- | ---: |\n| `pca:1\\|2` | **= 3, or 4** |\n"
+    picture = "| |\n| --- |\n| ![seen](seen.png) |\n"
+    (templates / "page.md").write_text(f"# Top\n\n{picture}\n## A table: [one](x.md)\n\n{table}\n{table}")
+    files = dict(documents.documents(tmp_path))
+    names = [f"docs/results/tables/page-a-table-one-x-md{end}.csv" for end in ("", "-2")]
+    assert set(files) == {"docs/page.md", *names}
+    assert {files[name] for name in names} == {b'of,value\npca:1|2,"= 3, or 4"\n'}

@@ -151,7 +151,9 @@ def test_training_images_keep_their_label_up_to_half_the_distance_of_the_classes
     assert margins["least_radius"]["train"]["l2"] <= plain["least_radius"]["train"]["l2"]
     assert {item["kind"] for item in margins["evaluations"] if item["norm"]} <= {"certified", "exact"}
     assert "Training images against half the distance" in text
-    assert {path.name for path in (report.page.parent / "figures").iterdir()} == {"train-l2.png", "train-l2.svg"}
+    assert {path.name for path in (report.page.parent / "figures").iterdir()} == {
+        f"{name}.{form}" for name in ("train-l2", "test-l2", "test-linf") for form in ("png", "svg")
+    }
     lines = list(csv.DictReader(report.table.open()))
     assert {line["num_points"] for line in lines} == {str(_num_train())}
 
