@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.distance import cdist
+import scipy
 
 _METRICS = {"l1": "cityblock", "linf": "chebyshev"}
 _MEASURED_AT_A_TIME = 2**22  # distances: 32 MiB
@@ -37,7 +37,7 @@ def conflicts(pixels: np.ndarray, labels: np.ndarray, limit: float, *, norm: str
 def _distances(one: np.ndarray, other: np.ndarray, norm: str) -> np.ndarray:
     """Return all distances between rows; in l2 by a product, and directly where it loses digits."""
     if norm != "l2":
-        return cdist(one, other, _METRICS[norm])
+        return scipy.spatial.distance.cdist(one, other, _METRICS[norm])
     sizes = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)
     table = sizes - 2 * one @ other.T
     rows, columns = np.nonzero(table <= _CANCELLED * sizes)

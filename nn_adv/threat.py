@@ -6,6 +6,7 @@ are written once for all norms. Images are ``[B, ...]`` in pixel units (``[0, 1]
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -13,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from nn_adv.border import as_bounds, check_size
 
@@ -25,7 +25,8 @@ _L1_SHARE_OF_PIXELS = 0.05
 _MAX_SLICES = 16  # of a sum over an image: more are no faster
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Threat:
     """All ``v`` with ``||v||_norm <= epsilon`` and ``x + v`` within ``bounds``.
 
@@ -40,9 +41,9 @@ class Threat:
       ValueError: unknown norm, bounds out of order, or a negative or NaN epsilon given as a Python or NumPy number.
     """
 
-    norm: str = struct.field(pytree_node=False)
+    norm: str = dataclasses.field(metadata={"static": True})
     epsilon: chex.Numeric
-    bounds: tuple[float, float] | None = struct.field(pytree_node=False, default=(0.0, 1.0))
+    bounds: tuple[float, float] | None = dataclasses.field(default=(0.0, 1.0), metadata={"static": True})
 
     def __post_init__(self) -> None:
         check_norm(self.norm)

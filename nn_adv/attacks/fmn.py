@@ -5,6 +5,7 @@ Pintor et al. 2021, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -135,12 +136,12 @@ def _search(
         # Pixels at their bound keep their gradient: without it the projection would take back what they moved.
         size = perturbation_size("l2", slope)
         moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope
-        return project(threat.replace(epsilon=radius), moved, images), radius, best
+        return project(dataclasses.replace(threat, epsilon=radius), moved, images), radius, best
 
     def run(number, best):
         target = None if targets is None else targets[:, number % num_runs]
         reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(threat, images)) / 2
-        around = random_start(threat.replace(epsilon=reach), fold_in_each(keys, number), images)
+        around = random_start(dataclasses.replace(threat, epsilon=reach), fold_in_each(keys, number), images)
         start = jnp.where(number < num_runs, images, around)
         nothing = clean._replace(success=jnp.zeros_like(wrong), distance=jnp.full_like(best.distance, jnp.inf))
         carry = (start, nothing.distance, nothing)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
-import scipy.linalg
+import scipy
 
 from nn_adv.border import as_bounds, as_images, as_labels
 from nn_adv.neighbors import Reference, Streamed

@@ -15,8 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy
 from jax import lax
 
 _MAX_ROOT_STEPS = 150

@@ -11,8 +11,7 @@ import math
 
 import chex
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
+import scipy
 
 from nn_adv.border import as_images, as_labels
 from nn_adv.conflicts import conflicts
@@ -47,26 +46,26 @@ def prune(points: chex.Array, labels: chex.Array, *, radius: float, norm: str = 
     first, second, apart = conflicts(flat, labels, 2 * radius, norm=norm)
     cut = apart < 2 * radius  # equal points conflict even at radius 0, where all are kept
     shape = (len(points), len(points))  # a row for each point of the first class, a column for each of the second
-    edges = sparse.csr_matrix((np.ones(int(np.sum(cut))), (first[cut], second[cut])), shape=shape)
+    edges = scipy.sparse.csr_matrix((np.ones(int(np.sum(cut))), (first[cut], second[cut])), shape=shape)
     rows, columns = _minimum_vertex_cover(edges)
     return np.setdiff1d(np.arange(len(points)), np.concatenate([rows, columns]))
 
 
-def _minimum_vertex_cover(edges: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _minimum_vertex_cover(edges: scipy.sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows and columns of a smallest set that touches every edge of a bipartite graph.
 
     With a maximum matching, let Z be what alternating paths reach from the unmatched rows, along any edge to a column
     and along a matched one back: the cover is the rows outside Z and the columns inside it.
     """
     num_rows, num_columns = edges.shape
-    matched = csgraph.maximum_bipartite_matching(edges, perm_type="column")  # of each row, -1: none
+    matched = scipy.sparse.csgraph.maximum_bipartite_matching(edges, perm_type="column")  # of each row, -1: none
     has_match = matched >= 0
     start = num_rows + num_columns  # one more node, before all unmatched rows
-    ways = sparse.coo_matrix(edges)
+    ways = scipy.sparse.coo_matrix(edges)
     unmatched = np.flatnonzero(~has_match)
     sources = np.concatenate([ways.row, num_rows + matched[has_match], np.full(len(unmatched), start)])
     targets = np.concatenate([num_rows + ways.col, np.flatnonzero(has_match), unmatched])
-    graph = sparse.csr_matrix((np.ones(len(sources)), (sources, targets)), shape=(start + 1, start + 1))
+    graph = scipy.sparse.csr_matrix((np.ones(len(sources)), (sources, targets)), shape=(start + 1, start + 1))
     reached = np.zeros(start + 1, bool)
-    reached[csgraph.breadth_first_order(graph, start, return_predecessors=False)] = True
+    reached[scipy.sparse.csgraph.breadth_first_order(graph, start, return_predecessors=False)] = True
     return np.flatnonzero(~reached[:num_rows]), np.flatnonzero(reached[num_rows:start])

@@ -6,6 +6,7 @@ of a task depend only on its number of blocks, so most pairs of classes share on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from nn_adv import precision
 from nn_adv.border import as_count, as_images, as_labels
@@ -33,7 +33,8 @@ _BLOCK_OVERHEAD = 32
 _FEWEST_MEASURED = 2**22  # pixels of all points: from here on the fastest products are measured
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """Labelled points, ready for search; a pytree, made by `fit`.
 
@@ -66,10 +67,10 @@ class Reference:
     center: chex.Array
     centered_sq_norms: chex.Array
     pixel_range: chex.Array
-    num_classes: int = struct.field(pytree_node=False)
-    image_shape: tuple[int, ...] = struct.field(pytree_node=False)
-    products: precision.Products = struct.field(pytree_node=False)
-    mesh: jax.sharding.Mesh | None = struct.field(pytree_node=False, default=None)
+    num_classes: int = dataclasses.field(metadata={"static": True})
+    image_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    products: precision.Products = dataclasses.field(metadata={"static": True})
+    mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ Images are of a handful of pixels that are multiples of 1/8, so that every float
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import pathlib
@@ -191,9 +192,9 @@ _KEYS = (
 _THREATS = (
     Case("bounds as an array", lambda t: Threat(t.norm, t.epsilon, np.array([0, 1]))),
     Case("bounds as a list", lambda t: Threat(t.norm, t.epsilon, [0, 1])),
-    Case("epsilon of NumPy", lambda t: t.replace(epsilon=np.float64(t.epsilon))),
-    Case("epsilon of JAX", lambda t: t.replace(epsilon=jnp.float32(t.epsilon))),
-    Case("epsilon of bfloat16", lambda t: t.replace(epsilon=jnp.bfloat16(t.epsilon))),
+    Case("epsilon of NumPy", lambda t: dataclasses.replace(t, epsilon=np.float64(t.epsilon))),
+    Case("epsilon of JAX", lambda t: dataclasses.replace(t, epsilon=jnp.float32(t.epsilon))),
+    Case("epsilon of bfloat16", lambda t: dataclasses.replace(t, epsilon=jnp.bfloat16(t.epsilon))),
     Case("no threat", lambda t: 0.125, "{name} must be a Threat, got 0.125"),
 )
 

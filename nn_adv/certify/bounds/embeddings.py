@@ -17,9 +17,7 @@ from typing import Any
 
 import chex
 import numpy as np
-import scipy.fft
-import scipy.linalg
-from scipy.spatial import distance as scipy_distance
+import scipy
 
 from nn_adv import neighbors
 from nn_adv.border import as_count, as_images, as_labels
@@ -257,8 +255,8 @@ def check_lipschitz(embed: Embedding, images: np.ndarray) -> None:
     compared = np.clip(np.concatenate([images, *moved]), min(0, images.min()), max(1, images.max())).astype(np.float32)
     flat, vectors = _flat(compared), embed(compared)
     slack = 2 * embed.rounding * max(1.0, float(np.abs(flat).max()))
-    apart = scipy_distance.cdist(flat, flat)
-    ratio = np.maximum(scipy_distance.cdist(vectors, vectors) - slack, 0) / np.where(apart > 0, apart, np.inf)
+    apart = scipy.spatial.distance.cdist(flat, flat)
+    ratio = np.maximum(scipy.spatial.distance.cdist(vectors, vectors) - slack, 0) / np.where(apart > 0, apart, np.inf)
     if ratio.max() > embed.lipschitz * (1 + 1e-9):
         raise ValueError(
             f"embed must enlarge distances by at most its lipschitz, {embed.lipschitz}; "

@@ -20,8 +20,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
-from scipy.spatial import distance as scipy_distance
 
 from nn_adv import neighbors
 from nn_adv.certify.bounds.margins import norm_ratio
@@ -97,7 +97,7 @@ def lower_bound(
     holding, held_back = points.pixels(pool), points.pixels(near.opponents)
     sq_pool, sq_opponents = (np.square(some - image.astype(np.float64)).sum(axis=1) for some in (holding, held_back))
     margins = (sq_opponents - sq_pool[:, None]) / 2 - _SLACK * (sq_opponents + sq_pool[:, None])
-    lengths = scipy_distance.cdist(holding, held_back, _METRIC[dual_norm(norm)]) * (1 + _SLACK)
+    lengths = scipy.spatial.distance.cdist(holding, held_back, _METRIC[dual_norm(norm)]) * (1 + _SLACK)
     pairwise = np.where(margins > 0, margins / np.where(lengths > 0, lengths, 1), 0)
     # The last column stands for all opponents beyond the listed ones, however many.
     table = np.concatenate([pairwise, _beyond(points, sq_pool, near.beyond, norm)[:, None]], axis=1)
