@@ -55,14 +55,12 @@ def findings(own: pd.DataFrame) -> list[str]:
     for norm, items in sorted(own.groupby("norm", sort=False), key=lambda pair: norm_key(str(pair[0]))):
         mean = _mean_points(items)
         best, worst = mean.index[0], mean.index[-1]
-        text = f"{norm_label(str(norm))}: of {len(mean)} attacks {best} overstates least, by {mean.iloc[0]:.1f} points "
-        text += f"in the mean over the radii, {worst} most, by {mean.iloc[-1]:.1f}"
+        text = f"{norm_label(str(norm))}, {len(mean)} attacks. In the mean over the radii {best} overstates least "
+        text += f"({mean.iloc[0]:.1f} points) and {worst} most ({mean.iloc[-1]:.1f})"
         ratios = items.drop_duplicates("attack").dropna(subset=["median_ratio"]).set_index("attack")["median_ratio"]
         if len(ratios):
-            text += (
-                f"; the nearest distances are those of {ratios.idxmin()}, {ratios.min():.3f} times the radius in the "
-            )
-            text += f"median, the farthest those of {ratios.idxmax()}, {ratios.max():.3f} times"
+            text += f". The nearest points are those of {ratios.idxmin()} (median {ratios.min():.3f} times the radius)"
+            text += f", the farthest those of {ratios.idxmax()} ({ratios.max():.3f} times)"
         sentences.append(f"{text}.")
     return sentences
 
