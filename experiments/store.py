@@ -76,6 +76,7 @@ class Store:
             raise ResultsError(f"row {row['unit']!r} has config_hash {row['config_hash']}, not {self.config_hash}")
         if row["unit"] in self._done:
             raise ResultsError(f"unit {row['unit']!r} is already in {self._path.parent}: skip the units in done()")
+        self._descriptor = _follow(self._descriptor, self._path)
         line = _encode(row)
         end = os.fstat(self._descriptor).st_size
         try:
@@ -220,6 +221,27 @@ def _open_locked(path: Path) -> int:
                 f"{path} is open in another process: wait for it to end, or give each process its own --shard"
             ) from error
     return descriptor
+
+
+def _follow(descriptor: int, path: Path) -> int:
+    """Return the open file that a path names now, with the rows of the one that is open.
+
+    Restoring an earlier version of a file, as git does, puts another file in its place: what is appended to the one
+    that is open would be in no folder.
+    """
+    opened = os.fstat(descriptor)
+    if path.exists() and os.path.samestat(path.stat(), opened):
+        return descriptor
+    current = _open_locked(path)
+    with one_line_errors(path):
+        _cut_damaged_tail(current, path)
+        there = {line.row["unit"] for line in _lines(path.read_bytes()) if line.row is not None}
+        for line in os.pread(descriptor, opened.st_size, 0).splitlines(keepends=True):
+            if (row := _decode(line)) is not None and row["unit"] not in there:
+                _write_all(current, line)
+        os.fsync(current)
+    os.close(descriptor)
+    return current
 
 
 def _cut_damaged_tail(descriptor: int, path: Path) -> None:

@@ -181,7 +181,7 @@ _ENTRIES = {
     ),
     **{
         f"subproblems, {norm}": Entry(
-            subproblems._solve_all, _problems, {"norm": norm, "bounds": (0.0, 1.0), "one_by_one": False}, PROVES
+            subproblems._solve_together, _problems, {"norm": norm, "bounds": (0.0, 1.0)}, PROVES
         )
         for norm in ("l2", "l1", "linf")
     },

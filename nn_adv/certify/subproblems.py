@@ -116,7 +116,7 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
 
     opponents = filled([one.opponent for one in subproblems], np.int32)
     with jax.enable_x64(True):
-        solved = _solve_all(
+        solved = (_solve_one_by_one if one_by_one else _solve_together)(
             points.linear_map,
             # The points themselves: what is compiled depends on neither the number of images nor that of points.
             search.pixels[filled([one.image for one in subproblems], np.int32)],
@@ -135,7 +135,6 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
             filled(scale),
             norm=search.norm,
             bounds=search.bounds,
-            one_by_one=one_by_one,
         )
     multipliers, perturbation, lower, candidate, is_converged = (np.array(part)[:count] for part in solved)
     for i, one in enumerate(subproblems):
@@ -151,16 +150,16 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
     return candidate, is_converged
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "bounds", "one_by_one"))
-def _solve_all(linear_map, *subproblems, norm, bounds, one_by_one):
-    """Solve S subproblems, together or one by one, which a CPU's cache prefers and where none waits for the slowest."""
+# XLA's fusion emitters take more than half of the time in which this is compiled for a CPU, and make it no faster.
+@functools.partial(jax.jit, static_argnames=("norm", "bounds"), compiler_options={"xla_cpu_use_fusion_emitters": False})
+def _solve_one_by_one(linear_map, *subproblems, norm, bounds):
+    """Solve S subproblems as `_solve_together`, which a CPU's cache prefers and where none waits for the slowest."""
     solve = functools.partial(_solve_together, linear_map, norm=norm, bounds=bounds)
-    if not one_by_one:
-        return solve(*subproblems)
     alone = jax.tree.map(lambda field: field[:, None], subproblems)
     return jax.tree.map(lambda field: field[:, 0], jax.lax.map(lambda subproblem: solve(*subproblem), alone))
 
 
+@functools.partial(jax.jit, static_argnames=("norm", "bounds"))
 def _solve_together(
     linear_map, image, opponent, mapped, own, is_constraint, multipliers, size, center, rounds, enough, shift, lift,
     scale, *, norm, bounds

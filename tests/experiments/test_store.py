@@ -217,6 +217,23 @@ def test_a_damaged_config_file_is_refused_in_one_line(tmp_path):
             store.open_store(tmp_path, CONFIG)
 
 
+def test_rows_go_on_in_a_file_that_is_put_in_the_place_of_the_one_opened(tmp_path):
+    path = tmp_path / ROWS_FILE
+    with store.open_store(tmp_path, CONFIG) as opened:
+        opened.append(_row("a"))
+        earlier = path.read_bytes()
+        opened.append(_row("b"))
+        for unit in ("c", "d"):  # as git does that restores an earlier version
+            path.unlink()
+            path.write_bytes(earlier)
+            opened.append(_row(unit))
+        path.unlink()
+        opened.append(_row("e"))
+        with pytest.raises(files.ResultsError, match="is open in another process"):
+            store.open_store(tmp_path, CONFIG)
+    assert store.read_rows(tmp_path)[1] == [] and _units(tmp_path) == ["a", "b", "c", "d", "e"]
+
+
 def test_a_unit_is_never_appended_twice(tmp_path):
     with store.open_store(tmp_path, CONFIG) as opened:
         opened.append(_row("a"))
