@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _CHECKED_AT_A_TIME = 2**20  # pixels: few enough for the cache
+_ROUNDING = 1e-3  # as far out of [0, 1] as arithmetic or resampling takes pixels that were meant to be inside
 _LARGEST = np.iinfo(np.int32).max
 
 
@@ -232,6 +233,8 @@ def _remedy(part: np.ndarray, bounds: tuple[float, float] | None) -> str:
     """Guess from pixels that do not fit the unit interval what they are."""
     if bounds is None or tuple(bounds) != (0, 1) or not np.isfinite(part).all():
         return ""
+    if part.min() >= -_ROUNDING and part.max() <= 1 + _ROUNDING:
+        return "; np.clip(images, 0, 1) undoes such rounding"
     if part.min() < 0:
         return "; give pixels as they are: normalisation belongs inside the model"
     return "; divide pixels of 0..255 by 255, or give them as uint8" if part.max() > 2 else ""

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from nn_adv.border import as_images, as_labels
 from nn_adv.data.dataset import Dataset
 from nn_adv.paths import as_path
 
@@ -20,7 +21,6 @@ _UNREADABLE = (
 )
 # What the first axis of an image is, and not its last, where the channels come first.
 _CHANNELS, _MOST_CHANNELS = (1, 3), 4
-_ROUNDING = 1e-3  # as far out of [0, 1] as arithmetic or resampling takes pixels that were meant to be inside
 
 
 def load_npz(path: str | os.PathLike[str]) -> Dataset:
@@ -48,7 +48,8 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
             f"test_images must be like train_images, {_describe(images['train'])}, got {_describe(images['test'])}"
         )
     labels = {
-        split: _checked_labels(f"{split}_labels", arrays[f"{split}_labels"], len(images[split])) for split in _SPLITS
+        split: as_labels(arrays[f"{split}_labels"], count=len(images[split]), name=f"{split}_labels")
+        for split in _SPLITS
     }
     class_names = _class_names(arrays.get("class_names"), labels["train"])
     _check_classes(labels, class_names)
@@ -86,46 +87,15 @@ def _describe(array: np.ndarray) -> str:
 
 def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
     """Return the images as uint8 or float32, or raises ValueError for the first unfit one."""
-    if images.ndim != 4 or not images.size:
-        remedy = " (add the channel axis: images[..., None])" if images.ndim == 3 else ""
-        raise ValueError(f"{name} must be [N, H, W, C], none of them 0, got {list(images.shape)}{remedy}")
-    if images.shape[1] in _CHANNELS and min(images.shape[2:]) > _MOST_CHANNELS:
+    if images.ndim == 4 and images.shape[1] in _CHANNELS and min(images.shape[2:]) > _MOST_CHANNELS:
         raise ValueError(
             f"{name} must be [N, H, W, C], got {list(images.shape)}, which looks like [N, C, H, W]: save "
             "np.moveaxis(images, 1, -1)"
         )
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{name} must be uint8 in 0..255 or floats in [0, 1], got {images.dtype}")
-    with np.errstate(over="ignore"):
-        rounded = images.astype(np.float32)
-    fits = (rounded >= 0) & (rounded <= 1)  # false for NaN too
-    if not fits.all():
-        first = np.unravel_index(np.argmin(fits), images.shape)
-        where = ", ".join(str(axis) for axis in first)
-        raise ValueError(f"{name} must lie in [0, 1], got {images[first]!s} at [{where}]: save it {_remedy(images)}")
-    return rounded
-
-
-def _remedy(images: np.ndarray) -> str:
-    if not np.isfinite(images).all() or images.min() < -_ROUNDING:
-        return "after replacing or leaving out such images"
-    if images.max() <= 1 + _ROUNDING:
-        return "after np.clip(images, 0, 1)"
-    return "as uint8, or divided by 255"
-
-
-def _checked_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the labels as int32, or raises ValueError for the first unfit one."""
-    if labels.shape != (count,):
-        raise ValueError(f"{name} must be [{count}], one label per image, got {list(labels.shape)}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} must be whole numbers of an integer dtype, got {labels.dtype}")
-    unfit = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int32).max))
-    if unfit.size:
-        raise ValueError(f"{name} must be in 0..C-1, got {labels[unfit[0]]} at [{unfit[0]}]")
-    return labels.astype(np.int32)
+    images = as_images(images, name=name, bounds=(0, 1), rank=4, float_dtype=np.float32)
+    if not len(images):
+        raise ValueError(f"{name} must be [N, H, W, C] with at least one image, got {list(images.shape)}")
+    return images
 
 
 def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[str, ...]:
@@ -144,10 +114,7 @@ def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[st
 def _check_classes(labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
     """Raise ValueError for a label of no class and for a class without a training image."""
     for split, values in labels.items():
-        unfit = np.flatnonzero(values >= len(class_names))
-        if unfit.size:
-            first = unfit[0]
-            raise ValueError(f"{split}_labels must be in 0..{len(class_names) - 1}, got {values[first]} at [{first}]")
+        as_labels(values, len(class_names), name=f"{split}_labels")
     absent = np.setdiff1d(np.arange(len(class_names)), labels["train"])
     if absent.size:
         raise ValueError(

@@ -173,6 +173,7 @@ def _outside_the_unit_interval() -> tuple[Case, ...]:
         Case("[-1, 1]", lambda x: x * 2 - 1, inside + "-.* at index .*normalisation"),
         Case("normalised", lambda x: (x - 0.5) / 0.25, inside + ".*at index .*normalisation"),
         Case("a little above", _with(np.float32(1.001)), inside + "1.001 at index 2"),
+        Case("rounded", _with(np.float32(1.00001)), inside + r"1.00001 at index 2; np.clip\("),
     )
 
 
