@@ -21,7 +21,7 @@ from experiments.report.labels import (
     percent,
 )
 from experiments.report.means import Line, Mean, main_table
-from experiments.report.page import Block, Bullets, Heading, Table, Text
+from experiments.report.page import TEXT_WIDTH, Block, Bullets, Heading, Table, Text, text_table
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CEILING, Condition, Results, Row, Run, index, method_key, parse_pair, tidy
 from nn_adv import evaluation
@@ -48,7 +48,6 @@ _COMPARING = (
     "= marks exact accuracy."
 )
 _COLLAPSED = 0.1  # above half of the clean images of a pair
-_WIDTH, _CELL = 100, 7  # of the terminal's table
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
 
@@ -243,30 +242,14 @@ def summary(run: Run) -> str:
 
 
 def _text_table(results: Results) -> str:
-    lines = main_table(results, _shown_tasks(results))
-    first = max(len(_short_label(line)) for line in lines) + 1
-    at_once = max(1, (_WIDTH - first) // (1 + _CELL * len(results.main_conditions)))
-    text = [results.dataset, *textwrap.wrap(_tasks_note(results), _WIDTH)]
-    for start in range(0, len(results.splits), at_once):
-        text += ["", *_text_lines(results, lines, results.splits[start : start + at_once], first)]
-    epsilons = ", ".join(condition_label(Condition(*pair)) for pair in results.main_epsilons.items())
-    return "\n".join(line.rstrip() for line in [*text, "", *textwrap.wrap(f"{epsilons}; {_LEGEND}", _WIDTH)])
-
-
-def _text_lines(results: Results, lines: Sequence[Line], splits: Sequence[str], first: int) -> list[str]:
-    def across(name: str, groups: Sequence[Sequence[str]]) -> str:
-        return f"{name:{first}}" + "".join(" " + "".join(f"{cell:>{_CELL}}" for cell in cells) for cells in groups)
-
     heads = ["clean" if one.norm is None else norm_label(one.norm) for one in results.main_conditions]
-    titles = "".join(f" {SPLIT_TITLES[split]:^{_CELL * len(heads)}}" for split in splits)
-    text = [" " * first + titles, across("", [heads] * len(splits))]
-    for line in lines:
-        groups = [list(line.cells[split].values()) for split in splits]
-        shares = [[percent(mean, error=False).replace(" ", "") for mean in means] for means in groups]
-        errors = [[f"±{error_points(mean.error)}" if mean else "" for mean in means] for means in groups]
-        text += [across(_short_label(line), shares), across("", errors)]
-    return text
-
-
-def _short_label(line: Line) -> str:
-    return "  certified" if line.certified else line_label(line)
+    lines = [["", *heads * len(results.splits)]]
+    for line in main_table(results, _shown_tasks(results)):
+        means = [mean for split in results.splits for mean in line.cells[split].values()]
+        label = "  certified" if line.certified else line_label(line)
+        lines.append([label, *(percent(mean, error=False).replace(" ", "") for mean in means)])
+        lines.append(["", *(f"±{error_points(mean.error)}" if mean else "" for mean in means)])
+    shown = text_table(lines, [SPLIT_TITLES[split] for split in results.splits])
+    epsilons = ", ".join(condition_label(Condition(*pair)) for pair in results.main_epsilons.items())
+    over, legend = (textwrap.wrap(text, TEXT_WIDTH) for text in (_tasks_note(results), f"{epsilons}; {_LEGEND}"))
+    return "\n".join([results.dataset, *over, "", *shown, "", *legend])

@@ -6,7 +6,7 @@ import pandas as pd
 
 from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, counted, method_label
-from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
+from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, command_blocks
 from experiments.report.records import Run, method_key
 
@@ -54,10 +54,7 @@ def summary(run: Run) -> str:
     lines = [f"{run.rows[0]['dataset']}, {SPLIT_TITLES[split]}, {counted(len(tasks), 'task')}, % correct"]
     for name, own in _by_corruption(found[found["split"] == split]):
         means = _means(own)
-        lines += ["", f"{name:14}" + "".join(f"{strength:>8g}" for strength in means.columns)]
-        lines += [
-            f"{method_label(method):14}" + "".join(f"{x:8.1f}" for x in line) for method, line in means.iterrows()
-        ]
+        lines += ["", *text_table([[name, *(f"{strength:g}" for strength in means.columns)], *_texts(means)])]
     return "\n".join(lines)
 
 
@@ -83,13 +80,16 @@ def _means(own: pd.DataFrame) -> pd.DataFrame:
     return means.sort_index(key=lambda methods: methods.map(method_key)).sort_index(axis=1)
 
 
+def _texts(means: pd.DataFrame) -> list[list[str]]:
+    return [[method_label(str(method)), *(f"{x:.1f}" for x in line)] for method, line in means.iterrows()]
+
+
 def _tables(own: pd.DataFrame) -> list[Block]:
     found: list[Block] = []
     for name, lines in _by_corruption(own):
         means, (title, unit) = _means(lines), _TITLES[name]
         sizes = lines.groupby("strength")["mean_l2"].mean()
-        rows = [[method_label(str(method)), *(f"{x:.1f}" for x in line)] for method, line in means.iterrows()]
-        rows.append(["mean L2", *(f"{sizes[strength]:.2f}" for strength in means.columns)])
+        rows = [*_texts(means), ["mean L2", *(f"{sizes[strength]:.2f}" for strength in means.columns)]]
         found.append(Table([f"{title} ({unit})", *(f"{strength:g}" for strength in means.columns)], rows))
     return found
 

@@ -30,7 +30,7 @@ from experiments.report.labels import (
     norm_label,
 )
 from experiments.report.means import Mean, share, standard_error, weakest
-from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Row, Run, index, tidy
 
@@ -150,11 +150,9 @@ def summary(run: Run) -> str:
     rows = [list(map(str, row)) for row in main.rows]
     cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in rows]
     lines = [["", *main.header[1:]], *([row[0][:36], *shares] for row, shares in zip(rows, cells, strict=True))]
-    first, width = max(len(line[0]) for line in lines) + 1, max(map(len, main.header[1:])) + 1
-    text = [results.dataset, " " * first + "".join(f"{group:^{width * span}}" for group, span in main.groups[1:])]
-    text += [f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell in shares) for name, *shares in lines]
-    text += ["in %; ≤ attacked (upper bound), = exact", *(f"- {sentence(one)}" for one in comparisons(results))]
-    return "\n".join(line.rstrip() for line in text)
+    shown = text_table(lines, [title for title, _ in main.groups[1:]])
+    beaten = [f"- {sentence(one)}" for one in comparisons(results)]
+    return "\n".join([results.dataset, *shown, "in %; ≤ attacked (upper bound), = exact", *beaten])
 
 
 def _main_table(results: Results, names: Sequence[str]) -> Table:

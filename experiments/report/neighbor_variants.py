@@ -10,7 +10,7 @@ from experiments.methods import NEIGHBOR
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve, weakest
-from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
+from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
 
@@ -48,11 +48,10 @@ def blocks(run: Run) -> list[Block]:
 def summary(run: Run) -> str:
     """Return the robust accuracies at the main epsilons as plain text."""
     (results,) = index(run.rows)
-    lines = [f"{results.dataset}, {results.single_splits[-1]} images, %"]
-    for method in results.methods:
-        cells = _cells(results, method, results.single_splits[-1], results.main_conditions)
-        lines.append(f"{method_label(method):32}" + "".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
+    split, conditions = results.single_splits[-1], results.main_conditions
+    lines = [[method_label(method), *_cells(results, method, split, conditions)] for method in results.methods]
+    header = ["", *map(condition_label, conditions)]
+    return "\n".join([f"{results.dataset}, {split} images, %", *text_table([header, *lines])])
 
 
 def _table_blocks(results: Results) -> list[Block]:

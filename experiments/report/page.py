@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 
 from experiments.report.figures import Drawing, Pixels
 
+TEXT_WIDTH = 100  # columns of a terminal
+
 
 class Heading(NamedTuple):
     """A section's title; level 1 is the page's."""
@@ -105,6 +107,29 @@ def to_html(blocks: Sequence[Block], *, title: str) -> str:
 def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
     """Return Markdown whose images lie in `folder` beside it."""
     return _TEMPLATES.get_template("page.md").render(blocks=blocks, folder=folder)
+
+
+def text_table(lines: Sequence[Sequence[str]], titles: Sequence[str] = ()) -> list[str]:
+    """Lay out lines of texts, the header first, for a terminal; columns that do not fit stand in a table below.
+
+    Args:
+      lines: texts of each line, of which the first is on the left and the others are on the right.
+      titles: over groups of equally many columns, which stay together.
+    """
+    first, width = (1 + max(len(text) for line in lines for text in line[part]) for part in (slice(1), slice(1, None)))
+    span = (len(lines[0]) - 1) // len(titles) if titles else 1
+    gap = int(len(titles) > 1 and first + len(titles) * (span * width + 1) <= TEXT_WIDTH)
+    at_once = span * max(1, (TEXT_WIDTH - first) // (span * width + gap))
+    found = []
+    for start in range(0, len(lines[0]) - 1, at_once):
+        shown = range(start, min(start + at_once, len(lines[0]) - 1))
+        found += [""] if start else []
+        if titles:
+            found.append(" " * first + "".join(f"{titles[at // span]:^{span * width + gap}}" for at in shown[::span]))
+        for name, *texts in lines:
+            cells = (f"{texts[at]:>{width + gap * (at % span == 0)}}" for at in shown)
+            found.append(f"{name:{first}}" + "".join(cells))
+    return [line.rstrip() for line in found]
 
 
 def images(blocks: Sequence[Block]) -> Iterator[Image]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from experiments.report.page import Block, Heading, Table
+from experiments.report.page import Block, Heading, Table, text_table
 from experiments.report.provenance import alerts, command_blocks
 from experiments.report.records import Run
 
 TABLE = "networks.csv"
+_HEADER = ["network", "clean, %", "training, s"]
 
 
 def table(run: Run) -> pd.DataFrame:
@@ -23,13 +24,14 @@ def table(run: Run) -> pd.DataFrame:
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
-    lines = [[line.method, f"{line.clean_accuracy:.2f}", f"{line.train:.0f}"] for line in table(run).itertuples()]
     title = Heading(f"Networks trained on {run.rows[0]['dataset']}", 1)
-    return [title, *alerts(run), Table(["network", "clean, %", "training, s"], lines), *command_blocks(run)]
+    return [title, *alerts(run), Table(_HEADER, _lines(run)), *command_blocks(run)]
 
 
 def summary(run: Run) -> str:
     """Return the table as plain text."""
-    lines = [f"{run.rows[0]['dataset']}, test images", f"{'network':14}{'clean, %':>9}{'training, s':>13}"]
-    lines += [f"{line.method:14}{line.clean_accuracy:9.2f}{line.train:13.0f}" for line in table(run).itertuples()]
-    return "\n".join(lines)
+    return "\n".join([f"{run.rows[0]['dataset']}, test images", *text_table([_HEADER, *_lines(run)])])
+
+
+def _lines(run: Run) -> list[list[str]]:
+    return [[line.method, f"{line.clean_accuracy:.2f}", f"{line.train:.0f}"] for line in table(run).itertuples()]
