@@ -12,6 +12,7 @@ from typing import NamedTuple
 import chex
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from experiments import classifiers
 from experiments.files import read_arrays, write_arrays
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def broken_by(
-    classifier: classifiers.Classifier,
+    logits_fn: Partial,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -56,7 +57,7 @@ def broken_by(
     once a norm, not once a radius; the counts are still upper bounds of the robust accuracy.
 
     Args:
-      classifier: whose logits are attacked.
+      logits_fn: what is attacked, images ``[B, ...]`` to logits ``[B, C]``.
       images: ``[N, ...]`` float32.
       labels: ``[N]``.
       suite: the attacks in their order.
@@ -73,7 +74,7 @@ def broken_by(
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.
     """
-    network = _fingerprint(classifier, images, batch_size)
+    network = _fingerprint(logits_fn, images, batch_size)
     done, state = _load(progress_file, network, images)
     saved = time.monotonic()
 
@@ -90,7 +91,7 @@ def broken_by(
         if state is None and known is not None:
             state = attacks.EnsembleState(images, np.where(known == _IN_DOUBT, attacks.UNBROKEN, attacks.CLEAN), 0, 0)
         result = attacks.ensemble(
-            classifier.logits_fn,
+            logits_fn,
             images,
             labels,
             key=key,
@@ -108,7 +109,7 @@ def broken_by(
 
 
 def least_changes(
-    classifier: classifiers.Classifier,
+    logits_fn: Partial,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -120,7 +121,7 @@ def least_changes(
     """Return the nearest point with another label that an attack finds of each image, however far it is.
 
     Args:
-      classifier: whose logits are attacked.
+      logits_fn: what is attacked, images ``[B, ...]`` to logits ``[B, C]``.
       images: ``[N, ...]`` float32, at least one.
       labels: ``[N]``.
       norm: what is smallest.
@@ -133,7 +134,7 @@ def least_changes(
     """
     everywhere = Threat(norm, float(images[0].size))
     options = {"key": key, "threat": everywhere, "attacks": [attack], "batch_size": batch_size}
-    return np.asarray(attacks.ensemble(classifier.logits_fn, images, labels, **options).adversarial)
+    return np.asarray(attacks.ensemble(logits_fn, images, labels, **options).adversarial)
 
 
 def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -151,15 +152,15 @@ def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]
     return known
 
 
-def _fingerprint(classifier: classifiers.Classifier, images: np.ndarray, batch_size: int) -> int:
+def _fingerprint(logits_fn: Partial, images: np.ndarray, batch_size: int) -> int:
     """Return a number that tells networks apart: a run that was changed in between may have trained another one.
 
     What the network says of some images, the same however large the batches are, stands for what is hidden in a
     function, such as a torch module's weights.
     """
-    contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier)]
+    contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(logits_fn)]
     starts = range(0, min(_IMAGES_THAT_TELL, len(images)), batch_size)
-    said = [np.asarray(classifiers.predict(classifier, images[start : start + batch_size])) for start in starts]
+    said = [np.asarray(classifiers.predict(logits_fn, images[start : start + batch_size])) for start in starts]
     contents.append(np.concatenate(said)[:_IMAGES_THAT_TELL].tobytes())
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 

@@ -220,11 +220,11 @@ class Plan(plan.Plan):
         start = time.perf_counter()
         variables, epoch, seconds = member
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
-        classifier = classifiers.network(self.model, variables)
+        logits_fn = classifiers.network(self.model, variables)
         outcomes, records, flags = evaluate.attack(
             self.evaluation,
             self.suite,
-            classifier,
+            logits_fn,
             chosen,
             seed=unit.seed,
             progress_file=plan.progress_file(workdir, unit),
@@ -233,7 +233,7 @@ class Plan(plan.Plan):
         made = {"model": self.model_settings, **parsing.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}
         is_correct = outcomes[0].attack_index != attacks.CLEAN
-        changed = self._least_changes(unit, chosen, classifier)
+        changed = self._least_changes(unit, chosen, logits_fn)
         return {
             "evaluations": [record.stored() for record in records],
             "attack": {"attacks": names} | sizes,
@@ -254,14 +254,14 @@ class Plan(plan.Plan):
         """Return the places of the images of which pictures of this unit may be kept."""
         return pictures.candidates(chosen)[: None if (unit.task.name, unit.seed) in self.pictured else 0]
 
-    def _least_changes(self, unit: Unit, chosen: evaluate.Images, classifier) -> dict[str, np.ndarray]:
+    def _least_changes(self, unit: Unit, chosen: evaluate.Images, logits_fn) -> dict[str, np.ndarray]:
         """Return the nearest points with another label that FAB finds of the images of which pictures are kept."""
         examples = self._examples(unit, chosen)
         if not len(examples):
             return {}
         find = functools.partial(
             attacked.least_changes,
-            classifier,
+            logits_fn,
             np.asarray(as_float(chosen.images[examples])),
             chosen.labels[examples],
             attack=self.evaluation.attack("fab-t", unit.task.num_classes),

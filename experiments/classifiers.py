@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -11,22 +11,15 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 
-class Classifier(NamedTuple):
-    """A classifier, a pytree of its arrays: one compilation serves all whose arrays have the same shapes.
+def network(model: nn.Module, variables: Any) -> Partial:
+    """A trained network in evaluation mode: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
 
-    Attributes:
-      logits_fn: differentiable, images to logits ``[B, C]``: what an attack climbs, and whose argmax decides.
+    A pytree of its arrays: one compilation serves all whose arrays have the same shapes.
     """
-
-    logits_fn: Partial
-
-
-def network(model: nn.Module, variables: Any) -> Classifier:
-    """A trained network in evaluation mode."""
-    return Classifier(Partial(model.apply, variables))
+    return Partial(model.apply, variables)
 
 
 @jax.jit
-def predict(classifier: Classifier, images: chex.Array) -> chex.Array:
+def predict(logits_fn: Partial, images: chex.Array) -> chex.Array:
     """Classify images ``[B, ...]``; returns labels ``[B]``."""
-    return jnp.argmax(classifier.logits_fn(images), axis=1)
+    return jnp.argmax(logits_fn(images), axis=1)

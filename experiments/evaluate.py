@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from experiments import attacked, radii
-from experiments.classifiers import Classifier
 from experiments.parsing import Evaluation
 from nn_adv import attacks, data
 from nn_adv import evaluation as accuracy
@@ -89,7 +89,7 @@ def choose_images(dataset: data.Dataset, task: data.Task | None, evaluation: Eva
 def attack(
     evaluation: Evaluation,
     suite: Sequence[attacks.Attack],
-    classifier: Classifier,
+    logits_fn: Partial,
     chosen: Images,
     *,
     seed: int,
@@ -101,7 +101,7 @@ def attack(
       What broke each image in each threat, the counts of them, and what makes these say little.
     """
     outcomes = attacked.broken_by(
-        classifier,
+        logits_fn,
         np.asarray(as_float(chosen.images)),
         chosen.labels,
         suite=suite,
@@ -112,7 +112,7 @@ def attack(
         **options,
     )
     records = attacked_records(evaluation, chosen.split, outcomes, [attack.name for attack in suite])
-    return outcomes, records, flags(evaluation, classifier, chosen, records)
+    return outcomes, records, flags(evaluation, logits_fn, chosen, records)
 
 
 def attacked_records(
@@ -139,11 +139,11 @@ def attacked_records(
     return found + _counts(split, "worst", None, "attacked", np.logical_and.reduce(at_main))
 
 
-def flags(evaluation: Evaluation, classifier: Classifier, chosen: Images, records: Sequence[Record]) -> tuple[str, ...]:
+def flags(evaluation: Evaluation, logits_fn: Partial, chosen: Images, records: Sequence[Record]) -> tuple[str, ...]:
     """Say what makes these attacked records say little: of the first batch of images, and of what Square broke."""
     first = slice(evaluation.batch_size)
     images = np.asarray(as_float(chosen.images[first]))
-    found = [*attacks.flags(classifier.logits_fn, images, chosen.labels[first])]
+    found = [*attacks.flags(logits_fn, images, chosen.labels[first])]
     for record in records:
         if text := attacks.square_flag(record.remaining or {}):
             found.append(f"{record.split} images, {record.norm} {record.epsilon:.4g}: {text}")

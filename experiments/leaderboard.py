@@ -151,12 +151,12 @@ class Plan(plan.Plan):
         start = time.perf_counter()
         network, batch_size = unit.subject, self.evaluation.batch_size
         show("loading")
-        classifier = networks.load(network, self.source, self.dataset)
-        facts = networks.about(network, classifier, self.source)  # now: the files may be replaced when it is done
+        logits_fn = networks.load(network, self.source, self.dataset)
+        facts = networks.about(network, logits_fn, self.source)  # now: the files may be replaced when it is done
         loaded = time.perf_counter()
         show("clean accuracy")
-        preflight.check_outputs(network, classifier, self.images.images[:batch_size])
-        clean = preflight.clean_accuracy(network, classifier, self.clean, self.dataset, batch_size=batch_size)
+        preflight.check_outputs(network, logits_fn, self.images.images[:batch_size])
+        clean = preflight.clean_accuracy(network, logits_fn, self.clean, self.dataset, batch_size=batch_size)
         checked = time.perf_counter()
         names = [attack.name for attack in self.suite]
         with warnings.catch_warnings(record=True) as caught:
@@ -164,7 +164,7 @@ class Plan(plan.Plan):
             outcomes, records, flags = evaluate.attack(
                 self.evaluation,
                 self.suite,
-                classifier,
+                logits_fn,
                 self.images,
                 seed=unit.seed,
                 progress_file=plan.progress_file(workdir, unit),

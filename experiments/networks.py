@@ -16,7 +16,6 @@ import ml_collections
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments import classifiers
 from experiments.methods import NEIGHBOR
 from nn_adv import data, zoo
 
@@ -124,7 +123,7 @@ def lacks_weights(network: Network, source: Source) -> bool:
     return entry is not None and not source.download and not zoo.has_weights(entry, source.weights_dir)
 
 
-def load(network: Network, source: Source, dataset: data.Dataset) -> classifiers.Classifier:
+def load(network: Network, source: Source, dataset: data.Dataset) -> Partial:
     """Read or make a network, and try it on the shape of one image.
 
     Raises:
@@ -148,13 +147,13 @@ def load(network: Network, source: Source, dataset: data.Dataset) -> classifiers
         )
     if not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(f"{network.name} must return floating-point logits, which have a gradient, got {found.dtype}")
-    return classifiers.Classifier(logits_fn)
+    return logits_fn
 
 
-def about(network: Network, classifier: classifiers.Classifier, source: Source) -> dict[str, Any]:
+def about(network: Network, logits_fn: Partial, source: Source) -> dict[str, Any]:
     """Return what a row says of a network."""
     entry = network.entry
-    facts: dict[str, Any] = {"num_values": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(classifier))}
+    facts: dict[str, Any] = {"num_values": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(logits_fn))}
     if entry is None:
         return facts | {"architecture": "own, in torch" if network.name.startswith(_TORCH) else "own"}
     names = ("threat", "epsilon", "output", "clean_accuracy", "autoattack_accuracy", "extra_data", "paper", "venue")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from experiments import classifiers
 from experiments.networks import Network
@@ -26,12 +27,12 @@ class WrongAccuracy(ValueError):
         self.details = {"clean": clean}
 
 
-def check_outputs(network: Network, classifier: classifiers.Classifier, images: np.ndarray) -> None:
+def check_outputs(network: Network, logits_fn: Partial, images: np.ndarray) -> None:
     """Raise ValueError if a network returns NaN for one of these images, or probabilities for all of them.
 
     With probabilities attacks would stop where the largest is 1 in float32, and leave a network that looks robust.
     """
-    outputs = np.asarray(_outputs(classifier, as_float(images)))
+    outputs = np.asarray(_outputs(logits_fn, as_float(images)))
     num_nan = int(np.isnan(outputs).any(axis=1).sum())
     if num_nan:
         raise ValueError(f"{network.name} returns NaN for {num_nan} of {len(outputs)} images")
@@ -43,8 +44,8 @@ def check_outputs(network: Network, classifier: classifiers.Classifier, images: 
 
 
 @jax.jit
-def _outputs(classifier, images):
-    return classifier.logits_fn(images)
+def _outputs(logits_fn, images):
+    return logits_fn(images)
 
 
 class Check(NamedTuple):
@@ -62,7 +63,7 @@ class Check(NamedTuple):
 
 
 def clean_accuracy(
-    network: Network, classifier: classifiers.Classifier, check: Check, dataset: data.Dataset, *, batch_size: int
+    network: Network, logits_fn: Partial, check: Check, dataset: data.Dataset, *, batch_size: int
 ) -> dict[str, Any]:
     """Measure the clean accuracy on test images and hold it against the published one.
 
@@ -74,7 +75,7 @@ def clean_accuracy(
     count = check.num_images or len(dataset.test_labels)
     labels = dataset.test_labels[:count]
     correct = evaluation.correct(
-        lambda x: classifiers.predict(classifier, x),
+        lambda x: classifiers.predict(logits_fn, x),
         dataset.test_images[:count],
         labels,
         batch_size=batch_size,

@@ -94,9 +94,9 @@ class Plan(plan.Plan):
         norm = (*NETWORKS[method][1], "linf")[0]
         file = f"{self.name}/{_FOLDERS[norm]}/{method}.pt"
         zoo.write_state_dict(workdir / file, zoo.to_state_dict(variables))
-        classifier = classifiers.network(self.model, variables)
+        logits_fn = classifiers.network(self.model, variables)
         correct = evaluation.correct(
-            lambda images: classifiers.predict(classifier, images),
+            lambda images: classifiers.predict(logits_fn, images),
             dataset.test_images,
             dataset.test_labels,
             batch_size=_BATCH_SIZE,

@@ -26,11 +26,11 @@ def problem():
     """A linear classifier of two classes on [4, 4, 1] images, some of which it gets wrong."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(16, 2)).astype(np.float32)
-    classifier = classifiers.Classifier(Partial(lambda weights, x: (x.reshape(len(x), -1) - 0.5) @ weights, weights))
+    logits_fn = Partial(lambda weights, x: (x.reshape(len(x), -1) - 0.5) @ weights, weights)
     images = rng.random((NUM_IMAGES, 4, 4, 1)).astype(np.float32)
-    labels = np.array(classifiers.predict(classifier, images))
+    labels = np.array(classifiers.predict(logits_fn, images))
     labels[:3] = 1 - labels[:3]
-    return classifier, images, labels
+    return logits_fn, images, labels
 
 
 EVALUATION = parsing.Evaluation.read(_config())
@@ -85,7 +85,7 @@ def test_broken_at_one_radius_is_broken_at_the_larger_ones_by_the_same_attack(ex
 def test_at_the_first_radius_of_a_norm_the_counts_are_those_of_the_ensemble_alone(problem, expected):
     for norm, epsilon in (("l2", 0.3), ("linf", 0.1)):
         alone = attacks.ensemble(
-            problem[0].logits_fn,
+            problem[0],
             *problem[1:],
             key=jax.random.key(0),
             threat=Threat(norm, epsilon),
@@ -115,9 +115,9 @@ def test_an_image_is_attacked_only_where_there_is_a_doubt(problem, tmp_path, mon
 
 
 def test_no_image_of_a_linear_classifier_breaks_inside_its_radius(problem, expected):
-    classifier, images, labels = problem
-    (weights,) = classifier.logits_fn.args
-    normal, logits = weights[:, 1] - weights[:, 0], np.asarray(classifier.logits_fn(images), np.float64)
+    logits_fn, images, labels = problem
+    (weights,) = logits_fn.args
+    normal, logits = weights[:, 1] - weights[:, 0], np.asarray(logits_fn(images), np.float64)
     gap = np.abs(logits[:, 1] - logits[:, 0])
     for (norm, epsilon), places in expected.items():
         size = np.linalg.norm(normal, ord={"l2": 2, "linf": 1}[norm])
@@ -125,13 +125,13 @@ def test_no_image_of_a_linear_classifier_breaks_inside_its_radius(problem, expec
 
 
 def test_the_least_change_of_a_linear_network_is_its_distance_to_the_border(problem):
-    classifier, images, labels = problem
+    logits_fn, images, labels = problem
     options = {"attack": EVALUATION.attack("fab-t", 2), "key": jax.random.key(0), "batch_size": EVALUATION.batch_size}
-    changed = attacked.least_changes(classifier, images, labels, norm="linf", **options)
+    changed = attacked.least_changes(logits_fn, images, labels, norm="linf", **options)
     assert np.array_equal(changed[:3], images[:3])  # misclassified
     changed, labels, flat = changed[3:], labels[3:], images[3:].reshape(len(images) - 3, -1).astype(float)
-    np.testing.assert_array_equal(np.array(classifiers.predict(classifier, changed)), 1 - labels)
-    (weights,) = classifier.logits_fn.args
+    np.testing.assert_array_equal(np.array(classifiers.predict(logits_fn, changed)), 1 - labels)
+    (weights,) = logits_fn.args
     towards = (weights[:, 1] - weights[:, 0]) * np.where(labels, -1, 1)[:, None]
     gap = -np.sum(towards * (flat - 0.5), axis=1)
     room = np.where(towards > 0, 1 - flat, flat)  # of each pixel in the box
@@ -158,9 +158,9 @@ def test_goes_on_from_where_it_was_stopped(problem, whole, tmp_path, monkeypatch
 
 def test_another_network_does_not_go_on_from_there(problem, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(attacked, "_SECONDS_BETWEEN_SAVES", -1)
-    classifier, images, labels = problem
-    (weights,) = classifier.logits_fn.args
-    other = classifiers.Classifier(Partial(classifier.logits_fn.func, weights[:, ::-1].copy()))
+    logits_fn, images, labels = problem
+    (weights,) = logits_fn.args
+    other = Partial(logits_fn.func, weights[:, ::-1].copy())
     file = tmp_path / "progress.npz"
     _run_until((other, images, 1 - labels), file, 7)
     shown = []
@@ -203,7 +203,7 @@ def test_attacks_have_the_size_that_is_asked_for():
 
 def test_functions_are_told_apart_by_what_they_say():
     images = np.random.default_rng(0).random((20, 4)).astype(np.float32)
-    networks = [classifiers.Classifier(Partial(lambda x, sign=sign: sign * x)) for sign in (1, 1, -1)]
+    networks = [Partial(lambda x, sign=sign: sign * x) for sign in (1, 1, -1)]
     same, equal, other = (attacked._fingerprint(network, images, 20) for network in networks)
     assert same == equal != other
     assert {attacked._fingerprint(networks[0], images, batch_size) for batch_size in (3, 16, 100)} == {same}

@@ -5,7 +5,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from experiments import evaluate, parsing
-from experiments.classifiers import Classifier
 from tests.attacks import small_networks
 
 
@@ -15,8 +14,8 @@ def _flags(scale, left):
     chosen = evaluate.Images(problem.images, problem.labels, np.full(20, "test"), numbers, numbers)
     settings = parsing.Evaluation({"linf": 0.1}, {"linf": (0.1,)}, {"linf": (0.1,)}, ("test",), 0, (), {}, 16)
     record = evaluate.Record("test", "linf", 0.1, "attacked", 20, left["square"], left)
-    classifier = Classifier(Partial(lambda images: scale * problem.logits_fn(images)))
-    return evaluate.flags(settings, classifier, chosen, [record, evaluate.Record("test", None, 0.0, "clean", 20, 20)])
+    logits_fn = Partial(lambda images: scale * problem.logits_fn(images))
+    return evaluate.flags(settings, logits_fn, chosen, [record, evaluate.Record("test", None, 0.0, "clean", 20, 20)])
 
 
 def test_an_honest_network_has_no_flags_and_another_one_has_them_with_their_place():

@@ -15,7 +15,6 @@ from jax.tree_util import Partial
 from configs import leaderboard as config_file
 from experiments import (
     attacked,
-    classifiers,
     failures,
     leaderboard,
     networks,
@@ -281,13 +280,13 @@ def test_probabilities_are_refused_where_logits_are_expected(weights, tmp_path):
 def test_published_accuracies_of_other_pixels_are_told_not_compared(weights):
     board = leaderboard.make_plan(tiny_config(weights, models=("Off",)))
     off = board.units[0].subject
-    classifier = networks.load(off, board.source, board.dataset)
+    logits_fn = networks.load(off, board.source, board.dataset)
     with pytest.raises(preflight.WrongAccuracy, match=r"published .* %: more than .* points off \(clean.tolerance\)"):
-        preflight.clean_accuracy(off, classifier, board.clean, board.dataset, batch_size=16)
+        preflight.clean_accuracy(off, logits_fn, board.clean, board.dataset, batch_size=16)
     assert board.dataset.note  # digits are rescaled
     # as if the accuracies were those of the project's catalogue
     check = leaderboard.make_plan(tiny_config(weights, models=("1nn",), catalogue="")).clean
-    clean = preflight.clean_accuracy(off, classifier, check, board.dataset, batch_size=16)
+    clean = preflight.clean_accuracy(off, logits_fn, check, board.dataset, batch_size=16)
     assert clean["verdict"] == "other pixels"
 
 
@@ -296,12 +295,12 @@ def test_few_clean_images_allow_for_their_sampling(weights):
     config.clean.images = 100
     board = leaderboard.make_plan(config)
     network = board.units[0].subject
-    classifier = networks.load(network, board.source, board.dataset)
-    clean = preflight.clean_accuracy(network, classifier, board.clean, board.dataset, batch_size=16)
+    logits_fn = networks.load(network, board.source, board.dataset)
+    clean = preflight.clean_accuracy(network, logits_fn, board.clean, board.dataset, batch_size=16)
     assert clean["count"] == 100 and clean["verdict"].startswith("agrees within ")
     # All of five are right, as they are more often than not.
     check = board.clean._replace(num_images=5)
-    everything = classifiers.Classifier(Partial(lambda images: jax.nn.one_hot(board.dataset.test_labels[:16], 10)))
+    everything = Partial(lambda images: jax.nn.one_hot(board.dataset.test_labels[:16], 10))
     assert preflight.clean_accuracy(network, everything, check, board.dataset, batch_size=16)["correct"] == 5
 
 

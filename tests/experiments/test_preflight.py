@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from experiments import classifiers, networks, preflight
+from experiments import networks, preflight
 from nn_adv import zoo
 
 IMAGES = np.zeros((2, 3), np.uint8)
@@ -15,7 +15,7 @@ def _entry(output):
 
 
 def _returning(outputs, dtype=np.float32):
-    return classifiers.Classifier(Partial(lambda images: np.asarray(outputs, dtype) + 0 * images[:, :1].astype(dtype)))
+    return Partial(lambda images: np.asarray(outputs, dtype) + 0 * images[:, :1].astype(dtype))
 
 
 @pytest.mark.parametrize("entry", [None, _entry("logits")])
