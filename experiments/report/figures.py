@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from experiments.report.labels import condition_label, in_grey_levels, method_label, norm_label, radius
-from experiments.report.means import Mean
+from experiments.report.means import Mean, weakest
 from experiments.report.records import Condition
 
 # Okabe and Ito's palette, safe for colour-blind readers; markers tell lines apart without colour.
@@ -159,6 +159,15 @@ def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str) -> D
         axes.set_title(title, pad=16)
 
     return Drawing(draw)
+
+
+def curve_of_means(
+    points: Sequence[tuple[float, Mean]], name: str, color: str, marker: str | None = None, **style: Any
+) -> Curve:
+    """Lay out means at radii in percent, as a line that says by its style and in its label of what kind they are."""
+    kind = weakest(mean for epsilon, mean in points if epsilon > 0)
+    in_percent = [(epsilon, 100 * mean.value) for epsilon, mean in points]
+    return Curve(in_percent, f"{name} ({kind})", color, marker, {"linestyle": LINE_STYLES[kind]} | style)
 
 
 def _draw_curves(axes: Axes, lines: Sequence[Curve]) -> None:

@@ -6,6 +6,7 @@ robust accuracy; 1NN's figures are exact, or lie between bounds that are kept ap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from experiments.report.labels import (
     method_label,
     norm_label,
 )
-from experiments.report.means import Mean, share, standard_error, weakest
+from experiments.report.means import Mean, points_of_curve, share, standard_error
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Row, Run, index, tidy
@@ -195,24 +196,19 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
 def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
     found: list[Block] = []
     for condition in robust_conditions(results):
-        images = []
+        norm, images = condition.norm or "", []
         for split in results.single_splits:
-            points = {name: points for name in names if len(points := _points(results, name, split, condition)) > 2}
-            if set(points) - {NEIGHBOR}:
-                title = f"{split} images, {norm_label(condition.norm or '')}"
-                drawing = figures.accuracy_curves(_curves(points), condition, title=title)
-                name = file_name("leaderboard", "curve", condition.norm, split)
+            of_models = {name: functools.partial(share, results, name, split) for name in names}
+            points = {name: points_of_curve(one, norm, results.epsilons(norm)) for name, one in of_models.items()}
+            lines = {name: line for name, line in points.items() if len(line) > 2}
+            if set(lines) - {NEIGHBOR}:
+                title = f"{split} images, {norm_label(norm)}"
+                drawing = figures.accuracy_curves(_curves(lines), condition, title=title)
+                name = file_name("leaderboard", "curve", norm, split)
                 images.append(Image(name, f"Accuracy against the radius, {title}", drawing))
         caption = "Solid: 1NN, exact. Broken: what attacks left of the networks. Upright line: the main radius."
         found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []
-
-
-def _points(results: Results, name: str, split: str, main: Condition) -> list[tuple[float, Mean]]:
-    epsilons = [epsilon for epsilon in results.epsilons(main.norm or "") if epsilon]
-    found = [(0.0, share(results, name, split, CLEAN))]
-    found += [(epsilon, share(results, name, split, Condition(main.norm, epsilon))) for epsilon in epsilons]
-    return [(epsilon, mean) for epsilon, mean in found if mean is not None]
 
 
 def _curves(lines: Mapping[str, Sequence[tuple[float, Mean]]]) -> list[figures.Curve]:
@@ -221,16 +217,13 @@ def _curves(lines: Mapping[str, Sequence[tuple[float, Mean]]]) -> list[figures.C
     colors = {name: figures.PALETTE[1 + place][0] for place, name in enumerate(sorted(set(lines) - {NEIGHBOR})[:8])}
     found = []
     for name, points in lines.items():
-        label = f"{method_label(name)} ({weakest(mean for epsilon, mean in points if epsilon > 0)})"
-        style: dict[str, Any] = {"linestyle": figures.BROKEN, "linewidth": 1.4 if are_named else 0.7, "zorder": 2}
-        color = colors[name] if are_named and name in colors else figures.PALETTE[1][0]
+        label, color = method_label(name), colors.get(name, figures.PALETTE[1][0])
+        style: dict[str, Any] = {"linewidth": 1.4, "zorder": 2}
         if name == NEIGHBOR:
             color, style = figures.FOCUS_COLOR, {"linewidth": 2.0, "zorder": 3}
         elif not are_named:
-            label, style = "networks (attacked)", style | {"alpha": 0.5}
-        found.append(
-            figures.Curve([(epsilon, 100 * mean.value) for epsilon, mean in points], label, color, None, style)
-        )
+            label, color, style = "networks", figures.PALETTE[1][0], {"linewidth": 0.7, "zorder": 2, "alpha": 0.5}
+        found.append(figures.curve_of_means(points, label, color, **style))
     return found
 
 

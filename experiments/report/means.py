@@ -8,13 +8,13 @@ lower bound; `exact`; `ceiling`, what no classifier exceeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments.report.records import Condition, Results
+from experiments.report.records import CLEAN, Condition, Results
 from nn_adv import evaluation
 
 # Of several kinds that are known for the same images the first is taken: what is shown, and what is proven.
@@ -82,11 +82,12 @@ def mean_of(
 
 
 def points_of_curve(
-    results: Results, method: str, split: str, norm: str, tasks: Sequence[str], kinds: Sequence[str] = SHOWN
+    mean_at: Callable[[Condition], Mean | None], norm: str, epsilons: Iterable[float]
 ) -> list[tuple[float, Mean]]:
-    """Return the mean at each epsilon of a norm that there is one of."""
-    means = [(at, mean_of(results, method, split, Condition(norm, at), tasks, kinds)) for at in results.epsilons(norm)]
-    return [(at, mean) for at, mean in means if mean is not None]
+    """Return what there is at each epsilon of a norm, from the clean images at 0 on; nothing where that is all."""
+    found = [(epsilon, mean) for epsilon in epsilons if epsilon and (mean := mean_at(Condition(norm, epsilon)))]
+    clean = mean_at(CLEAN) if found else None
+    return [(0.0, clean), *found] if clean else found
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from experiments.methods import NEIGHBOR
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
-from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve, weakest
+from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
@@ -197,13 +198,9 @@ def _panel(results: Results, split: str, marked: Condition, alt: str) -> Image:
     lines = []
     for place, method in enumerate(results.methods):
         color, marker = figures.PALETTE[place % len(figures.PALETTE)]
-        if found := points_of_curve(results, method, split, norm, results.tasks, PROVEN):
-            clean = mean_of(results, method, split, CLEAN, results.tasks)
-            kind = weakest(mean for _, mean in found)
-            points = [(0.0, 100 * clean.value)] if clean else []
-            points += [(epsilon, 100 * mean.value) for epsilon, mean in found]
-            style = {"linestyle": figures.LINE_STYLES[kind]}
-            lines.append(figures.Curve(points, f"{method_label(method)} ({kind})", color, marker, style))
+        mean_at = functools.partial(mean_of, results, method, split, tasks=results.tasks, kinds=("clean", *PROVEN))
+        if points := points_of_curve(mean_at, norm, results.epsilons(norm)):
+            lines.append(figures.curve_of_means(points, method_label(method), color, marker))
     drawing = figures.accuracy_curves(lines, marked, title=f"{split} images, {norm_label(norm)}")
     return Image(file_name(split, norm), alt, drawing)
 

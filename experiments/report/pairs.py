@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,6 @@ from experiments.report.means import (
     mean_of,
     points_of_curve,
     task_accuracies,
-    weakest,
 )
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CEILING, CLEAN, WORST, Condition, Results, parse_pair
@@ -65,24 +65,14 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
     for method in results.methods:
         known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
         color, marker = _CEILING_LINE if method == CEILING else figures.PALETTE[known % len(figures.PALETTE)]
-        for kinds in (SHOWN, PROVEN):
-            points = points_of_curve(results, method, split, norm, tasks, kinds)
-            if not points or (kinds == PROVEN and all(mean.kind == "exact" for _, mean in points)):
+        for kinds in (SHOWN, ("clean", *PROVEN)):
+            mean_at = functools.partial(mean_of, results, method, split, tasks=tasks, kinds=kinds)
+            points = points_of_curve(mean_at, norm, results.epsilons(norm))
+            if not points or (kinds != SHOWN and all(mean.kind in ("clean", "exact") for _, mean in points)):
                 continue
-            if points[0][0] > 0 and (clean := mean_of(results, method, split, CLEAN, tasks)):
-                points.insert(0, (0.0, clean))
-            kind = weakest(mean for epsilon, mean in points if epsilon > 0)
-            name = "highest possible" if method == CEILING else f"{method_label(method)} ({kind})"
-            lines.append(
-                figures.Curve(
-                    [(epsilon, 100 * mean.value) for epsilon, mean in points],
-                    name,
-                    color,
-                    marker,
-                    {"linestyle": figures.LINE_STYLES[kind]},
-                    [100 * (mean.error or 0.0) for _, mean in points],
-                )
-            )
+            line = figures.curve_of_means(points, method_label(method), color, marker)
+            label = "highest possible" if method == CEILING else line.label
+            lines.append(line._replace(label=label, errors=[100 * (mean.error or 0.0) for _, mean in points]))
     return lines
 
 
