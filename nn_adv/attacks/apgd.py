@@ -63,13 +63,11 @@ def apgd(
     an image depend on the rest of its batch only through rounding, which can grow. Wrap the call in ``jax.jit``: the
     radius is traced.
 
+    Arguments that are not listed are those of `pgd`.
+
     Args:
       logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``; with ``num_samples`` it takes one key per
         image ``[B]`` as well.
-      images: clean images ``[B, ...]``, floating point, inside the bounds.
-      labels: class indices ``[B]``.
-      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
-      threat: the perturbations allowed.
       num_steps: gradient steps per restart; 0 only tries the starts.
       num_restarts: independent random starts, per target if there are targets; at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`; by default `cross_entropy`. With
@@ -86,9 +84,7 @@ def apgd(
       An `AttackResult`. With ``num_targets`` its ``loss`` is the `margin`: losses for different targets do not compare.
 
     Raises:
-      ValueError: negative ``num_steps``, ``num_restarts`` or ``num_samples`` below 1, ``num_targets`` outside 1 to C -
-        1, images or labels of a wrong type, starts, logits or predictions of a wrong shape, and outside jit images not
-        inside the bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: ``num_samples`` below 1, ``num_targets`` outside 1 to C - 1, starts of a wrong shape; and as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     num_steps, num_restarts = as_count(num_steps, "num_steps", low=0), as_count(num_restarts, "num_restarts")

@@ -69,11 +69,10 @@ def fab(
     each of the ``num_targets`` highest other logits of the clean image (one gradient, ``num_targets`` runs). Wrap the
     call in ``jax.jit``: the radius, ``alpha_max``, ``eta`` and ``beta`` are traced.
 
+    Arguments that are not listed are those of `pgd`.
+
     Args:
-      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
-      images: clean images ``[B, ...]``, floating point, inside the bounds.
-      labels: class indices ``[B]``.
-      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here. Only restarts use it.
+      key: as for `pgd`; only restarts use it.
       threat: the perturbations allowed. The radius decides success, and how far away restarts begin: at most half of
         it, and half of the distance found. Steps do not use it.
       num_steps: gradient steps per run, at least 1.
@@ -83,17 +82,14 @@ def fab(
       alpha_max: largest weight of the image's projection, in [0, 1].
       eta: how far to go along a projection, 1 for the border itself.
       beta: what remains of the offset of a misclassified point, in (0, 1).
-      predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``.
-        It is asked at every step.
+      predict_fn: as for `pgd`, but asked at every step.
 
     Returns:
       An `AttackResult`. ``distance`` is that of the nearest misclassified point found, inf where there was none. Where
       it exceeds the radius, ``success`` is False and ``adversarial`` is the image. ``loss`` is the `margin`.
 
     Raises:
-      ValueError: ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images or labels of a
-        wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of
-        range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: ``num_steps`` below 1, ``num_targets`` outside 1 to C - 1; and as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     num_steps = as_count(num_steps, "num_steps")

@@ -63,11 +63,10 @@ def fmn(
     images of any size take the same settings, and the projection is the exact one onto ball and bounds. Wrap the call
     in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
 
+    Arguments that are not listed are those of `pgd`.
+
     Args:
-      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``.
-      images: clean images ``[B, ...]``, floating point, inside the bounds.
-      labels: class indices ``[B]``.
-      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here. Only restarts use it.
+      key: as for `pgd`; only restarts use it.
       norm: "l1", "l2" or "linf", what is smallest.
       bounds: lowest and highest pixel value, or None for no box.
       num_steps: gradient steps per run, at least 1; the point after the last one counts too.
@@ -79,8 +78,7 @@ def fmn(
       step_size: Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube).
       final_step_size: that of the last step.
       gamma: share by which the ball first grows or shrinks, in (0, 1).
-      predict_fn: the classifier that decides, images to labels, where it is not the argmax of ``logits_fn``, asked
-        at every step.
+      predict_fn: as for `pgd`, but asked at every step.
 
     Returns:
       An `AttackResult`: the nearest misclassified point, its distance an upper bound of the radius of robustness; the
@@ -88,9 +86,7 @@ def fmn(
       the margin.
 
     Raises:
-      ValueError: unknown norm, ``num_steps`` or ``num_restarts`` below 1, ``num_targets`` outside 1 to C - 1, images or
-        labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds,
-        labels out of range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: unknown norm, ``num_steps`` below 1, ``num_targets`` outside 1 to C - 1; and as in `pgd`.
     """
     # A threat refuses an unknown norm and bounds that are none.
     images, labels, keys, threat = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))

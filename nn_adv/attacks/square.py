@@ -56,25 +56,21 @@ def square(
     once it is broken; one that is wrong from the start is returned unchanged. ``logits_fn`` needs no gradient. Wrap
     the call in ``jax.jit``: the radius is traced.
 
+    Arguments that are not listed are those of `pgd`.
+
     Args:
       logits_fn: images ``[B, H, W, C]`` to logits ``[B, K]``.
       images: clean images ``[B, H, W, C]``, floating point, inside the bounds; flat images have no squares.
-      labels: class indices ``[B]``.
-      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
-      threat: the perturbations allowed.
       num_queries: points scored for each image besides the clean one, at least 1.
       initial_share: share of the pixels in the first squares, in (0, 1].
-      loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`.
-      predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``.
-        It is asked at every query.
+      predict_fn: as for `pgd`, but asked at every query.
 
     Returns:
       An `AttackResult`.
 
     Raises:
-      ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1],
-        images or labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside the
-        bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
+      ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1]; and
+        as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     if images.ndim != 4:

@@ -45,12 +45,10 @@ def tempered_apgd(
     differs between data sets and images. The runs have random starts of their own, so a temperature may be repeated.
     Wrap the call in ``jax.jit``: radius and temperatures are traced.
 
+    Arguments that are not listed are those of `pgd`.
+
     Args:
       logits_fn: the soft 1NN: ``lambda x, temperature: neighbors.soft_logits(reference, x, temperature)``.
-      images: clean images ``[B, ...]``, floating point, inside the bounds.
-      labels: class indices ``[B]``.
-      key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
-      threat: the perturbations allowed.
       predict_fn: the 1NN that decides, images to labels: ``lambda x: neighbors.predict(reference, x)``.
       temperatures: above 0, squared pixel units, in the order of the runs; by default those that served best on
         digits (8 x 8), whose test images have their nearest point at a squared distance of about 1.
@@ -61,7 +59,7 @@ def tempered_apgd(
       difference of softened squared distances.
 
     Raises:
-      ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `apgd`.
+      ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)

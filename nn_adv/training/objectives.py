@@ -186,14 +186,12 @@ def adversarial(
     With several threats it is the mean over them (Tramer & Boneh 2019, arXiv 1904.13000, section 3, "avg"). Each PGD
     starts at a random point and keeps its best iterate.
 
+    Arguments that are not listed are those of `trades`.
+
     Args:
-      apply_fn: a Linen module's ``apply``.
-      variables: "params", and "batch_stats" where the network has them.
-      batch: images and labels.
       key: for random starts and dropout; consumed.
       threats: one or more, in any norm.
       num_steps: PGD steps per threat.
-      step_sizes: one per threat, None for ``2 epsilon / num_steps``.
 
     Returns:
       The loss (a scalar) and an `Aux`.
