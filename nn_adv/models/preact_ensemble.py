@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import chex
 import flax.linen as nn
-import jax.numpy as jnp
 
 from nn_adv.models import layers
+from nn_adv.models.resnet import ResNet
 
 _EXPANSION = 4
 
@@ -37,30 +37,17 @@ class PreActEnsemble(nn.Module):
         """Map images ``[B, H, W, C]`` in [0, 1] to *probabilities* ``[B, num_classes]``."""
         x = layers.Normalize(self.mean, self.std, ("mu", "sigma"), name="")(images)
         members = [
-            _Member(self.num_classes, self.stage_sizes, self.width, self.dtype, name=f"models.{index}")
+            _Member(self.num_classes, self.stage_sizes, width=self.width, dtype=self.dtype, name=f"models.{index}")
             for index in range(self.num_members)
         ]
         return sum(nn.softmax(member(x, train)) for member in members) / self.num_members
 
 
-class _Member(nn.Module):
+class _Member(ResNet):
     """A ResNet with pre-activation after an activated stem, and without normalisation before the mean."""
 
-    num_classes: int
-    stage_sizes: tuple[int, ...]
-    width: int
-    dtype: str | None
-
-    @nn.compact
-    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-        x = layers.conv(self.width, 3, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.batch_norm(train, dtype=self.dtype, name="bn1")(x))
-        for stage, num_blocks in enumerate(self.stage_sizes):
-            for block in range(num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                name = f"layer{stage + 1}.{block}"
-                x = _PreActBottleneck(self.width * 2**stage, stride, self.dtype, name=name)(x, train)
-        return layers.logits_head(jnp.mean(x, axis=(1, 2)), self.num_classes, dtype=self.dtype, name="linear")
+    def _block(self, features: int, stride: int, name: str) -> nn.Module:
+        return _PreActBottleneck(features, stride, self.dtype, name=name)
 
 
 class _PreActBottleneck(nn.Module):

@@ -71,6 +71,8 @@ class ResNet(nn.Module):
         for stage, num_blocks in enumerate(self.stage_sizes):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                name = f"layer{stage + 1}.{block}"
-                x = _Block(self.width * 2**stage, stride, self.bottleneck, self.dtype, name=name)(x, train)
+                x = self._block(self.width * 2**stage, stride, f"layer{stage + 1}.{block}")(x, train)
         return layers.logits_head(jnp.mean(x, axis=(1, 2)), self.num_classes, dtype=self.dtype, name="linear")
+
+    def _block(self, features: int, stride: int, name: str) -> nn.Module:
+        return _Block(features, stride, self.bottleneck, self.dtype, name=name)
