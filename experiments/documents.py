@@ -48,11 +48,11 @@ def documents(root: Path) -> Iterator[tuple[str, bytes]]:
 def _tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
     """Yield the cells of each table of a page, but of those of pictures, named by the heading that it is below."""
     heading, seen = "", Counter[str]()
-    blocks = itertools.groupby(text.splitlines(), lambda line: line[:1] if line[:1] in ("#", "|") else "")
-    for kind, lines in blocks:
+    lines = [line.strip() for line in re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL).splitlines()]
+    for kind, group in itertools.groupby(lines, lambda line: line[:1]):
         if kind == "#":
-            heading = "-" + "-".join(re.findall(r"[a-z0-9]+", list(lines)[-1].lower()))
-        elif kind == "|" and "![" not in (rows := "\n".join(lines)):
+            heading = "-" + "-".join(re.findall(r"[a-z0-9]+", list(group)[-1].lower()))
+        elif kind == "|" and "![" not in (rows := "\n".join(group)):
             seen[heading] += 1
             cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows.splitlines()]
             del cells[1]  # the line below the header
@@ -61,9 +61,12 @@ def _tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _csv(lines: list[list[str]]) -> bytes:
     """Write cells as they read, without the marks of Markdown."""
+
+    def plain(cell: str) -> str:
+        return re.sub(r"\*\*|`|\\(?=\W)", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", cell)).strip()
+
     file = io.StringIO()
-    plain = [[re.sub(r"\*\*|`|\\(?=\W)|\[(.*?)\]\(.*?\)", r"\1", cell).strip() for cell in line] for line in lines]
-    csv.writer(file, lineterminator="\n").writerows(plain)
+    csv.writer(file, lineterminator="\n").writerows([plain(cell) for cell in line] for line in lines)
     return file.getvalue().encode()
 
 

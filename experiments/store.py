@@ -43,7 +43,7 @@ class Store:
             rows, self.problems = read_rows(path.parent)
             _cut_damaged_tail(self._descriptor, path)
         except BaseException:
-            self.close()
+            self._release()
             raise
         self._done = {row["unit"] for row in rows}
         self.title = rows[0].get("dataset") if rows else None
@@ -55,10 +55,55 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Release the lock on this shard's file."""
+        """Release the lock on this shard's file.
+
+        Raises `ResultsError` if another file is in its place and the rows cannot be written there.
+        """
+        try:
+            if self._descriptor is not None:
+                self._descriptor = self._follow(self._descriptor)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _follow(self, descriptor: int) -> int:
+        """Return the file that the path names now, open, with the rows of the one that was open so far.
+
+        Restoring an earlier version of a file, as git does, puts another file in its place: what is appended to the
+        one that is open would be in no folder.
+        """
+        with one_line_errors(self._path):
+            opened = os.fstat(descriptor)
+            try:
+                is_same = os.path.samestat(os.stat(self._path), opened)
+            except FileNotFoundError:
+                is_same = False
+            if is_same:
+                return descriptor
+            folder = self._path.parent
+            if (stored := configuration.read_config(folder)) and stored["hash"] != self.config_hash:
+                raise ResultsError(
+                    f"{folder} has become a workdir of another configuration while a run writes to it: restore its "
+                    f"{configuration.CONFIG_FILE}"
+                )
+            current = _open_locked(self._path)
+            try:
+                _cut_damaged_tail(current, self._path)
+                rows = [line.row for line in _lines(self._path.read_bytes()) if line.row is not None]
+                there = {row["unit"] for row in rows if row["config_hash"] == self.config_hash}
+                for line in os.pread(descriptor, opened.st_size, 0).splitlines(keepends=True):
+                    if (row := _decode(line)) is not None and row["unit"] not in there:
+                        _write_all(current, line)
+                os.fsync(current)
+            except BaseException:
+                os.close(current)
+                raise
+        os.close(descriptor)
+        return current
 
     def done(self) -> set[str]:
         """Return the names of the units that are finished: by any shard at opening, by this one since."""
@@ -76,7 +121,7 @@ class Store:
             raise ResultsError(f"row {row['unit']!r} has config_hash {row['config_hash']}, not {self.config_hash}")
         if row["unit"] in self._done:
             raise ResultsError(f"unit {row['unit']!r} is already in {self._path.parent}: skip the units in done()")
-        self._descriptor = _follow(self._descriptor, self._path)
+        self._descriptor = self._follow(self._descriptor)
         line = _encode(row)
         end = os.fstat(self._descriptor).st_size
         try:
@@ -87,7 +132,7 @@ class Store:
             try:  # Leave no half line, which the next row would be glued to; where that fails, allow no next row.
                 os.ftruncate(self._descriptor, end)
             except OSError:
-                self.close()
+                self._release()
             raise
         self._done.add(row["unit"])
 
@@ -221,27 +266,6 @@ def _open_locked(path: Path) -> int:
                 f"{path} is open in another process: wait for it to end, or give each process its own --shard"
             ) from error
     return descriptor
-
-
-def _follow(descriptor: int, path: Path) -> int:
-    """Return the open file that a path names now, with the rows of the one that is open.
-
-    Restoring an earlier version of a file, as git does, puts another file in its place: what is appended to the one
-    that is open would be in no folder.
-    """
-    opened = os.fstat(descriptor)
-    if path.exists() and os.path.samestat(path.stat(), opened):
-        return descriptor
-    current = _open_locked(path)
-    with one_line_errors(path):
-        _cut_damaged_tail(current, path)
-        there = {line.row["unit"] for line in _lines(path.read_bytes()) if line.row is not None}
-        for line in os.pread(descriptor, opened.st_size, 0).splitlines(keepends=True):
-            if (row := _decode(line)) is not None and row["unit"] not in there:
-                _write_all(current, line)
-        os.fsync(current)
-    os.close(descriptor)
-    return current
 
 
 def _cut_damaged_tail(descriptor: int, path: Path) -> None:

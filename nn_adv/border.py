@@ -225,16 +225,16 @@ def _check_pixels(images: np.ndarray, name: str, bounds: tuple[float, float] | N
         bad = values[first][~fits(values[first])][0]
         limits = "" if bounds is None else f" and inside ({low!s}, {high!s})"
         raise ValueError(
-            f"{name} must be finite{limits}, got {bad:.6g} at index {start + first}{_remedy(part, bounds)}"
+            f"{name} must be finite{limits}, got {bad!s} at index {start + first}{_remedy(part, name, bounds)}"
         )
 
 
-def _remedy(part: np.ndarray, bounds: tuple[float, float] | None) -> str:
+def _remedy(part: np.ndarray, name: str, bounds: tuple[float, float] | None) -> str:
     """Guess from pixels that do not fit the unit interval what they are."""
     if bounds is None or tuple(bounds) != (0, 1) or not np.isfinite(part).all():
         return ""
     if part.min() >= -_ROUNDING and part.max() <= 1 + _ROUNDING:
-        return "; np.clip(images, 0, 1) undoes such rounding"
+        return f"; np.clip({name}, 0, 1) undoes such rounding"
     if part.min() < 0:
         return "; give pixels as they are: normalisation belongs inside the model"
     return "; divide pixels of 0..255 by 255, or give them as uint8" if part.max() > 2 else ""

@@ -96,6 +96,16 @@ def test_the_library_is_imported_without_optional_packages():
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
 
 
+def test_what_many_calls_do_without_is_imported_when_it_is_used():
+    """SciPy's parts take half a second and Flax another; a first radius needs neither."""
+    command = """
+import sys, nn_adv.certify, nn_adv.neighbors, nn_adv.attacks.pgd
+late = ("flax", "scipy.linalg", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats")
+sys.exit(", ".join(name for name in late if name in sys.modules) or 0)
+"""
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT.parent)
+
+
 _EXTRAS = ("array_record", "importlib_resources", "matplotlib", "ml_collections", "orbax", "PIL", "safetensors",
            "sklearn", "tensorflow_datasets", "tqdm")  # fmt: skip
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.report import figures, named
-from experiments.report.labels import condition_label, counted, norm_label
-from experiments.report.named import by_condition, exact, percent, points
+from experiments.report.labels import condition_label, norm_label
+from experiments.report.named import by_condition, exact, one_image, percent, points
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, command_blocks
 from experiments.report.records import Row, Run, task_key
@@ -65,7 +65,7 @@ def blocks(run: Run) -> list[Block]:
             found += [
                 Bullets(findings(own)),
                 _table(own),
-                Text(_READING.format(step=counted(round(100 / own["count"].iloc[0], 2), "point")), "note"),
+                Text(_READING.format(step=one_image(own)), "note"),
                 *_figures(own, f"{dataset}-{task}"),
             ]
         if len(by_name):

@@ -13,9 +13,9 @@ MISSING = "–"
 SPLIT_TITLES = {"train": "train images", "test": "test images", "both": "mean over both"}
 
 
-def counted(number: float, noun: str) -> str:
-    """Write a number of things: 1 task, 2 tasks, 0.5 points."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: 1 task, 2 tasks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def method_label(method: str) -> str:

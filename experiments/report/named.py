@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.labels import condition_label, counted, norm_label
+from experiments.report.labels import condition_label, norm_label
 from experiments.report.page import Block, Bullets, Table, Text
 from experiments.report.records import Condition, Row, norm_key
 
@@ -45,8 +45,14 @@ def blocks(own: pd.DataFrame) -> list[Block]:
     found: list[Block] = [Bullets(findings(own))]
     groups = sorted(own.groupby("norm", sort=False), key=lambda pair: norm_key(str(pair[0])))
     found += [_table(str(norm), items) for norm, items in groups]
-    step, temperatures = counted(round(100 / own["count"].iloc[0], 2), "point"), own["temperatures"].iloc[0]
-    return [*found, Text(_READING.format(step=step, temperatures=temperatures), "note")]
+    reading = _READING.format(step=one_image(own), temperatures=own["temperatures"].iloc[0])
+    return [*found, Text(reading, "note")]
+
+
+def one_image(own: pd.DataFrame) -> str:
+    """Write what one image counts: 1 point, 0.5 points."""
+    points = f"{100 / own['count'].iloc[0]:.2g}"
+    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def findings(own: pd.DataFrame) -> list[str]:

@@ -69,8 +69,9 @@ def _table_blocks(results: Results) -> list[Block]:
 def _curve_blocks(results: Results) -> list[Block]:
     """Draw robust accuracy against the radius, variant by variant, on the split that the table ends with."""
     split = results.single_splits[-1]
+    alt = f"Robust accuracy on {split} images"
     images = [
-        _panel(results, split, Condition(norm, main), f"Robust accuracy on {split} images, {norm_label(norm)}")
+        _panel(results, split, Condition(norm, main), file_name("curve", split, norm), f"{alt}, {norm_label(norm)}")
         for norm, main in results.main_epsilons.items()
     ]
     over = f", mean over {counted(len(results.tasks), 'task')}" if _several(results) else ""
@@ -161,7 +162,8 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
     halves = {norm: distance / 2 for norm, distance in plain[0]["separation"].items()}
     alt = "Share of training images that keep their label"
     images = [
-        _panel(results, "train", Condition(norm, half), f"{alt}, {norm_label(norm)}") for norm, half in halves.items()
+        _panel(results, "train", Condition(norm, half), file_name("train", norm), f"{alt}, {norm_label(norm)}")
+        for norm, half in halves.items()
     ]
     note = (
         f"{results.dataset}: share of training images that keep their label at every perturbation below a radius. "
@@ -192,7 +194,7 @@ def _promises(results: Results, row) -> list[str]:
     return found
 
 
-def _panel(results: Results, split: str, marked: Condition, alt: str) -> Image:
+def _panel(results: Results, split: str, marked: Condition, name: str, alt: str) -> Image:
     """Draw what is proven of each variant's accuracy against a norm's epsilons, one of them marked."""
     norm = marked.norm or ""
     lines = []
@@ -202,7 +204,7 @@ def _panel(results: Results, split: str, marked: Condition, alt: str) -> Image:
         if points := points_of_curve(mean_at, norm, results.epsilons(norm)):
             lines.append(figures.curve_of_means(points, method_label(method), color, marker))
     drawing = figures.accuracy_curves(lines, marked, title=f"{split} images, {norm_label(norm)}")
-    return Image(file_name(split, norm), alt, drawing)
+    return Image(name, alt, drawing)
 
 
 def _size(value: float) -> str:

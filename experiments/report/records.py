@@ -124,10 +124,11 @@ class Results(NamedTuple):
 
     @property
     def main_conditions(self) -> tuple[Condition, ...]:
-        """Clean, each norm at its main epsilon, worst: those that were evaluated, as the columns of the main table."""
+        """Clean, each norm at its main epsilon, worst of several: those evaluated, as the columns of the main table."""
         found = {key[2] for key in self.accuracies}
         norms = [Condition(norm, epsilon) for norm, epsilon in self.main_epsilons.items()]
-        return tuple(condition for condition in (CLEAN, *norms, WORST) if condition in found)
+        worst = [WORST] if len(norms) > 1 else []
+        return tuple(condition for condition in (CLEAN, *norms, *worst) if condition in found)
 
     def epsilons(self, norm: str) -> list[float]:
         """Every epsilon evaluated in one norm, ascending."""

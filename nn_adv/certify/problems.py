@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy
+import scipy  # whose parts are imported when they are first used
 from jax import lax
 
 _MAX_ROOT_STEPS = 150

@@ -116,7 +116,7 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
 
     opponents = filled([one.opponent for one in subproblems], np.int32)
     with jax.enable_x64(True):
-        solved = (_solve_one_by_one if one_by_one else _solve_together)(
+        solved = (_solve_one_by_one() if one_by_one else _solve_together)(
             points.linear_map,
             # The points themselves: what is compiled depends on neither the number of images nor that of points.
             search.pixels[filled([one.image for one in subproblems], np.int32)],
@@ -150,13 +150,25 @@ def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -
     return candidate, is_converged
 
 
-# XLA's fusion emitters take more than half of the time in which this is compiled for a CPU, and make it no faster.
-@functools.partial(jax.jit, static_argnames=("norm", "bounds"), compiler_options={"xla_cpu_use_fusion_emitters": False})
-def _solve_one_by_one(linear_map, *subproblems, norm, bounds):
-    """Solve S subproblems as `_solve_together`, which a CPU's cache prefers and where none waits for the slowest."""
-    solve = functools.partial(_solve_together, linear_map, norm=norm, bounds=bounds)
-    alone = jax.tree.map(lambda field: field[:, None], subproblems)
-    return jax.tree.map(lambda field: field[:, 0], jax.lax.map(lambda subproblem: solve(*subproblem), alone))
+@functools.cache
+def _solve_one_by_one():
+    """Return what solves S subproblems one after the other: a CPU's cache prefers that, and none waits for the slowest.
+
+    XLA's fusion emitters take more than half of the time in which the program is compiled, and make it no faster, so
+    they are turned off where XLA knows how. Arguments are those of `_solve_together`.
+    """
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(jnp.negative, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:  # no such option
+        options = {}
+
+    def solve(linear_map, *subproblems, norm, bounds):
+        one = functools.partial(_solve_together, linear_map, norm=norm, bounds=bounds)
+        alone = jax.tree.map(lambda field: field[:, None], subproblems)
+        return jax.tree.map(lambda field: field[:, 0], jax.lax.map(lambda subproblem: one(*subproblem), alone))
+
+    return jax.jit(solve, static_argnames=("norm", "bounds"), compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "bounds"))

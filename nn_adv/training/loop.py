@@ -88,7 +88,7 @@ def train(
     ``steps_per_epoch`` is the same.
 
     Side by side pays where one network leaves the device idle. On a CPU it does not: convolutions with a kernel per
-    member took four times the processor time of training the members in turn, dense networks about as long as in turn.
+    member take four times the processor time of training the members in turn, dense networks about as long as in turn.
 
     An epoch is a permutation of a member's images, continued from its beginning until ``steps_per_epoch`` batches are
     full: no image is left out. Calls that agree in model, recipe, number of members, ``steps_per_epoch`` and the

@@ -85,7 +85,10 @@ def test_what_float32_rounds_into_the_range_is_in_it(tmp_path, value):
         (_with_pixel(np.inf), r"train_images must be finite and .*, got inf at index 2"),
         (_with_pixel(-0.01), r"train_images must be .* got -0.01 at index 2; give pixels as they are"),
         (_with_pixel(2.5), r"train_images .* got 2.5 at index 2; divide pixels of 0..255 by 255, or .* as uint8"),
-        (_with_pixel(1.0000002, np.float64), r"got 1 at index 2; np.clip\(images, 0, 1\) undoes such rounding"),
+        (
+            _with_pixel(1.0000002, np.float64),
+            r"got 1.0000002 at index 2; np.clip\(train_images, 0, 1\) undoes",
+        ),
         (_with_pixel(1e300, np.float64), "train_images must be finite .* got inf at index 2"),
         (
             {"train_images": np.zeros((6, 3, 32, 32), np.uint8)},

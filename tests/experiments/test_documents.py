@@ -57,6 +57,9 @@ def test_every_table_of_the_documents_is_a_file(written):
     assert kept == {name for name in written if name.endswith(".csv")}
     for name in kept:
         assert (ROOT / name).read_bytes() == written[name], f"{name} is not what its rows give: make report"
+    pages = [content.decode().splitlines() for name, content in written.items() if name.endswith(".md")]
+    below_headers = [page[place + 1] for page in pages for place, line in enumerate(page) if "| --- |" in line]
+    assert len(kept) == len([line for line in below_headers if "![" not in line]) > 80
 
 
 def test_nothing_that_the_documents_need_is_ignored():
@@ -147,9 +150,11 @@ def test_a_section_that_no_report_has_is_refused(page_of):
 def test_a_table_is_a_file_named_by_page_and_heading_and_has_its_cells_as_they_read(tmp_path):
     templates = tmp_path / "results" / "templates"
     templates.mkdir(parents=True)
-    table = "| of | value |\n| --- | ---: |\n| `pca:1\\|2` | **= 3, or 4** |\n"
+    table = "  | of | value |\n  | --- | ---: |\n  | [`pca:1\\|2`](x.md) | **= 3, or 4** |\n"
     picture = "| |\n| --- |\n| ![seen](seen.png) |\n"
-    (templates / "page.md").write_text(f"# Top\n\n{picture}\n## A table: [one](x.md)\n\n{table}\n{table}")
+    (templates / "page.md").write_text(
+        f"# Top\n\n{picture}\n## A table: [one](x.md)\n\n{table}\n```\n# no\n| no |\n```\n\n{table}"
+    )
     files = dict(documents.documents(tmp_path))
     names = [f"docs/results/tables/page-a-table-one-x-md{end}.csv" for end in ("", "-2")]
     assert set(files) == {"docs/page.md", *names}

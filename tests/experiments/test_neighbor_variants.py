@@ -152,7 +152,7 @@ def test_training_images_keep_their_label_up_to_half_the_distance_of_the_classes
     assert {item["kind"] for item in margins["evaluations"] if item["norm"]} <= {"certified", "exact"}
     assert "Training images against half the distance" in text
     assert {path.name for path in (report.page.parent / "figures").iterdir()} == {
-        f"{name}.{form}" for name in ("train-l2", "test-l2", "test-linf") for form in ("png", "svg")
+        f"{name}.{form}" for name in ("train-l2", "curve-test-l2", "curve-test-linf") for form in ("png", "svg")
     }
     lines = list(csv.DictReader(report.table.open()))
     assert {line["num_points"] for line in lines} == {str(_num_train())}
@@ -222,5 +222,6 @@ def test_growth_is_read_from_rows_of_subsets(tmp_path):
     ((task, _),) = {(task, None) for task, _ in grown}
     assert task == "3v8" and all(one.shares.shape == (2, 3) for one in grown.values())
     assert "Robust accuracy against the number of training images" in text
+    assert "worst" not in text  # of one norm
     names = {path.name for path in (report.page.parent / "figures").iterdir()}
     assert names == {f"{kind}-l2.{form}" for kind in ("growth", "missing") for form in ("png", "svg")}

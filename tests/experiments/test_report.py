@@ -464,3 +464,16 @@ def test_what_each_attack_left_is_pooled_over_tasks():
     assert heading.text == "What each attack left" and table.header == ["", "clean", "apgd-ce", "square"]
     assert [line[1:] for line in table.rows] == [["90.0", "50.0", "40.0"]] and "test images" in table.rows[0][0]
     assert binary_tasks.attack_blocks(results, realistic_rows()) == []
+
+
+def test_a_table_for_the_terminal_goes_on_below_where_it_is_too_wide():
+    lines = [["", "a", "b", "c", "d"], ["one", "1", "2", "3", "4"]]
+    assert page.text_table(lines) == ["     a b c d", "one  1 2 3 4"]
+    titles, header, values = page.text_table(lines, ["low", "up"])
+    assert titles.split() == ["low", "up"] and (header, values) == ("      a b  c d", "one   1 2  3 4")
+    wide = [["", *("x" * 30 for _ in range(4))], ["one", *"1234"]]
+    assert [line.split()[1:] for line in page.text_table(wide)[1::3]] == [["1", "2", "3"], ["4"]]
+    assert [line.split()[-1] if line else "" for line in page.text_table(wide, ["low", "up"])] == [
+        *("low", "x" * 30, "2", ""),  # a group stays whole
+        *("up", "x" * 30, "4"),
+    ]

@@ -32,6 +32,13 @@ def _fill(workdir: Path, units, *, shard=(0, 1)) -> None:
             opened.append(_row(unit))
 
 
+def _raise(error: Exception):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
 def _units(workdir: Path) -> list[str]:
     return [row["unit"] for row in store.read_rows(workdir)[0]]
 
@@ -231,7 +238,36 @@ def test_rows_go_on_in_a_file_that_is_put_in_the_place_of_the_one_opened(tmp_pat
         opened.append(_row("e"))
         with pytest.raises(files.ResultsError, match="is open in another process"):
             store.open_store(tmp_path, CONFIG)
+        path.unlink()
+        path.write_bytes(earlier[:-5])  # and the last row goes on at the end
     assert store.read_rows(tmp_path)[1] == [] and _units(tmp_path) == ["a", "b", "c", "d", "e"]
+    assert path.with_name(f"{ROWS_FILE}.damaged").exists()
+
+
+def test_a_full_disk_in_the_place_of_another_file_can_be_made_good(tmp_path, monkeypatch):
+    path = tmp_path / ROWS_FILE
+    with store.open_store(tmp_path, CONFIG) as opened:
+        for unit in ("a", "b"):
+            opened.append(_row(unit))
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", _raise(OSError(errno.ENOSPC, "No space left on device")))
+            with pytest.raises(files.ResultsError, match="no space left to write"):
+                opened.append(_row("c"))
+        opened.append(_row("c"))
+    assert _units(tmp_path) == ["a", "b", "c"]
+
+
+def test_rows_do_not_go_on_in_a_workdir_that_has_become_another_ones(tmp_path):
+    opened = store.open_store(tmp_path, CONFIG)
+    opened.append(_row("a"))
+    (tmp_path / ROWS_FILE).unlink()
+    (tmp_path / configuration.CONFIG_FILE).unlink()
+    with store.open_store(tmp_path, CONFIG | {"dataset": "mnist"}):
+        pass
+    for write in (lambda: opened.append(_row("b")), opened.close):
+        with pytest.raises(files.ResultsError, match="has become a workdir of another configuration"):
+            write()
 
 
 def test_a_unit_is_never_appended_twice(tmp_path):
