@@ -58,7 +58,7 @@ def test_images_outside_the_bounds_are_refused(name, wrong):
     problem = small_networks.network(4)
     images = np.array(problem.images)
     images[2, 0, 0, 0] = wrong
-    with pytest.raises(ValueError, match=rf"images must be finite and inside \(0.0, 1.0\), got {wrong:g} at index 2"):
+    with pytest.raises(ValueError, match=rf"images must be finite and inside \(0.0, 1.0\), got {wrong} at index 2"):
         ATTACKS[name](problem.logits_fn, images, problem.labels, key=jax.random.key(0))
 
 
