@@ -22,6 +22,8 @@ from nn_adv.threat import check_norm, float64_sizes
 # Distances are rounded to float32 once (half of this, relative), and below this size they may be flushed to zero.
 _RELATIVE_ROUNDING = 2.0**-23
 _UNDERFLOW = 1e-18
+_GROUP = 16  # pixels that are one mean in the search for lower bounds
+_PER_SEARCH = 256  # points whose nearest opponent is searched at once, those with the smallest bounds first
 _EXPONENT = {"l1": 1.0, "l2": 0.5, "linf": 0.0}  # 1 / p
 
 
@@ -98,7 +100,7 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
 
     If every two points of different classes are at least d0 apart, 1NN in that norm classifies every perturbation of
     a point by less than d0 / 2 as the point itself (Hagai & Weiss 2024). Each class is searched among the classes
-    above it, in blocks; no table of all pairs is built.
+    above it, the points that may be closest first, until no other can be closer; no table of all pairs is built.
 
     Args:
       points: ``[n, ...]``, uint8 (pixels ``v / 255`` rounded to float32) or float.
@@ -113,17 +115,53 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
     if not len(points):
         raise ValueError(f"points must hold at least one point, got shape {points.shape}")
     labels = as_labels(labels, count=len(points))
+    means = None if norm == "l2" else _group_means(points)
     best = (math.inf, (-1, -1))
     for label in np.unique(labels)[:-1]:
-        best = min(best, _closest_pair(points, np.flatnonzero(labels == label), np.flatnonzero(labels > label), norm))
+        lower, upper = np.flatnonzero(labels == label), np.flatnonzero(labels > label)
+        reference = _of_one_class(points[upper])
+        # In l2 a search in all pixels is one product, and no dearer than one for bounds.
+        at_least = np.zeros(len(lower)) if means is None else _lower_bounds(means[lower], means[upper], norm)
+        order = np.argsort(at_least)
+        for start in range(0, len(lower), _PER_SEARCH):
+            some = order[start : start + _PER_SEARCH]
+            if at_least[some[0]] > best[0]:
+                break
+            some = np.resize(some, min(_PER_SEARCH, len(lower)))  # of one shape, for one compilation
+            best = min(best, _closest_pair(points, lower[some], upper, reference, norm))
     distance, pair = best
     allowance = _absolute_rounding(points.dtype, norm, points[0].size)
     return Separation(distance, max(0.0, distance * (1 - 1e-12) - allowance) / 2, pair)
 
 
-def _closest_pair(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, norm: str) -> tuple[float, tuple[int, int]]:
-    """Return distance and positions of the closest pair between two sets of points, given by their positions."""
-    reference = neighbors.fit(points[upper], np.zeros(len(upper), np.int32), 1)
+def _of_one_class(points: np.ndarray) -> neighbors.Reference:
+    return neighbors.fit(points, np.zeros(len(points), np.int32), 1)
+
+
+def _group_means(points: np.ndarray) -> np.ndarray:
+    """Return the means of each `_GROUP` neighbouring pixels of each point, ``[n, m]`` float32."""
+    flat = host_pixels(points, np.float32).reshape(len(points), -1)
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % _GROUP)))
+    return flat.reshape(len(flat), -1, _GROUP).mean(axis=2, dtype=np.float64).astype(np.float32)
+
+
+def _lower_bounds(lower: np.ndarray, upper: np.ndarray, norm: str) -> np.ndarray:
+    """Bound the distance of each point to the nearest among others from below, given the means of both.
+
+    A mean of g pixels differs by no more than the mean of their differences: ``||x - z||_p >= g^(1/p) ||means||_p``.
+    """
+    found = neighbors.nearest(_of_one_class(upper), lower, norm=norm).distances[:, 0]
+    distances = np.minimum(np.asarray(found, np.float64), np.finfo(np.float32).max)  # larger ones read as infinite
+    # Each mean is rounded once, as are uint8 pixels before.
+    largest = max(float(np.abs(means).max()) for means in (lower, upper))
+    rounding = 2.0**-22 * largest * norm_ratio(norm, "linf", lower.shape[1]) + _UNDERFLOW
+    return (distances * (1 - _RELATIVE_ROUNDING) - rounding) * norm_ratio(norm, "linf", _GROUP)
+
+
+def _closest_pair(
+    points: np.ndarray, lower: np.ndarray, upper: np.ndarray, reference: neighbors.Reference, norm: str
+) -> tuple[float, tuple[int, int]]:
+    """Return distance and positions of the closest pair of a point at ``lower`` and one at ``upper``, the reference."""
     found = neighbors.nearest(reference, points[lower], norm=norm)
     distances, indices = np.asarray(found.distances)[:, 0], np.asarray(found.indices)[:, 0]
     allowance = _absolute_rounding(points.dtype, norm, points[0].size)

@@ -132,6 +132,26 @@ def test_separation_is_the_smallest_distance_between_classes(norm, dtype):
     assert result.guaranteed_radius == pytest.approx(table.min() / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("norm", NORMS)
+def test_separation_leaves_out_only_points_that_cannot_be_closest(norm, dtype, monkeypatch):
+    monkeypatch.setattr(margins, "_PER_SEARCH", 4)
+    searched = []
+    closest_pair = margins._closest_pair
+    monkeypatch.setattr(margins, "_closest_pair", lambda *given: searched.append(len(given[1])) or closest_pair(*given))
+    rng = np.random.default_rng(5)
+    # Neighbouring pixels are alike, as in images, so that means tell points apart; 40 is no multiple of a group.
+    smooth = np.repeat(rng.uniform(size=(120, 3)), 16, axis=1)[:, :40] + rng.uniform(0, 0.1, size=(120, 40))
+    points = (smooth * 200).astype(np.uint8) if dtype == np.uint8 else smooth.astype(np.float32)
+    labels = rng.integers(0, 3, 120)
+    result = margins.separation(points, labels, norm=norm)
+    table = np.where(labels[:, None] == labels, np.inf, _table(points, points, norm))
+    assert result.distance == pytest.approx(table.min(), rel=1e-12)
+    assert table[result.pair] == pytest.approx(table.min(), rel=1e-12)
+    if norm != "l2":
+        assert sum(searched) < np.sum(labels < 2) / 2
+
+
 def test_separation_of_one_class_and_of_duplicates():
     points = np.array([[[3]], [[7]], [[7]]], np.uint8)
     assert margins.separation(points, np.zeros(3, int)) == (math.inf, math.inf, (-1, -1))
