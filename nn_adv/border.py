@@ -174,7 +174,10 @@ def as_bounds(bounds: Any) -> tuple[float, float] | None:
     """
     if bounds is None:
         return None
-    ends = np.asarray(bounds).tolist()
+    try:
+        ends = np.asarray(bounds).tolist()
+    except ValueError:  # ends of different shapes
+        ends = None
     is_pair = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
     if not is_pair or not ends[0] < ends[1]:
         raise ValueError(f"bounds must be (lowest, highest) or None, got {bounds!r}")

@@ -7,6 +7,7 @@ compiles once however many images there are. Host code: arrays in, NumPy arrays 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import numpy as np
@@ -93,14 +94,15 @@ def robust_curve(radii: np.ndarray, correct: np.ndarray, epsilons: Sequence[floa
       Booleans ``[E, N]``.
 
     Raises:
-      ValueError: radii and correct of different lengths, or a radius or an epsilon that is negative or NaN.
+      ValueError: radii and correct of different lengths, epsilons of another shape, or a radius or an epsilon that is
+        negative or NaN.
     """
     radii, correct, at = np.asarray(radii), np.asarray(correct, bool), np.asarray(epsilons, float)
     if radii.ndim != 1 or radii.shape != correct.shape:
         raise ValueError(f"radii and correct must be [N] both, got shapes {radii.shape} and {correct.shape}")
-    for name, values in (("radii", radii), ("epsilons", at)):
-        if not np.all(values >= 0):
-            raise ValueError(f"{name} must be at least 0, got {values[~(values >= 0)][0]}")
+    _check_epsilons(at)
+    if not np.all(radii >= 0):
+        raise ValueError(f"radii must be at least 0, got {radii[~(radii >= 0)][0]}")
     return correct & (radii >= at[:, None])
 
 
@@ -128,10 +130,11 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
       ``[E]`` float64 in [0, 1].
 
     Raises:
-      ValueError: unknown norm, no images, images and labels that do not fit, or an epsilon that is negative or NaN.
+      ValueError: unknown norm, no images, images and labels that do not fit, epsilons of another shape, or one that is
+        negative or NaN.
     """
     check_norm(norm)
-    check_size(np.asarray(epsilons), "epsilons")
+    _check_epsilons(epsilons)
     images = as_images(images)
     labels, count = np.asarray(as_labels(labels, count=images.shape[0])), images.shape[0]
     if not count:
@@ -146,6 +149,12 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
         graph = sparse.csr_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(count, count))
         given_up.append(np.count_nonzero(maximum_bipartite_matching(graph) >= 0) / 2)
     return 1 - np.array(given_up) / count
+
+
+def _check_epsilons(epsilons: Any) -> None:
+    check_size(np.asarray(epsilons), "epsilons")
+    if np.ndim(epsilons) != 1:
+        raise ValueError(f"epsilons must be [E], got shape {np.shape(epsilons)}")
 
 
 def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple[float, float]:

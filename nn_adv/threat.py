@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import chex
 import jax
@@ -68,9 +69,8 @@ def as_threat(threat: Threat, images: chex.Array) -> Threat:
     """Return the threat with its radius in the dtype of ``images [B, ...]``, which steps and distances have.
 
     Raises:
-      ValueError: no threat, or neither one radius nor one per image.
+      ValueError: neither one radius nor one per image.
     """
-    check_threat(threat)
     epsilon = jnp.asarray(threat.epsilon, images.dtype)
     if epsilon.shape not in ((), images.shape[:1]):
         raise ValueError(
@@ -98,13 +98,13 @@ def perturbation_size(norm: str, perturbation: chex.Array) -> chex.Array:
         return sum_per_image(jnp.abs(perturbation))
     if norm == "l2":
         return jnp.sqrt(sum_per_image(jnp.square(perturbation)))
-    return jnp.max(jnp.abs(perturbation.reshape(perturbation.shape[0], -1)), axis=1)
+    return jnp.max(jnp.abs(_as_rows(perturbation)), axis=1)
 
 
 def float64_sizes(norm: str, perturbations: np.ndarray) -> np.ndarray:
     """Measure perturbations ``[B, ...]`` on the host in float64, where that of `perturbation_size` is too coarse."""
     check_norm(norm)
-    flat = np.asarray(perturbations, np.float64).reshape(len(perturbations), math.prod(perturbations.shape[1:]))
+    flat = _as_rows(np.asarray(perturbations, np.float64))
     return np.linalg.norm(flat, {"l1": 1, "l2": 2, "linf": np.inf}[norm], axis=1)
 
 
@@ -114,7 +114,7 @@ def sum_per_image(values: chex.Array) -> chex.Array:
     Slice by slice, then half onto half: XLA's own sum takes another order for one image than for many. The slices are
     one expression, which XLA computes together with the values themselves.
     """
-    flat = values.reshape(values.shape[0], -1)
+    flat = _as_rows(values)
     width = max((1 << (flat.shape[1] - 1).bit_length()) // _MAX_SLICES, 1)
     flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % width)))
     total = functools.reduce(jnp.add, jnp.split(flat, flat.shape[1] // width, axis=1))
@@ -122,6 +122,11 @@ def sum_per_image(values: chex.Array) -> chex.Array:
         width //= 2
         total = total[:, :width] + total[:, width:]
     return total[:, 0]
+
+
+def _as_rows(values: Any) -> Any:
+    """Shape arrays ``[B, ...]`` as ``[B, d]``, none of them too."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
 
 
 def per_image(values: chex.Numeric, images: chex.Array) -> chex.Array:
@@ -147,7 +152,7 @@ def project(threat: Threat, images: chex.Array, center: chex.Array) -> chex.Arra
 
     Args:
       threat: the allowed set; ``epsilon`` 0 gives ``center`` itself.
-      images: points to project, ``[B, ...]``.
+      images: points to project, ``[B, ...]``; in l2 so near that the squared distance does not overflow.
       center: clean images ``[B, ...]`` inside the bounds.
 
     Returns:
@@ -205,7 +210,7 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
         gradient = _near_one(gradient)
         size = per_image(perturbation_size("l2", gradient), gradient)
         return gradient / jnp.where(size > 0, size, 1)
-    num_pixels = gradient[0].size
+    num_pixels = math.prod(gradient.shape[1:])
     return sparse_step(gradient, jnp.full(len(gradient), round(_L1_SHARE_OF_PIXELS * num_pixels)))
 
 
@@ -221,7 +226,7 @@ def sparse_step(gradient: chex.Array, count: chex.Array) -> chex.Array:
 
     Components of exactly the size of the last one take part too; a zero gradient gives a zero step.
     """
-    sizes = jnp.abs(gradient).reshape(gradient.shape[0], -1)
+    sizes = _as_rows(jnp.abs(gradient))
     threshold = per_image(covering_threshold(sizes, jnp.ones(sizes.shape, jnp.int32), jnp.maximum(count, 1)), gradient)
     signs = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
     return signs / jnp.maximum(per_image(perturbation_size("l1", signs), gradient), 1)

@@ -68,7 +68,8 @@ def test_robust_curve_looks_each_radius_up():
         ([0.1], [True, False], [0.1], "shapes"),
         ([0.1, np.nan], [True, True], [0.1], "radii must be at least 0, got nan"),
         ([0.1, -0.1], [True, True], [0.1], "radii must be at least 0, got -0.1"),
-        ([0.1], [True], [np.nan], "epsilons must be at least 0"),
+        ([0.1], [True], 0.1, r"epsilons must be \[E\], got shape \(\)"),
+        ([0.1], [True], [np.nan], "epsilons must be a number >= 0"),
     ],
 )
 def test_what_is_no_radius_is_refused(radii, correct, epsilons, message):

@@ -217,11 +217,23 @@ def test_one_compilation_serves_all_radii():
         (("l2", float("nan")), "epsilon must be a number >= 0, got nan"),
         (("l2", "0.1"), "epsilon must be a number >= 0, got '0.1'"),
         (("l2", 0.1, (1.0, 0.0)), "bounds must be"),
+        (("l2", 0.1, ([0.0], 1.0)), "bounds must be"),
     ],
 )
 def test_wrong_threats_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Threat(*arguments)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_images_at_all(norm):
+    nothing = jnp.zeros((0, 2, 3))
+    assert threats.perturbation_size(norm, nothing).shape == (0,)
+    for found in (
+        threats.project(Threat(norm, 0.1), nothing, nothing),
+        threats.steepest_step(Threat(norm, 0.1), nothing, nothing),
+    ):
+        assert found.shape == nothing.shape
 
 
 @pytest.mark.parametrize("epsilon", [None, [0.1], jnp.float32(-1), jnp.array([0.1, jnp.nan])])

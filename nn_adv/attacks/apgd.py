@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -51,7 +51,6 @@ def apgd(
     loss_fn: Callable[..., chex.Array] | None = None,
     num_targets: int | None = None,
     starts: chex.Array | None = None,
-    num_samples: int | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
     """Attack a classifier by ascent with momentum whose step size is halved where it stops gaining. Jittable.
@@ -66,129 +65,81 @@ def apgd(
     Arguments that are not listed are those of `pgd`.
 
     Args:
-      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``; with ``num_samples`` it takes one key per
-        image ``[B]`` as well.
+      logits_fn: differentiable, images ``[B, ...]`` to logits ``[B, C]``; see `eot` for a random classifier.
       num_steps: gradient steps per restart; 0 only tries the starts.
       num_restarts: independent random starts, per target if there are targets; at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`; by default `cross_entropy`. With
         ``num_targets`` it takes the target classes ``[B]`` as well, by default `targeted_dlr`.
       num_targets: highest other logits of the clean image to aim at in turn, at most C - 1; None is untargeted.
       starts: where the first restart of each target starts, ``[B, ...]``, moved into ball and bounds; None draws it.
-      num_samples: None for a deterministic model. For a stochastic one, the evaluations that gradient, loss and
-        logits are averaged over at each point (Athalye et al. 2018, arXiv 1707.07397). Success is judged by new samples
-        after each restart and in the end: among many points one would look broken by luck.
-      predict_fn: the classifier that decides success, images to labels, where it is not the argmax of the (mean)
-        logits. It is asked once per restart.
 
     Returns:
       An `AttackResult`. With ``num_targets`` its ``loss`` is the `margin`: losses for different targets do not compare.
 
     Raises:
-      ValueError: ``num_samples`` below 1, ``num_targets`` outside 1 to C - 1, starts of a wrong shape; and as in `pgd`.
+      ValueError: ``num_targets`` outside 1 to C - 1, starts of a wrong shape; and as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     num_steps, num_restarts = as_count(num_steps, "num_steps", low=0), as_count(num_restarts, "num_restarts")
-    num_samples = None if num_samples is None else as_count(num_samples, "num_samples")
     if starts is not None:
         starts = as_images(starts, name="starts", takes_uint8=False)
         if starts.shape != images.shape:
             raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
     if images.shape[0] == 0:
         return nothing_found(images)
-    # Number 0 is the clean image's, the runs count from 1.
-    clean_logits = run(_mean_logits, logits_fn, images, fold_in_each(keys, 0), num_samples=num_samples)
-    clean_logits = check_clean_logits(clean_logits, labels)
+    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
     functions = (logits_fn, loss_fn or usual_loss, predict_fn)
     arrays = (images, labels, clean_logits, targets, starts, keys, threat)
-    static: dict[str, Any] = {"num_steps": num_steps, "num_restarts": num_restarts, "num_samples": num_samples}
-    return run(_search, *functions, *arrays, **static)
-
-
-def _mean_logits(logits_fn, points, keys, *, num_samples):
-    return _Problem(logits_fn, cross_entropy, None, num_samples).logits(points, keys)
+    return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
     logits_fn, loss_fn, predict_fn, images, labels, clean_logits, targets, starts, keys, threat,
-    *, num_steps, num_restarts, num_samples,
+    *, num_steps, num_restarts,
 ) -> AttackResult:  # fmt: skip
-    problem = _Problem(logits_fn, loss_fn, labels, num_samples)
     rank_fn = loss_fn if targets is None else margin
 
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
         return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
 
-    def judge(visited: Visited, number: chex.Numeric) -> Visited:
-        if predict_fn is not None:
-            return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
-        if num_samples is None:
+    def judge(visited: Visited) -> Visited:
+        if predict_fn is None:
             return visited
-        new_keys = fold_in_each(fold_in_each(keys, number), 2)  # 0 and 1 are those of `run`
-        return visited._replace(success=is_wrong(problem.logits(visited.images, new_keys), labels))
+        return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
 
     def ascend(number: chex.Numeric) -> Visited:
-        run_keys = fold_in_each(keys, 1 + number)
-        start_keys, noise_keys = fold_in_each(run_keys, 0), fold_in_each(run_keys, 1)
-        start = _random_start(threat, start_keys, images)
+        start = _random_start(threat, fold_in_each(fold_in_each(keys, 1 + number), 0), images)
         if starts is not None:
             given = project(threat, starts.astype(images.dtype), images)
             start = jnp.where(number % num_restarts == 0, given, start)
         target = None if targets is None else targets[:, number // num_restarts]
 
-        def evaluate(points, step):
-            loss, gradient, logits = problem.evaluate(points, fold_in_each(noise_keys, step), target)
+        def evaluate(points):
+            loss, gradient, logits = _evaluate(logits_fn, loss_fn, points, labels, target)
             return loss, gradient, visit(points, logits)
 
         if threat.norm == "l1":
-            return judge(ascend_l1(evaluate, start, images, threat, num_steps), 1 + number)
-        return judge(_ascend(evaluate, start, images, threat, num_steps)[0], 1 + number)
+            return judge(ascend_l1(evaluate, start, images, threat, num_steps))
+        return judge(_ascend(evaluate, start, images, threat, num_steps)[0])
 
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
-    best = attack_in_turn(ascend, num_runs, judge(visit(images, clean_logits), 0))
-    if num_samples is not None:
-        best = judge(best, 1 + num_runs)
+    best = attack_in_turn(ascend, num_runs, judge(visit(images, clean_logits)))
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
 
 
-class _Problem(NamedTuple):
-    """The classifier, and the loss to climb on it; see `apgd`."""
+def _evaluate(logits_fn, loss_fn, points, labels, target):
+    """Return loss ``[B]``, its gradient ``[B, ...]`` and logits ``[B, C]``."""
 
-    logits_fn: Callable[..., chex.Array]
-    loss_fn: Callable[..., chex.Array]
-    labels: chex.Array | None
-    num_samples: int | None
+    def total_loss(points):
+        logits = logits_of(logits_fn, points)
+        loss = loss_fn(logits, labels, *(() if target is None else (target,)))
+        chex.assert_equal_shape([loss, labels])
+        return jnp.sum(loss), (loss, logits)
 
-    def logits(self, points, keys):
-        return self._mean(lambda keys: self._logits(points, keys), keys)
-
-    def evaluate(self, points, keys, target):
-        """Return loss ``[B]``, gradient ``[B, ...]`` and logits ``[B, C]`` at ``points``, means over the samples."""
-
-        def total_loss(points, keys):
-            logits = self._logits(points, keys)
-            loss = self.loss_fn(logits, self.labels, *(() if target is None else (target,)))
-            chex.assert_equal_shape([loss, self.labels])
-            return jnp.sum(loss), (loss, logits)
-
-        ascent = jax.value_and_grad(total_loss, has_aux=True)
-        (_, (loss, logits)), gradient = self._mean(lambda keys: ascent(points, keys), keys)
-        return loss, finite_or_zero(gradient), logits
-
-    def _logits(self, points, keys):
-        return logits_of(self.logits_fn, points, *(() if self.num_samples is None else (keys,)))
-
-    def _mean(self, sample, keys):
-        if self.num_samples is None:
-            return sample(keys)
-        total = jax.lax.fori_loop(
-            1,
-            self.num_samples,
-            lambda number, total: jax.tree.map(jnp.add, total, sample(fold_in_each(keys, number))),
-            sample(fold_in_each(keys, 0)),
-        )
-        return jax.tree.map(lambda x: x / self.num_samples, total)
+    (_, (loss, logits)), gradient = jax.value_and_grad(total_loss, has_aux=True)(points)
+    return loss, finite_or_zero(gradient), logits
 
 
 class _State(NamedTuple):
@@ -216,10 +167,10 @@ class _Trace(NamedTuple):
 def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, _Trace]:
     """Run the ascent in l2 or linf once.
 
-    ``evaluate(points, step)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The start counts as visited
+    ``evaluate(points)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The start counts as visited
     and is taken as it is.
     """
-    loss, gradient, visited = evaluate(start, 0)
+    loss, gradient, visited = evaluate(start)
     step_size = jnp.broadcast_to(2 * jnp.asarray(threat.epsilon, images.dtype), loss.shape)
     state = _State(
         points=start,
@@ -255,7 +206,7 @@ def _move(state: _State, evaluate, number, images, threat) -> _State:
     share = jnp.where(number == 0, 1, _SHARE_OF_STEP).astype(images.dtype)
     mixed = points + share * (aim - points) + (1 - share) * (points - state.previous)
     moved = _into(threat, mixed, images)
-    loss, gradient, visited = evaluate(moved, number + 1)
+    loss, gradient, visited = evaluate(moved)
     return state._replace(
         points=moved,
         previous=points,

@@ -39,7 +39,7 @@ def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat:
     stronger with the exact projection (docs/benchmarks/attack_parity.md has the comparison).
 
     Args:
-      evaluate: points ``[B, ...]`` and number of the step to loss ``[B]``, gradient ``[B, ...]`` and `Visited`.
+      evaluate: points ``[B, ...]`` to loss ``[B]``, gradient ``[B, ...]`` and `Visited`.
       start: points ``[B, ...]``, projected here.
       images: clean images ``[B, ...]``.
       threat: the perturbations allowed, in l1.
@@ -49,7 +49,7 @@ def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat:
       The best point visited.
     """
     points = project(threat, start, images)
-    loss, gradient, visited = evaluate(points, 0)
+    loss, gradient, visited = evaluate(points)
     num_pixels = jnp.full(loss.shape, images[0].size, images.dtype)
     state = _State(
         points=points,
@@ -63,19 +63,19 @@ def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat:
     check_every = max(int(_CHECK_EVERY * num_steps), 1)
 
     def step(number, state):
-        moved = _move(state, evaluate, number, images, threat)
+        moved = _move(state, evaluate, images, threat)
         is_checkpoint = (number + 1) % check_every == 0
         return jax.lax.cond(is_checkpoint, lambda s: _checkpoint(s, images, threat), lambda s: s, moved)
 
     return jax.lax.fori_loop(0, num_steps, step, state).visited
 
 
-def _move(state: _State, evaluate, number, images, threat) -> _State:
+def _move(state: _State, evaluate, images, threat) -> _State:
     """Step along the signs of the largest components of the gradient, as many as the sparsity allows."""
     # The authors keep components that push a pixel out of the bounds, and lose sparse steps to them.
     direction = sparse_step(drop_outward(threat, state.gradient, state.points), state.pixels_to_move.astype(int))
     moved = project(threat, state.points + per_image(state.step_size, images) * direction, images)
-    loss, gradient, visited = evaluate(moved, number + 1)
+    loss, gradient, visited = evaluate(moved)
     return state._replace(
         points=moved,
         gradient=gradient,

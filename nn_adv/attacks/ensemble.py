@@ -134,7 +134,11 @@ def named_attack(name: str, num_classes: int, **options: int) -> Attack:
 
 
 def standard_attacks(num_classes: int) -> tuple[Attack, ...]:
-    """Return the published ensemble; below four classes the margin takes the place of the targeted DLR loss."""
+    """Return the published ensemble; below four classes the margin takes the place of the targeted DLR loss.
+
+    It is that of l2 and linf. In l1 the published one has five restarts of apgd-ce, five targets of apgd-t, and balls
+    of more than the radius at first. Square stretches its schedule to its queries, which the published one does not.
+    """
     names = (name if num_classes >= _NAMED[name][2] else _NAMED[name][3] for name in _STANDARD)
     return tuple(named_attack(name, num_classes) for name in names)
 

@@ -19,6 +19,7 @@ from nn_adv.attacks.common import (
     highest_others,
     is_judged_wrong,
     is_wrong,
+    judged,
     logits_of,
     nothing_found,
     where_each,
@@ -60,7 +61,8 @@ def fab(
     beta: chex.Numeric = 0.9,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1). Jittable.
+    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1, without its final
+    search, as in the authors' code). Jittable.
 
     Each step projects the current point and the image onto the border of the classifier linearised at the current
     point, goes a little beyond both projections, and mixes them with a bias to the image. A point that is
@@ -82,7 +84,8 @@ def fab(
       alpha_max: largest weight of the image's projection, in [0, 1].
       eta: how far to go along a projection, 1 for the border itself.
       beta: what remains of the offset of a misclassified point, in (0, 1).
-      predict_fn: as for `pgd`, but asked at every step.
+      predict_fn: as for `pgd`, but asked at every step. Steps end at the border of ``logits_fn``: what another
+        classifier gets wrong only far beyond it is not found.
 
     Returns:
       An `AttackResult`. ``distance`` is that of the nearest misclassified point found, inf where there was none. Where
@@ -98,13 +101,14 @@ def fab(
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    arrays = (images, labels, targets, keys, threat, alpha_max, eta, beta)
+    arrays = (images, labels, clean_logits, targets, keys, threat, alpha_max, eta, beta)
     return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
-    logits_fn, predict_fn, images, labels, targets, keys, threat, alpha_max, eta, beta, *, num_steps, num_restarts
-) -> AttackResult:
+    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, alpha_max, eta, beta,
+    *, num_steps, num_restarts,
+) -> AttackResult:  # fmt: skip
     num_runs = 1 if targets is None else targets.shape[1]
     logits_fn = functools.partial(logits_of, logits_fn)
 
@@ -137,7 +141,8 @@ def _search(
         start = jnp.where(number < num_runs, images, random_start(around, fold_in_each(keys, number), images))
         return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(target, *carry), (start, nearest))[1]
 
-    clean = _Nearest(images, jnp.where(judge(images), 0, jnp.inf).astype(images.dtype))
+    is_wrong_clean = judged(predict_fn, clean_logits, images, labels)
+    clean = _Nearest(images, jnp.where(is_wrong_clean, 0, jnp.inf).astype(images.dtype))
     nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
     success = nearest.distance <= threat.epsilon
     adversarial = where_each(success, nearest.images, images)

@@ -122,7 +122,8 @@ def _search(
         best = remember(best, points, found, height)
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)
-        to_border = -loss / jnp.where(steepness > 0, steepness, jnp.inf)
+        # Where another classifier decides, the linearised border may lie behind: then as far beyond it again.
+        to_border = jnp.abs(loss) / jnp.where(steepness > 0, steepness, jnp.inf)
         # A little beyond the border: rounding would leave a point on it there for good.
         border = (perturbation_size(norm, points - images) + to_border) * (1 + gamma)
         outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)

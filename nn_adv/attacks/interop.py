@@ -164,7 +164,7 @@ def _checked(x: Any) -> np.ndarray:
 
 
 def _norm(norm: float | str) -> str:
-    name = norm.lower() if isinstance(norm, str) else f"{norm:g}" if isinstance(norm, (int, float)) else ""
+    name = norm.lower() if isinstance(norm, str) else f"{norm:g}" if isinstance(norm, (int, float, np.number)) else ""
     if name not in _NORMS:
         raise ValueError(f"norm must be 1, 2, np.inf or one of {', '.join(NORMS)}, got {norm!r}")
     return _NORMS[name]

@@ -52,9 +52,9 @@ def square(
 
     The first query is a pattern over the whole image (linf: vertical stripes; l2 and l1: tiles of bumps). Each further
     one changes the best point so far inside a random square of every image's own, and is projected onto ball and
-    bounds. The squares shrink by the paper's schedule, stretched to ``num_queries``. An image is not changed again
-    once it is broken; one that is wrong from the start is returned unchanged. ``logits_fn`` needs no gradient. Wrap
-    the call in ``jax.jit``: the radius is traced.
+    bounds; in l1 it spends more than the ball holds, as the authors' code does. The squares shrink by the paper's
+    schedule, stretched to ``num_queries``. An image is not changed again once it is broken; one that is wrong from the
+    start is returned unchanged. ``logits_fn`` needs no gradient. Wrap the call in ``jax.jit``: the radius is traced.
 
     Arguments that are not listed are those of `pgd`.
 
@@ -146,8 +146,10 @@ def _tiles(norm, key, shape, radius):
     turn_key, sign_key = jax.random.split(key)
     signs = jax.random.rademacher(sign_key, (math.ceil(height / side), math.ceil(width / side), channels), radius.dtype)
     rows, columns = jnp.arange(height), jnp.arange(width)
-    bumps = _bumps(turn_key, rows % side, columns % side, side, max(shape), radius.dtype)
-    pattern = bumps[..., None] * signs[rows // side][:, columns // side]
+    bumps = functools.partial(_bumps, norm, turn_key, side=side, largest=max(shape), dtype=radius.dtype)
+    pattern = bumps(rows % side, columns % side)[..., None] * signs[rows // side][:, columns // side]
+    if norm == "l1":  # a mass of 1 in each tile and channel
+        return pattern * _divide(1, _mass(norm, bumps(jnp.arange(side), jnp.arange(side))))
     return pattern * _divide(radius, _mass(norm, pattern))
 
 
@@ -155,7 +157,8 @@ def _move_mass(norm, key, offset, radius, side):
     """Empty one random square and spend what it held on bumps in another (Algorithm 3).
 
     Mass is the norm of an offset, kept separately for each channel. The new bumps are mixed with what their square
-    held; they get the mass of both squares, and an equal part of what the ball has left.
+    held; they get the mass of both squares, and an equal part of what the ball has left. In l1 they get as many times
+    that as there are channels, which is for the projection to cut.
     """
     to_key, from_key, turn_key, sign_key = jax.random.split(key, 4)
     rows, columns = _places_in_square(to_key, offset.shape, side)
@@ -165,14 +168,14 @@ def _move_mass(norm, key, offset, radius, side):
 
     held = jnp.where(inside, offset, 0)
     signs = jax.random.rademacher(sign_key, offset.shape[2:], offset.dtype)
-    bumps = _bumps(turn_key, rows, columns, side, max(offset.shape), offset.dtype)[..., None]
+    bumps = _bumps(norm, turn_key, rows, columns, side, max(offset.shape), offset.dtype)[..., None]
     bumps = jnp.where(inside, bumps, 0)
     bumps = bumps * _divide(1, _masses(norm, bumps)) * signs + held * _divide(1, _masses(norm, held))
     both = _masses(norm, jnp.where(inside | emptied, offset, 0)) ** power
     unspent = jnp.maximum(radius**power - _mass(norm, offset) ** power, 0)
-    share = (both + unspent / offset.shape[2]) ** (1 / power)
+    share = (both + unspent / offset.shape[2]) ** (1 / power) * (offset.shape[2] if norm == "l1" else 1)
     moved = jnp.where(inside, bumps * _divide(share, _masses(norm, bumps)), jnp.where(emptied, 0, offset))
-    return moved * _divide(radius, _mass(norm, moved))
+    return moved if norm == "l1" else moved * _divide(radius, _mass(norm, moved))
 
 
 def _places_in_square(key, shape, side):
@@ -186,13 +189,13 @@ def _within(rows, columns, side):
     return ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None]
 
 
-def _bumps(key, rows, columns, side, largest, dtype):
+def _bumps(norm, key, rows, columns, side, largest, dtype):
     """Evaluate two opposite bumps side by side in a square (the eta of section 3.4), turned by chance.
 
-    A bump over ``h x w`` pixels has height ``sum_k 1 / (k + 1)^2`` over ``k`` from the (Chebyshev) distance to its
-    centre up to ``max(h, w) // 2``. Outside the square the values mean nothing.
+    A bump over ``h x w`` pixels has height ``sum_k 1 / (k + 1)^2`` (in l1: ``^4``) over ``k`` from the (Chebyshev)
+    distance to its centre up to ``max(h, w) // 2``. Outside the square the values mean nothing.
     """
-    partial = jnp.asarray(np.cumsum(np.r_[0, 1 / np.arange(1.0, largest + 2) ** 2]), dtype)
+    partial = jnp.asarray(np.cumsum(np.r_[0, np.arange(1.0, largest + 2) ** (-4 if norm == "l1" else -2)]), dtype)
 
     def bump(row, column, height, width):
         distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(column - width // 2))

@@ -171,8 +171,8 @@ def solve(
     multipliers: chex.Array,
     size: chex.Array,
     *,
-    center: chex.Array | None = None,
-    rounds: chex.Array | None = None,
+    center: chex.Array,
+    rounds: chex.Array,
     enough: chex.Array | float = jnp.inf,
 ) -> Solution:
     """Solve S problems together, as far as a bounded number of steps goes.

@@ -181,9 +181,9 @@ def of_unit_length(reference: Reference | Streamed) -> tuple[Reference | Streame
     scaled = dataclasses.replace(
         mapped,
         blocks=mapped.blocks * unit,
-        sq_norms=mapped.sq_norms * unit**2,
+        sq_norms=mapped.sq_norms * unit * unit,
         center=mapped.center * unit,
-        centered_sq_norms=mapped.centered_sq_norms * unit**2,
+        centered_sq_norms=mapped.centered_sq_norms * unit * unit,
         pixel_range=mapped.pixel_range * unit,
     )
     return dataclasses.replace(reference, linear_map=reference.linear_map * unit, mapped=scaled), float(unit)

@@ -135,8 +135,8 @@ def decide(
     batch_size = as_count(batch_size, "batch_size")
     question = check_question(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
     epsilon = np.asarray(threat.epsilon, np.float64)
-    if epsilon.shape not in ((), question.labels.shape) or not np.all(epsilon >= 0):
-        raise ValueError(f"epsilon must be a radius >= 0, or one per image [{len(question.labels)}], got {epsilon}")
+    if epsilon.shape not in ((), question.labels.shape):
+        raise ValueError(f"epsilon must be one, or one per image [{len(question.labels)}], got shape {epsilon.shape}")
     epsilon = np.broadcast_to(epsilon, question.labels.shape)
     found = _radius(reference, question, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
     robust = found.correct & (found.lower >= epsilon)
@@ -156,8 +156,7 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
     parts, solved = [], []
     for start in range(0, max(len(images), 1), batch_size):
         part = slice(start, start + batch_size)
-        options = {"norm": norm, "tolerance": tolerance}
-        found, of_part = search.find(reference, points, asked.part(part), cutoff[part], **options)
+        found, of_part = search.find(reference, points, asked.part(part), cutoff[part], norm=norm, tolerance=tolerance)
         parts.append(found)
         solved += [one._replace(image=start + one.image) for one in of_part]
     found = search.Found(*map(np.concatenate, zip(*parts, strict=True)))

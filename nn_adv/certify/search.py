@@ -88,8 +88,7 @@ def find(
         adversarial=pixels.astype(np.float32),
         opponent=np.full(len(labels), -1),
     )  # fmt: skip
-    in_integers = points.measured.dtype == np.uint8 and images.dtype == np.uint8
-    _begin(search, near, in_integers)
+    _begin(search, near)
     solved, is_complete = _run(search)
     screened = np.array([min(some.values(), default=np.inf) for some in search.candidates], float)
     # Without a witness the distances rule nothing out, so that nothing is known of the opponents never looked at.
@@ -98,7 +97,7 @@ def find(
     return Found(search.adversarial, _winners(search), search.anchors, near, screened, search.scale), solved
 
 
-def _begin(search: Search, near: np.ndarray, in_integers: bool) -> None:
+def _begin(search: Search, near: np.ndarray) -> None:
     """Measure the nearest own points and opponents ``near [B, K]``, the first candidates, and settle radius 0."""
     sq_own, sq_near, lower = _measure(search, near)
     unsure = np.flatnonzero(_is_own_unsure(search, sq_own, sq_near))
@@ -109,6 +108,7 @@ def _begin(search: Search, near: np.ndarray, in_integers: bool) -> None:
     # Images of another prediction have radius 0: nothing to search. What may be a tie is left to the recheck to judge,
     # and gets a witness in case it is one.
     points = search.points
+    in_integers = points.measured.dtype == search.queries.dtype == np.uint8
     error = screening.integer_rounding(search.pixels.shape[1]) if in_integers else points.mapping_error(search.pixels)
     apart = screening.doubt(sq_own, points.measured.shape[1], np.reshape(error, (-1, 1)))
     is_wrong = (sq_near + apart < sq_own).any(axis=1) | (search.own[:, 0] < 0)

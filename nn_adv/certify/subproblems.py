@@ -78,6 +78,8 @@ def advance(search: Search, subproblems: list[Subproblem]) -> None:
     for _, group in itertools.groupby(order, key=width):
         equally_wide = list(group)
         pieces += [equally_wide[start : start + most] for start in range(0, len(equally_wide), most)]
+    if on_cpu:
+        _solve_one_by_one()  # made here: each thread would make, and compile, one of its own
     # Threads, because a subproblem at a time keeps but one core busy.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(cores if on_cpu else 1) as pool:

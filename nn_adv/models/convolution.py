@@ -29,7 +29,8 @@ def conv_general_dilated(
 ) -> chex.Array:
     """Convolve as `jax.lax.conv_general_dilated`, for the ``conv_general_dilated`` argument of ``nn.Conv``.
 
-    On CPUs these things differ from JAX's own; none changes a value beyond rounding.
+    On CPUs these things differ from JAX's own; none changes a value beyond rounding. There is no forward-mode
+    derivative there (``jax.jvp``).
 
     * The gradient with respect to the kernel is a matrix product for each of its positions, over a few images at a
       time that stay in the cache. As the convolution that JAX makes of it, it takes up to ten times longer.
@@ -49,7 +50,7 @@ def conv_general_dilated(
       kernel: ``[K, K, I, O]``.
       strides: of both axes.
       padding: (before, after) for both axes.
-      **options: what ``nn.Conv`` passes besides; only its defaults are taken here, anything else goes to JAX's own.
+      **options: what ``nn.Conv`` passes besides, in no layout but its own; groups and dilations go to JAX's own.
 
     Returns:
       ``[B, H', W', O]``.

@@ -16,7 +16,7 @@ from nn_adv.neighbors.streamed import Streamed
 from nn_adv.threat import check_norm
 
 # Pixels of 0..1 lie no farther outside [0, 1] than this, whatever was done to them.
-_UNIT_RANGE = (-1.0, 2.0)
+_UNIT_RANGE = (-0.5, 1.5)
 # Floats of this mean size are no pixels of 0..1.
 _MEAN_SIZE = 2.0
 # Largest pixels of which float32 holds the squares of distances (times the square root of d), with some digits.

@@ -187,8 +187,9 @@ def fit(
 
 def _fit_mapped(points, labels, num_classes: int, block_size: int, linear_map: np.ndarray) -> Reference:
     mapped = map_points(linear_map, points)
-    if not np.isfinite(mapped).all():
-        raise ValueError(f"linear_map must map points to numbers that float32 holds, got {mapped.max()}")
+    too_large = mapped[~np.isfinite(mapped)]
+    if too_large.size:
+        raise ValueError(f"linear_map must map points to numbers that float32 holds, got {too_large[0]}")
     return fit(mapped, labels, num_classes, block_size=block_size)
 
 

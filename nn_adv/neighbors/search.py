@@ -62,7 +62,8 @@ def nearest(
 
     Raises:
       ValueError: unknown norm, or not l2 with a linear map; k below 1; queries of another shape or an integer dtype or
-        not finite; uint8 queries for float points that do not lie in [0, 1]; leave_out of another shape, kind or range.
+        not finite; uint8 queries for float points that lie more than 0.5 outside [0, 1]; leave_out of another shape,
+        kind or range.
     """
     check_metric(reference, norm)
     k = as_count(k, "k")

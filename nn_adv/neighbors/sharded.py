@@ -39,8 +39,10 @@ def shard(reference: Reference, mesh: Mesh) -> Reference:
         ``jax.make_mesh((4, 2), ("points", "queries"))``.
 
     Raises:
-      ValueError: a mesh of other axes.
+      ValueError: a mesh of other axes, or points on disk.
     """
+    if not isinstance(reference, Reference):
+        raise ValueError("reference must be from fit: give stream the mesh for points on disk")
     return place(agreed(reference), check_mesh(mesh))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nn_adv import precision
@@ -55,13 +56,13 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
 
     Raises:
-      ValueError: queries as in `nearest`, or points on disk.
+      ValueError: queries as in `nearest`, points on disk, or outside jit a temperature that is not above 0.
     """
     if not isinstance(reference, Reference):
         raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
-    queries = flatten_queries(reference, queries)
-    if queries.dtype == jnp.uint8:
-        queries = as_float(queries)
+    if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    queries = as_float(flatten_queries(reference, queries))
     if reference.mapped is not None:
         queries = precision.matmul_t(queries, reference.linear_map)
         reference = reference.mapped
@@ -125,10 +126,7 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
     block_class = jnp.searchsorted(reference.class_start, jnp.arange(reference.blocks.shape[0]), side="right") - 1
 
     def visit(number, moments):
-        points = reference.blocks[number]
-        if points.dtype == jnp.uint8:
-            points = points.astype(jnp.float32) * (1 / 255)
-        points = points - reference.center
+        points = as_float(reference.blocks[number]) - reference.center
         products = precision.matmul_t(queries, points)
         sq = jnp.maximum(query_sq_norms[:, None] + (reference.centered_sq_norms[number][None] - 2 * products), 0)
         label = block_class[number]

@@ -24,6 +24,7 @@ from nn_adv.neighbors.reference import (
     squared_norms,
 )
 from nn_adv.neighbors.sharded import agreed, check_mesh, place
+from nn_adv.paths import as_path
 
 _BLOCK = 1024
 
@@ -38,7 +39,6 @@ class Streamed:
       centered_sq_norms: of the points ``[N]``, as in `Reference`; all that memory holds of them.
       sq_norms: likewise.
       head: a reference to one point, for what does not depend on the points.
-      pixel_range: lowest and highest pixel ``[2]``.
       rows: points of a slab.
       mesh: the devices that a slab is split over; None for one.
     """
@@ -48,7 +48,6 @@ class Streamed:
     centered_sq_norms: np.ndarray
     sq_norms: np.ndarray
     head: Reference
-    pixel_range: np.ndarray
     rows: int
     mesh: Mesh | None
 
@@ -59,6 +58,7 @@ class Streamed:
     size = property(lambda self: self.points.shape[1])
     dtype = property(lambda self: self.points.dtype)
     num_points = property(lambda self: len(self.points))
+    pixel_range = property(lambda self: self.head.pixel_range)
 
     def slabs(self, some: np.ndarray | None = None) -> Iterator[tuple[Reference, np.ndarray]]:
         """Yield the points, or some of them ``[n]``, as references of one shape, and the index of each ``[rows]``.
@@ -121,10 +121,11 @@ def stream(
       ValueError: as `fit`; or points of another dtype, which would have to be converted.
       OSError: a file that cannot be read.
     """
-    mapped = np.load(points, mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    mapped = np.load(as_path(points), mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    dtype = np.asarray(mapped).dtype
+    if not dtype.isnative or (jnp.issubdtype(dtype, jnp.floating) and dtype != np.float32):
+        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {dtype.str}")
     array = as_array(mapped, "points")
-    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
-        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {array.dtype}")
     array = np.asarray(as_images(array, name="points"))
     if not len(array):
         raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")
@@ -136,9 +137,8 @@ def stream(
     flat = array.reshape(len(array), -1)
     center = mean_pixels(flat[:rows])
     parts = [flat[start : start + rows] for start in range(0, len(flat), rows)]
-    norms = [squared_norms(part, center) for part in parts]
-    centered, sq_norms = (np.concatenate(some) for some in zip(*norms, strict=True))
-    ends = np.array([min(part.min() for part in parts), max(part.max() for part in parts)])
-    ends = ends / (np.float32(255) if flat.dtype == np.uint8 else np.float32(1))
+    found = [(*squared_norms(part, center), part.min(), part.max()) for part in parts]
+    centered, sq_norms, least, most = zip(*found, strict=True)
+    ends = np.array([min(least), max(most)]) / (np.float32(255) if flat.dtype == np.uint8 else np.float32(1))
     head = dataclasses.replace(head, center=jnp.asarray(center), pixel_range=jnp.asarray(ends))
-    return Streamed(flat, labels, centered, sq_norms, head, ends, rows, mesh)
+    return Streamed(flat, labels, np.concatenate(centered), np.concatenate(sq_norms), head, rows, mesh)

@@ -114,7 +114,7 @@ def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_step
     move = _step_linf if threat.norm == "linf" else _step_l2
 
     def divergence(adversarial):
-        return kl_divergence(log_target, jax.nn.log_softmax(logits_fn(adversarial)))
+        return kl_divergence(log_target, jax.nn.log_softmax(logits_of(logits_fn, adversarial)))
 
     def step(adversarial, _):
         value, gradient = jax.value_and_grad(divergence)(adversarial)

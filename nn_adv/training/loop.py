@@ -95,7 +95,8 @@ def train(
     shape of ``images`` share one compilation.
 
     Args:
-      model: from `nn_adv.models`, or any Linen module with ``__call__(images, train)``.
+      model: from `nn_adv.models`, or any Linen module with ``__call__(images, train)``. With TRADES the momentum of
+        its batch normalisations is to be 0.9, as `trades` has it.
       images: ``[N, H, W, C]``, uint8 or floats in [0, 1], the dataset the members' indices point into; floats are
         taken as float32, and normalisation belongs inside the model. A `jax.Array` is used where it is.
       members: one or more.

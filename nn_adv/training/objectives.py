@@ -14,9 +14,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax.tree_util import Partial
 
 from nn_adv import attacks
+from nn_adv.attacks.common import logits_of
 from nn_adv.border import as_images, as_key, as_labels, check_size
 from nn_adv.threat import Threat, check_threat
 from nn_adv.training.inner_maximization import Noise, draw_noise, inner_maximization, kl_divergence
@@ -102,7 +104,7 @@ def trades(
     if noise is None:
         noise = [draw_noise(k, batch.images) for k in jax.random.split(noise_key, len(threats))]
     predict = _prediction_fn(apply_fn, variables)
-    log_target = jax.nn.log_softmax(predict(batch.images))
+    log_target = jax.nn.log_softmax(logits_of(predict, batch.images))
     maxima = [
         inner_maximization(
             predict, batch.images, log_target=log_target, noise=n, threat=t, num_steps=num_steps, step_size=s
@@ -184,7 +186,7 @@ def adversarial(
     """Compute the cross entropy on PGD examples (Madry et al. 2018, arXiv 1706.06083, 2.1). Jittable.
 
     With several threats it is the mean over them (Tramer & Boneh 2019, arXiv 1904.13000, section 3, "avg"). Each PGD
-    starts at a random point and keeps its best iterate.
+    starts at a random point and keeps the iterate of the highest loss, of misclassified images as well.
 
     Arguments that are not listed are those of `trades`.
 
@@ -207,9 +209,11 @@ def adversarial(
     for threat, step_size, threat_key in zip(threats, step_sizes, jax.random.split(key, len(threats)), strict=True):
         attack_key, dropout_key = jax.random.split(threat_key)
         step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
+        # No point counts as broken: the loss is to be highest, whether the prediction is wrong or not.
         found = attacks.pgd(
-            predict, *batch, key=attack_key, threat=threat, num_steps=num_steps, step_size=step_size
-        ).adversarial
+            predict, *batch, key=attack_key, threat=threat, num_steps=num_steps, step_size=step_size,
+            predict_fn=Partial(_as_labelled, batch.labels),
+        ).adversarial  # fmt: skip
         images.append(jax.lax.stop_gradient(found))
         threat_logits, stats = _train_forward(apply_fn, variables, stats, images[-1], dropout_key)
         logits.append(threat_logits)
@@ -249,7 +253,15 @@ def _per_threat(threats, step_sizes):
 
 def _prediction_fn(apply_fn, variables):
     """Logits of the network as it predicts; the inner maximisation never differentiates the weights."""
-    return Partial(_predict, Partial(apply_fn), jax.lax.stop_gradient(variables))
+    variables = jax.lax.stop_gradient(variables)
+    if isinstance(getattr(apply_fn, "__self__", None), nn.Module):  # depends on its arguments alone: see `programs.run`
+        return Partial(_predict, Partial(apply_fn), variables)
+    return lambda images: _predict(apply_fn, variables, images)
+
+
+def _as_labelled(labels, images):
+    del images
+    return labels
 
 
 def _predict(apply_fn, variables, images):

@@ -103,6 +103,8 @@ def learn_prototypes(
     """
     for threat in threats:
         check_threat(threat)
+    if not threats or any(np.ndim(threat.epsilon) or not threat.epsilon > 0 for threat in threats):
+        raise ValueError(f"threats must hold at least one Threat, each of one epsilon above 0, got {threats!r}")
     num_steps, batch_size = as_count(num_steps, "num_steps"), as_count(batch_size, "batch_size")
     start_key, batch_key = jax.random.split(as_key(key))
     prototypes, classes = cluster_prototypes(points, labels, key=start_key, per_class=per_class)

@@ -100,21 +100,17 @@ def test_no_steps_try_the_starts_only(norm):
     assert np.all(result.distance <= 0.05 + 1e-6) and np.any(result.distance > 0)
 
 
-def _attack_in_batches(norm, dtype, noise=None):
+def _attack_in_batches(norm, dtype):
     """Yields the results of images in batches of 1 and 7, and those of the same images in a batch of 64."""
     logits_fn, images, labels = _three_classes()
     keys = attacks.example_keys(jax.random.key(5), np.arange(64))
     images = images.astype(dtype)
     epsilons = np.linspace(0.05, 0.5, 64).astype(dtype) * {"l1": 4, "l2": 1, "linf": 0.2}[norm]
 
-    def noisy_logits_fn(points, keys):
-        return logits_fn(points) + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (3,), dtype))(keys)
-
     @jax.jit
     def attack(images, labels, keys, epsilon):
-        fn = logits_fn if noise is None else noisy_logits_fn
-        options = dict(key=keys, threat=Threat(norm, epsilon), num_steps=12, num_restarts=2, num_samples=noise)
-        return attacks.apgd(fn, images, labels, **options)
+        options = dict(key=keys, threat=Threat(norm, epsilon), num_steps=12, num_restarts=2)
+        return attacks.apgd(logits_fn, images, labels, **options)
 
     whole = attack(images, labels, keys, epsilons)
     assert 0 < np.mean(whole.success) < 1
@@ -123,11 +119,9 @@ def _attack_in_batches(norm, dtype, noise=None):
         yield part, attacks.AttackResult(*(values[rows] for values in whole))
 
 
-# With noise, bit by bit only as users compile (Makefile).
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [None, pytest.param(2, marks=pytest.mark.slow)])
-def test_linf_results_are_the_same_to_the_bit_whatever_the_batch(noise):
-    for part, whole in _attack_in_batches("linf", np.float32, noise):
+def test_linf_results_are_the_same_to_the_bit_whatever_the_batch():
+    for part, whole in _attack_in_batches("linf", np.float32):
         for one, other in zip(part, whole, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -170,39 +164,6 @@ def test_targets_are_tried_in_turn_and_compared_by_the_margin():
         np.testing.assert_allclose(result.loss, losses.margin(logits_fn(result.adversarial), labels), rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_gradients_of_a_stochastic_model_are_averaged():
-    logits_fn, images, labels, margin, weights = _linear_problem()
-
-    def noisy_logits_fn(points, keys):
-        assert keys.shape == (len(images),)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (DIMENSION,)))(keys)
-        # Zero-mean noise of the gradient only: the mean model is the linear one.
-        tilt = jnp.sum(5 * noise * (points - jax.lax.stop_gradient(points)), axis=1)
-        return logits_fn(points) + jnp.stack([jnp.zeros_like(tilt), tilt], axis=1)
-
-    def success_with(num_samples):
-        problem = noisy_logits_fn, images, labels
-        return np.mean(_attack("linf", 0.03, problem, num_steps=8, num_samples=num_samples).success)
-
-    best = np.mean(np.abs(margin) / np.abs(weights).sum() < 0.03)
-    assert success_with(1) < success_with(300) <= best
-    assert success_with(300) > 0.8 * best
-
-
-@pytest.mark.slow
-def test_a_stochastic_model_is_not_broken_by_luck():
-    """Wrong on 5 % of its draws, whatever the image: of a hundred draws one is, almost surely; the last one is not."""
-    count = 200
-
-    def noisy_logits_fn(points, keys):
-        is_lucky = jax.vmap(lambda key: jax.random.uniform(key) < 0.05)(keys)
-        return jnp.stack([1 - 2.0 * is_lucky, 0 * points.sum(axis=1)], axis=1)
-
-    problem = noisy_logits_fn, np.full((count, 4), 0.5, np.float32), np.zeros(count, int)
-    assert 0 < np.mean(_attack("linf", 0.1, problem, num_steps=100, num_samples=1).success) < 0.12
-
-
 def test_windows_shrink_as_published():
     ends = np.flatnonzero(apgd_module._windows(100)) + 1
     np.testing.assert_array_equal(ends, [22, 41, 57, 70, 80, 87, 93, 99])
@@ -218,7 +179,6 @@ def test_windows_shrink_as_published():
         ({"num_restarts": 0}, "num_restarts"),
         ({"num_targets": 0}, "num_targets must be None or 1 to 3"),
         ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
-        ({"num_samples": 0}, "num_samples"),
         ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((2, 4), np.uint8)}, "floating point"),
         ({"labels": np.array([0, 4])}, r"labels must be in 0\.\.3, got 4 at index 1"),

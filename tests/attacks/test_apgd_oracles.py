@@ -49,7 +49,6 @@ def _directions_with_floor(norm, gradient):
 def _run(model, norm, loss_fn, target_rank=None):
     """Runs 100 steps in float64; returns whether each image broke, the traces and the target classes."""
     images, labels = model.images, model.labels
-    problem = apgd._Problem(model.logits_fn, loss_fn, labels, None)
 
     @jax.jit
     def run(starts, epsilon):
@@ -57,8 +56,8 @@ def _run(model, norm, loss_fn, target_rank=None):
         if target_rank is not None:
             target = highest_others(model.logits_fn(images), labels, 9)[:, target_rank - 2]
 
-        def evaluate(points, _):
-            loss, gradient, logits = problem.evaluate(points, None, target)
+        def evaluate(points):
+            loss, gradient, logits = apgd._evaluate(model.logits_fn, loss_fn, points, labels, target)
             return loss, gradient, apgd.Visited(points, jnp.argmax(logits, axis=1) != labels, loss)
 
         visited, trace = apgd._ascend(evaluate, starts, images, Threat(norm, epsilon), 100)

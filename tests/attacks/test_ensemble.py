@@ -272,7 +272,7 @@ def test_attacks_by_name_take_their_counts():
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [("square", "num_steps"), ("apgd-ce", "num_samples"), ("pgd", "step_size")]
+    ("name", "option"), [("square", "num_steps"), ("apgd-ce", "num_targets"), ("pgd", "step_size")]
 )
 def test_options_that_a_named_attack_has_not_are_refused(name, option):
     with pytest.raises(ValueError, match=f"{name} takes no {option} here"):

@@ -93,6 +93,21 @@ def test_the_last_point_is_scored():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_judge_whose_border_lies_beyond_that_of_the_logits(norm):
+    def brightness(border):
+        return lambda x: jnp.stack([jnp.full(len(x), border * x.shape[1]), jnp.sum(x, axis=1)], axis=1)
+
+    images = np.full((2, 4), 0.4, np.float32)
+    logits_fn, judge = brightness(0.5), lambda x: jnp.argmax(brightness(0.6)(x), axis=1)
+    found = attacks.fmn(
+        logits_fn, images, np.zeros(2, int), key=jax.random.key(0), norm=norm, num_steps=40, predict_fn=judge
+    )
+    truth = {"l1": 0.8, "l2": 0.4, "linf": 0.2}[norm]
+    np.testing.assert_allclose(found.distance, truth, rtol=0.01)
+    assert np.all(found.distance >= truth * (1 - 1e-5))
+
+
 def test_more_targets_never_lose():
     problem = small_networks.network(40)
     one, three = (_search(problem, "l2", 10, num_targets=count) for count in (1, 3))

@@ -73,6 +73,7 @@ def test_batches_of_a_loader_share_what_is_compiled_and_keep_their_random_number
     ("change", "message"),
     [
         ({"norm": 3}, "norm must be 1, 2, np.inf or one of l1, l2, linf, got 3"),
+        ({"norm": np.int64(3)}, "norm must be 1, 2, np.inf or one of l1, l2, linf, got np.int64"),
         ({"norm": None}, "norm must be 1, 2, np.inf or one of l1, l2, linf, got None"),
         ({"eps": [0.1]}, r"eps must be a number >= 0, got \[0.1\]"),
         ({"batch_size": "8"}, "batch_size must be a whole number, .* got '8'"),

@@ -1,6 +1,7 @@
 """Square Attack against its own rules, a linear classifier, and published runs."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from nn_adv.attacks import square as square_fn
 from nn_adv.threat import Threat, perturbation_size
 from tests.attacks import reference_models, small_networks
 
+square_module = importlib.import_module("nn_adv.attacks.square")
 EPSILON = {"l1": 2.0, "l2": 0.6, "linf": 0.1}
 
 
@@ -88,9 +90,23 @@ def test_l1_and_l2_queries_fill_the_ball(norm):
     offsets = _queries(norm, 100)
     np.testing.assert_allclose(perturbation_size(norm, offsets), 0.1, rtol=1e-4)
     assert len(np.unique(offsets.round(7).reshape(100, -1), axis=0)) > 90
-    # The start covers the image; each further query empties a square, unless the one that it fills covers it.
+    # In l2 the start covers the image; each further query empties a square, unless the one that it fills covers it.
     emptied = np.mean(offsets[1:] == 0, axis=(1, 2, 3))
-    assert np.all(offsets[0] != 0) and np.mean(emptied > 0) > 0.9
+    assert (norm == "l1" or np.all(offsets[0] != 0)) and np.mean(emptied > 0) > 0.9
+
+
+@pytest.mark.parametrize(("norm", "power", "times"), [("l1", 1, 3), ("l2", 2, 1)])
+def test_a_square_gets_the_mass_of_both_and_of_what_is_left(norm, power, times):
+    """In l1 the published code spends it once for each channel, before the projection."""
+    offset = np.random.default_rng(0).normal(size=(9, 9, 3)).astype(np.float32)
+    radius = 1.5 * np.sum(np.abs(offset) ** power) ** (1 / power)
+    moved = np.asarray(square_module._move_mass(norm, jax.random.key(1), jnp.asarray(offset), radius, 3))
+    is_new = np.any(moved != offset, axis=2)
+    both = np.sum(np.abs(offset[is_new]) ** power, axis=0)
+    left = radius**power - np.sum(np.abs(offset) ** power)
+    spent = np.sum(np.abs(moved[is_new]) ** power, axis=0)
+    assert 9 <= is_new.sum() <= 18
+    np.testing.assert_allclose(spent, times * (both + left / 3), rtol=1e-4)
 
 
 def _linear_problem():

@@ -124,6 +124,14 @@ def test_everything_is_exact_whatever_the_scale_and_every_witness_is_one(norm):
         np.testing.assert_array_equal(certify.decide(reference, images, labels, threat=threat).status, status)
 
 
+def test_a_map_of_any_size_keeps_the_radii():
+    reference, images, labels, points, point_labels, linear_map = _problem(count=40)
+    found = certify.radius(reference, images, labels, norm="l2")
+    for scale in (2.0**-45, 2.0**50):
+        scaled = neighbors.fit(points, point_labels, 3, linear_map=linear_map * scale)
+        np.testing.assert_allclose(certify.radius(scaled, images, labels, norm="l2").upper, found.upper, rtol=1e-6)
+
+
 def test_what_is_equal_after_the_map_is_one_point():
     # The map sees the sum of the pixels alone: points 1 and 2 are one to it, and so are 0 and 3.
     linear_map, labels = np.ones((1, 2), np.float32), np.array([0, 0, 1, 1])
@@ -230,7 +238,7 @@ def test_near_ties_of_mapped_points_are_decided_exactly():
         (np.ones((2, 16), int), "linear_map must be floating point, got dtype int64"),
         (np.full((2, 16), np.nan), "linear_map must be finite, got nan at row 0, column 0"),
         (np.full((2, 16), 1e300), "linear_map must be finite, got inf at row 0"),
-        (np.full((2, 16), 3e38), "linear_map must map points to numbers that float32 holds"),
+        (np.full((2, 16), -3e38), "linear_map must map points to numbers that float32 holds, got -inf"),
         ("M", "linear_map must be"),
     ],
 )

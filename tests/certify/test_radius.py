@@ -1,7 +1,9 @@
 """Radii and decisions on small problems against one LP or QP per opponent with every constraint, and on bad input."""
 
 import concurrent.futures
+import functools
 import os
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -364,6 +366,33 @@ def test_tight_clusters_are_exact(norm):
     for b in range(3):
         truth = true_radius(points, labels, images[b], predicted[b], norm=norm, bounds=(0.0, 1.0))
         assert found.lower[b] <= truth * (1 + 1e-7) and truth * (1 - 1e-7) <= found.upper[b] <= truth + 1.1e-7
+
+
+def test_bounds_with_one_end_are_used():
+    points = np.array([[1, 0, 0], [0, 0.8, 0.8]], np.float32)
+    reference = neighbors.fit(points, [0, 1], 2)
+    image, norm = np.zeros((1, 3), np.float32), "l1"
+    for bounds in ((0.0, 1.0), (0.0, np.inf)):
+        found = certify.radius(reference, image, [0], norm=norm, bounds=bounds)
+        truth = true_radius(points, np.array([0, 1]), image[0], 0, norm=norm, bounds=bounds)
+        assert found.is_exact.all() and found.lower[0] == pytest.approx(truth, rel=1e-6)
+
+
+def test_one_solver_is_compiled_for_all_threads(monkeypatch):
+    made = []
+    make = subproblems._solve_one_by_one.__wrapped__
+
+    def slow():
+        made.append(1)
+        time.sleep(0.2)
+        return make()
+
+    monkeypatch.setattr(subproblems, "_solve_one_by_one", functools.cache(slow))
+    monkeypatch.setattr(subproblems, "_PIECE", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    reference, images, labels, *_ = _problem()
+    certify.radius(reference, images, labels, norm="l2")
+    assert len(made) == 1
 
 
 def test_threads_are_as_many_as_the_process_may_use(monkeypatch):

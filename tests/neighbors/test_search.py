@@ -183,6 +183,8 @@ def test_units_that_cannot_belong_together():
             call(by_pixels, floats)
     unit = neighbors.fit(floats / 255, np.zeros(20, int), 1)
     np.testing.assert_array_equal(neighbors.nearest(unit, pixels).indices[:, 0], np.arange(20))
+    with pytest.raises(ValueError, match="queries must be in the units .* points lie between -1"):
+        neighbors.nearest(neighbors.fit(floats / 127.5 - 1, np.zeros(20, int), 1), pixels)
     # One pixel may be far out.
     few = floats / 255
     few[:, 0] += 4

@@ -101,6 +101,13 @@ def test_temperature_is_traced():
     assert soft._stream._cache_size() == start
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
+def test_no_temperature_is_refused(temperature):
+    reference = neighbors.fit(np.zeros((2, 3), np.float32), [0, 1], 2)
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        neighbors.soft_logits(reference, np.zeros((1, 3), np.float32), temperature)
+
+
 def test_second_derivative():
     points, labels, reference, queries = _setup()
     direction = np.random.default_rng(4).standard_normal(queries.shape)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nn_adv import neighbors
+from nn_adv import certify, neighbors
 from tests.neighbors.test_sharded import DTYPES, images, mesh
 
 
@@ -45,9 +45,33 @@ def test_over_a_mesh(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *(neighbors.nearest(some, queries, 3) for some in (fitted, streamed)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds_and_votes_of_points_on_disk(tmp_path, dtype):
+    fitted, streamed = _both(tmp_path, dtype)
+    queries = images(1, 7, dtype).reshape(7, 3, 3)
+    labels = np.asarray(neighbors.predict(fitted, queries))
+
+    def answers(reference):
+        bound = certify.margin_bound(reference, queries, labels, distance_norm="l2", threat_norm="linf")
+        return bound, certify.vote(reference, queries, 5)
+
+    jax.tree.map(np.testing.assert_array_equal, answers(fitted), answers(streamed))
+    assert np.any(answers(streamed)[0] > 0)
+
+
+def test_a_file_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "points.npy", np.zeros((3, 2), np.uint8))
+    assert neighbors.stream("~/points.npy", [0, 0, 0], 1).num_points == 3
+
+
 def test_wrong_points(tmp_path):
-    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype float64"):
+    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype <f8"):
         neighbors.stream(np.zeros((3, 2)), [0, 0, 0], 1)
+    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype >f4"):
+        neighbors.stream(np.zeros((3, 2), ">f4"), [0, 0, 0], 1)
+    with pytest.raises(ValueError, match="reference must be from fit: give stream the mesh"):
+        neighbors.shard(neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), mesh((1, 1)))
     with pytest.raises(ValueError, match="reference must be from fit or shard: soft_logits need points in memory"):
         neighbors.soft_logits(
             neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), np.zeros((1, 2), np.uint8), 1.0

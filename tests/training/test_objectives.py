@@ -157,6 +157,29 @@ def test_adversarial_training_is_cross_entropy_on_pgd_images():
     np.testing.assert_allclose(aux.robust_losses[1], expected, rtol=1e-5)
 
 
+def test_adversarial_training_attacks_misclassified_images_too():
+    wrong = (jnp.argmax(_MODEL.apply(_VARIABLES, _IMAGES), axis=1) + 1) % 3
+    batch = training.Batch(_IMAGES, wrong)
+    _, aux = training.adversarial(_MODEL.apply, _VARIABLES, batch, key=jax.random.key(0), threats=(_LINF,), num_steps=3)
+    clean, _ = training.standard(_MODEL.apply, _VARIABLES, batch, key=jax.random.key(0))
+    assert np.all(np.any(aux.adversarial[0] != _IMAGES, axis=(1, 2, 3)))
+    assert aux.robust_losses[0] > clean
+
+
+def test_outside_jit_a_function_may_change_between_calls():
+    gain = [1.0]
+
+    def apply_fn(variables, images, train, mutable=(), rngs=None):
+        logits = gain[0] * _MODEL.apply(_VARIABLES, images)
+        return (logits, {}) if train else logits
+
+    moved = []
+    for gain[0] in (1.0, 0.0):
+        _, aux = _trades(apply_fn=apply_fn, threats=(_LINF,))
+        moved.append(float(jnp.max(jnp.abs(aux.adversarial - _IMAGES))))
+    assert moved[0] == pytest.approx(_LINF.epsilon, rel=1e-4) and moved[1] < 0.01
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

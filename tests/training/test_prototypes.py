@@ -64,3 +64,11 @@ def test_learning_lowers_the_loss():
         return float(prototypes._loss(found.reshape(len(found), -1), flat, labels, of, sizes))
 
     assert loss(60) < 0.8 * loss(1)
+
+
+@pytest.mark.parametrize("epsilons", [(), (0.0,), (np.array([0.1, 0.2]),)])
+def test_threats_that_are_none_are_refused(epsilons):
+    points, labels = _blobs()
+    threats = [Threat("l2", epsilon) for epsilon in epsilons]
+    with pytest.raises(ValueError, match="threats must hold at least one Threat, each of one epsilon above 0"):
+        training.learn_prototypes(points, labels, key=jax.random.key(0), per_class=2, threats=threats)

@@ -45,7 +45,11 @@ class VoteBounds(NamedTuple):
 
 
 def vote(
-    reference: neighbors.Reference, queries: chex.Array, k: int, *, leave_out: chex.Array | None = None
+    reference: neighbors.Reference | neighbors.Streamed,
+    queries: chex.Array,
+    k: int,
+    *,
+    leave_out: chex.Array | None = None,
 ) -> jax.Array:
     """Return the class with most votes among the k nearest points (Euclidean) of every query, ``[Q]`` int32.
 
@@ -53,7 +57,7 @@ def vote(
     point comes first wins. So k = 1 is `neighbors.predict`, and so is k = 2. Usable under jit.
 
     Args:
-      reference: points from `neighbors.fit`.
+      reference: points from `neighbors.fit`, `neighbors.shard` or `neighbors.stream`.
       queries: ``[Q, ...]`` as in `neighbors.nearest`; inside jit one that is not finite gets class -1.
       k: number of votes; above the number of points that may vote, all of them do. Where there are none the class is
         -1.
@@ -62,10 +66,10 @@ def vote(
     Raises:
       ValueError: as in `neighbors.nearest`.
     """
-    k = min(as_count(k, "k"), reference.index.size)
+    k = min(as_count(k, "k"), len(reference.labels))
     indices = neighbors.nearest(reference, queries, k, leave_out=leave_out).indices
     is_point = indices >= 0
-    winners = knn_attack.winner(jnp.where(is_point, reference.labels[indices], -1), reference.num_classes)
+    winners = knn_attack.winner(jnp.where(is_point, jnp.asarray(reference.labels)[indices], -1), reference.num_classes)
     return jnp.where(is_point[:, 0], winners, -1)
 
 

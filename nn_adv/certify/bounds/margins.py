@@ -31,7 +31,8 @@ class Separation(NamedTuple):
     """How far the classes of a data set are apart.
 
     Attributes:
-      distance: d0, the smallest distance between two points of different classes; inf if there is one class only.
+      distance: d0, the smallest distance between two points of different classes; inf if there is one class only. Of
+        pairs of uint8 points whose integers are equally far apart it is that of any one, between pixels ``v / 255``.
       guaranteed_radius: d0 / 2: closer than that to any of the points, 1NN predicts the label of that point.
       pair: positions of two points at that distance, the one of the lower class first; (-1, -1) if there are none.
     """
@@ -54,7 +55,12 @@ def norm_ratio(norm: str, other: str, size: int) -> float:
 
 
 def margin_bound(
-    reference: neighbors.Reference, images: chex.Array, labels: chex.Array, *, distance_norm: str, threat_norm: str
+    reference: neighbors.Reference | neighbors.Streamed,
+    images: chex.Array,
+    labels: chex.Array,
+    *,
+    distance_norm: str,
+    threat_norm: str,
 ) -> np.ndarray:
     """Bound the radius of 1NN from below by half the margin between the nearest points, in any two norms.
 
@@ -64,7 +70,7 @@ def margin_bound(
     image is its own neighbour at distance 0. Rounding is subtracted, so the bound holds for exact arithmetic.
 
     Args:
-      reference: points from `neighbors.fit`.
+      reference: points from `neighbors.fit`, `neighbors.shard` or `neighbors.stream`.
       images: ``[B, ...]`` with as many pixels as a point; uint8, or floats in the units of the points.
       labels: ``[B]`` the classes that the images should get.
       distance_norm: "l1", "l2" or "linf", how 1NN measures.
@@ -81,7 +87,8 @@ def margin_bound(
     ratio = norm_ratio(distance_norm, threat_norm, size)
     images, labels, *_ = check_question(reference, images, labels)
     table = np.asarray(neighbors.class_distances(reference, images, norm=distance_norm), np.float64)
-    has_points = np.diff(np.asarray(reference.class_start)) > 0
+    of_points = np.asarray(reference.labels)[: reference.num_points]
+    has_points = np.bincount(of_points, minlength=reference.num_classes) > 0
     # A distance above the largest float32 reads as infinite.
     table = np.where(has_points, np.minimum(table, np.finfo(np.float32).max), np.inf)
     table = np.sqrt(table) if distance_norm == "l2" else table
@@ -115,13 +122,14 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
     if not len(points):
         raise ValueError(f"points must hold at least one point, got shape {points.shape}")
     labels = as_labels(labels, count=len(points))
-    means = None if norm == "l2" else _group_means(points)
+    # In l2 a search in all pixels is one product, and no dearer than one for bounds.
+    means = _group_means(points) if norm != "l2" else np.zeros((len(points), 0), np.float32)
     best = (math.inf, (-1, -1))
     for label in np.unique(labels)[:-1]:
         lower, upper = np.flatnonzero(labels == label), np.flatnonzero(labels > label)
         reference = _of_one_class(points[upper])
-        # In l2 a search in all pixels is one product, and no dearer than one for bounds.
-        at_least = np.zeros(len(lower)) if means is None else _lower_bounds(means[lower], means[upper], norm)
+        is_bounded = means.size and len(lower) > _PER_SEARCH
+        at_least = _lower_bounds(means[lower], means[upper], norm) if is_bounded else np.zeros(len(lower))
         order = np.argsort(at_least)
         for start in range(0, len(lower), _PER_SEARCH):
             some = order[start : start + _PER_SEARCH]
@@ -167,13 +175,9 @@ def _closest_pair(
     allowance = _absolute_rounding(points.dtype, norm, points[0].size)
     # Rounded distances leave a few candidates to measure again.
     rows = np.flatnonzero(distances <= distances.min() * (1 + 2 * _RELATIVE_ROUNDING) + 2 * allowance)
-    pairs = [(int(lower[row]), int(upper[indices[row]])) for row in rows]
-    return min((_distance(points[i], points[j], norm), (i, j)) for i, j in pairs)
-
-
-def _distance(one: np.ndarray, other: np.ndarray, norm: str) -> float:
-    difference = np.subtract(*(host_pixels(x, np.float64).ravel() for x in (one, other)))
-    return float(float64_sizes(norm, difference[None])[0])
+    first, second = lower[rows], upper[indices[rows]]
+    sizes = float64_sizes(norm, host_pixels(points[first], np.float64) - host_pixels(points[second], np.float64))
+    return min(zip(sizes.tolist(), zip(first.tolist(), second.tolist(), strict=True), strict=True))
 
 
 def _absolute_rounding(dtype, norm: str, size: int) -> float:

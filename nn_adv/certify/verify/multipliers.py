@@ -133,16 +133,23 @@ def _linf(target, w, drift, low, high) -> np.ndarray:
 
 
 def _l1(target, w, drift, low, high) -> np.ndarray:
-    """Largest (H - sum room_k (|w_k| - mu)^+) / (mu + drift) over mu > 0: any mu is sound, a |w_k| is the best."""
+    """Largest (H - sum room_k (|w_k| - mu)^+) / (mu + drift) over mu > 0: any mu is sound, a |w_k| is the best.
+
+    Of a pixel with endless room the |w_k| must not exceed mu.
+    """
     size, room = np.abs(w), np.where(w > 0, high, -low)
     largest = size.max(axis=1)
     free = quotient(target, largest + drift)
-    if not np.isfinite(room).all():
+    has_end = np.isfinite(room)
+    if not has_end.any():
         return free
+    least = np.max(np.where(has_end, 0, size), axis=1)[:, None]
+    room = np.where(has_end, room, 0)
     order = np.argsort(-size, axis=1)
     sizes, rooms = np.take_along_axis(size, order, axis=1), np.take_along_axis(room, order, axis=1)
     held = np.cumsum(rooms * sizes, axis=1) - sizes * np.cumsum(rooms, axis=1)
-    best = np.argmax(quotient(target[:, None] - held, sizes + drift[:, None]), axis=1)
-    mu = np.take_along_axis(sizes, best[:, None], axis=1)
+    proved = np.where(sizes >= least, quotient(target[:, None] - held, sizes + drift[:, None]), 0)
+    mu = np.take_along_axis(sizes, np.argmax(proved, axis=1)[:, None], axis=1)
+    mu = np.maximum(mu, least)  # where nothing is proved
     held_back = np.sum(room * np.maximum(size - mu, 0), axis=1) * (1 + gamma(w.shape[1] + 8))
     return np.maximum(free, quotient(target - held_back, mu[:, 0] + drift))
