@@ -64,7 +64,7 @@ def _epsilons(dataset: str) -> ml_collections.ConfigDict:
 def _separated(config) -> None:
     """Training images, their radii beyond the main ones too, with labels as they are and some of them swapped."""
     config.variants = ("1nn", "1nn+swap:0.01", "1nn+swap:0.05", "1nn+swap:0.1", "1nn+metric:linf")
-    config.separation = ("linf", "l2", "l1")
+    config.separation = tuple(norm for norm, epsilon in config.epsilons.items() if epsilon)
     config.evaluation.splits = ("train", "test")
     config.fine_curve = tuple(step / 5 for step in range(1, 21))
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments import classifiers
 from experiments.files import read_arrays, write_arrays
 from nn_adv import attacks
 from nn_adv.threat import Threat
@@ -108,35 +108,6 @@ def broken_by(
     return [Outcome(*found) for found in zip(threats, done, strict=True)]
 
 
-def least_changes(
-    logits_fn: Partial,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    norm: str,
-    attack: attacks.Attack,
-    key: chex.PRNGKey,
-    batch_size: int,
-) -> np.ndarray:
-    """Return the nearest point with another label that an attack finds of each image, however far it is.
-
-    Args:
-      logits_fn: what is attacked, images ``[B, ...]`` to logits ``[B, C]``.
-      images: ``[N, ...]`` float32, at least one.
-      labels: ``[N]``.
-      norm: what is smallest.
-      attack: one that searches the nearest point, such as FAB.
-      key: of its random numbers.
-      batch_size: images per call.
-
-    Returns:
-      ``[N, ...]``; the image itself where there is none, or where it is misclassified.
-    """
-    everywhere = Threat(norm, float(images[0].size))
-    options = {"key": key, "threat": everywhere, "attacks": [attack], "batch_size": batch_size}
-    return np.asarray(attacks.ensemble(logits_fn, images, labels, **options).adversarial)
-
-
 def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]) -> np.ndarray | None:
     """Return what the radii of the norm that were tried tell of each image at this one; None if there are none."""
     tried = {other.epsilon: index for other, index in zip(threats, done, strict=False) if other.norm == threat.norm}
@@ -152,6 +123,12 @@ def _known(threat: Threat, threats: Sequence[Threat], done: Sequence[np.ndarray]
     return known
 
 
+@jax.jit
+def predict(logits_fn: Partial, images: chex.Array) -> chex.Array:
+    """Classify images ``[B, ...]``; returns labels ``[B]``."""
+    return jnp.argmax(logits_fn(images), axis=1)
+
+
 def _fingerprint(logits_fn: Partial, images: np.ndarray, batch_size: int) -> int:
     """Return a number that tells networks apart: a run that was changed in between may have trained another one.
 
@@ -160,7 +137,7 @@ def _fingerprint(logits_fn: Partial, images: np.ndarray, batch_size: int) -> int
     """
     contents = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(logits_fn)]
     starts = range(0, min(_IMAGES_THAT_TELL, len(images)), batch_size)
-    said = [np.asarray(classifiers.predict(logits_fn, images[start : start + batch_size])) for start in starts]
+    said = [np.asarray(predict(logits_fn, images[start : start + batch_size])) for start in starts]
     contents.append(np.concatenate(said)[:_IMAGES_THAT_TELL].tobytes())
     return functools.reduce(lambda crc, content: zlib.crc32(content, crc), contents, 0)
 

@@ -30,7 +30,7 @@ _ROUNDING = 1e-9
 _OUTSIDE = 1e-5
 # A nearest point lies on the border of the soft 1NN, which is not quite that of 1NN: so much further out counts too.
 _STRETCHES = (1.0, 1.001, 1.01, 1.1)
-_NOT_IN_A_ROW = (
+NOT_IN_A_ROW = (
     "data_dir",
     "tasks.names",
     "temperatures",
@@ -91,7 +91,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         if epsilons
     ]
     return Plan(
-        identity=make_identity(config, dataset),
+        identity=parsing.make_identity(config, dataset, NOT_IN_A_ROW),
         groups=groups,
         dataset=dataset,
         skipped=frozenset(
@@ -127,11 +127,6 @@ def make_subjects(config: ml_collections.ConfigDict, norm: str) -> list[Subject]
     ]
 
 
-def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """See `parsing.make_identity`."""
-    return parsing.make_identity(config, dataset, _NOT_IN_A_ROW)
-
-
 def check(config: ml_collections.ConfigDict) -> None:
     """Raise ValueError for the first value that no run could use, with its name and what is allowed."""
     for norm, epsilons in config.epsilons.items():
@@ -143,7 +138,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, values in (("temperature", [config.temperature]), *((name, config[name]) for name in several)):
         if not values or not all(value > 0 for value in values):
             raise ValueError(f"{name} must be above 0, got {config[name]}")
-    parsing.check_distinct(config, ("attacks",))
+    parsing.check_distinct(config, ("attacks", "tasks.names"))
     parsing.check_named("attacks", config.attacks, named_attacks.NAMED, may_be_empty=True)
     if not config.variants and not config.attacks:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
@@ -194,10 +189,10 @@ class Plan(plan.Plan):
         packages = " ".join(sorted({named_attacks.PACKAGES[unit.subject.attack.package] for unit in units}))
         return f"left out, for want of their library: {names}; pip install {packages}, and run the same command again"
 
-    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Prepared:
+    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: plan.Show) -> Prepared:
         """Fit 1NN and find the radii of the images, or read them where an earlier run has written them."""
         task, norm = group[0].task, group[0].subject.norm
-        progress.show(f"{norm} radii on {task.name}")
+        show(f"{norm} radii on {task.name}")
         dataset = self.dataset
         points = dataset.train_images[task.train_index]
         reference = neighbors.fit(points, task.train_labels, task.num_classes)

@@ -7,7 +7,6 @@ in one program; then each unit of the group is evaluated and its row is stored b
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,17 +17,19 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.tree_util import Partial
 
-from experiments import attacked, classifiers, evaluate, parsing, pictures, plan, radii, variants
+from experiments import evaluate, parsing, pictures, plan, radii, variants
 from experiments.failures import file_name
 from experiments.methods import CEILING, METHODS, NEIGHBOR, NETWORKS, is_neighbor
 from experiments.parsing import NOT_IN_A_RECIPE
 from experiments.plan import Unit
-from nn_adv import attacks, data, neighbors, training
+from nn_adv import attacks, certify, data, neighbors, training
 from nn_adv.pixels import as_float
+from nn_adv.threat import Threat
 
 _RADIUS_BYTES = 64  # an image, its radii in all norms
-_NOT_IN_A_ROW = (
+NOT_IN_A_ROW = (
     *("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size"),
     *("training.checkpoint_every", "training.group_size"),
 )
@@ -52,11 +53,6 @@ def check(config: ml_collections.ConfigDict) -> tuple[parsing.Evaluation, dict[s
     return evaluation, parsing.read_recipes(config, networks)
 
 
-def make_identity(config: ml_collections.ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
-    """See `parsing.make_identity`."""
-    return parsing.make_identity(config, dataset, _NOT_IN_A_ROW)
-
-
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
     evaluation, recipes = check(config)
@@ -70,7 +66,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     num_classes, settings = tasks[0].num_classes, parsing.model_settings(config)
     named = parsing.named_tasks(tasks, config.tasks.names)
     return Plan(
-        identity=make_identity(config, dataset),
+        identity=parsing.make_identity(config, dataset, NOT_IN_A_ROW),
         groups=_make_groups(config, named),
         dataset=dataset,
         evaluation=evaluation,
@@ -145,7 +141,7 @@ class Plan(plan.Plan):
         rows = super().needed_bytes(groups)
         return rows + num_images * _RADIUS_BYTES + num_networks * network
 
-    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: plan.Progress) -> Any:
+    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: plan.Show) -> Any:
         """Train a network for each task of the group, or load them where that was done before."""
         first = group[0]
         if first.subject not in NETWORKS:
@@ -153,9 +149,9 @@ class Plan(plan.Plan):
         recipe, tasks = self.recipes[first.subject], [unit.task for unit in group]
         shown = first.task.name + f" and {len(tasks) - 1} more" * (len(tasks) > 1)
 
-        def show(epoch: int, _: Any) -> None:
-            progress.show(f"training {first.subject} on {shown}, epoch {epoch + 1}/{recipe.num_epochs}")
-            progress.advance(self.shared_part * num_missing / recipe.num_epochs)
+        def on_epoch(epoch: int, _: Any) -> None:
+            text = f"training {first.subject} on {shown}, epoch {epoch + 1}/{recipe.num_epochs}"
+            show(text, self.shared_part * num_missing / recipe.num_epochs)
 
         names = "-".join(task.name for task in tasks)
         folder = f"{first.subject}-seed{first.seed}-{first.task.name}-{zlib.crc32(names.encode()):08x}"
@@ -172,7 +168,7 @@ class Plan(plan.Plan):
             steps_per_epoch=self.steps_per_epoch,
             checkpoint_every=self.checkpoint_every,
             checkpoint_dir=workdir / "checkpoints" / folder,
-            on_epoch=show,
+            on_epoch=on_epoch,
         )
         members = zip(trained.variables, trained.selected_epoch, trained.history.seconds, strict=True)
         return {unit.name: member for unit, member in zip(group, members, strict=True)}
@@ -202,7 +198,7 @@ class Plan(plan.Plan):
         reference = self.fit_neighbors(unit)
         fitted = time.perf_counter()
         norms = list(self.evaluation.epsilons)
-        found = radii.search(reference, chosen.images, chosen.labels, norms)
+        found = [certify.radius(reference, chosen.images, chosen.labels, norm=norm) for norm in norms]
         known = radii.collect(norms, found, split=chosen.split, image=chosen.image)
         is_solved = np.all(known.exact & (known.lower > 0), axis=0)
         examples = self._examples(unit, chosen)
@@ -220,7 +216,7 @@ class Plan(plan.Plan):
         start = time.perf_counter()
         variables, epoch, seconds = member
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
-        logits_fn = classifiers.network(self.model, variables)
+        logits_fn = Partial(self.model.apply, variables)
         outcomes, records, flags = evaluate.attack(
             self.evaluation,
             self.suite,
@@ -259,16 +255,17 @@ class Plan(plan.Plan):
         examples = self._examples(unit, chosen)
         if not len(examples):
             return {}
-        find = functools.partial(
-            attacked.least_changes,
-            logits_fn,
-            np.asarray(as_float(chosen.images[examples])),
-            chosen.labels[examples],
-            attack=self.evaluation.attack("fab-t", unit.task.num_classes),
-            key=jax.random.key(unit.seed),
-            batch_size=self.evaluation.batch_size,
-        )
-        return {norm: find(norm=norm) for norm in self.evaluation.epsilons}
+        images, labels = np.asarray(as_float(chosen.images[examples])), chosen.labels[examples]
+        everywhere = float(images[0].size)
+        options: dict[str, Any] = {
+            "key": jax.random.key(unit.seed),
+            "attacks": [self.evaluation.attack("fab-t", unit.task.num_classes)],
+            "batch_size": self.evaluation.batch_size,
+        }
+        return {
+            norm: attacks.ensemble(logits_fn, images, labels, threat=Threat(norm, everywhere), **options).adversarial
+            for norm in self.evaluation.epsilons
+        }
 
     def _keep_pictures(self, unit: Unit, chosen, is_solved, adversarial, workdir: Path) -> list[str]:
         """Write the pictures of a unit that is pictured, see `pictures.make`; return the name of their file."""

@@ -18,10 +18,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 import PIL.Image
+from jax.tree_util import Partial
 from scipy import ndimage
 
-from experiments import binary_tasks, classifiers, evaluate, parsing
-from experiments.methods import is_neighbor
+from experiments import attacked, binary_tasks, evaluate, parsing
+from experiments.methods import CEILING, is_neighbor
 from experiments.plan import Unit
 from nn_adv import evaluation, neighbors
 from nn_adv.pixels import as_float
@@ -77,6 +78,8 @@ def corrupt(images: np.ndarray, name: str, strength: float, numbers: np.ndarray)
 def check(config: ml_collections.ConfigDict) -> dict[str, tuple[float, ...]]:
     """Return the strengths of each corruption; ValueError for those that no run could use."""
     parsing.check_named("corruptions", config.corruptions, CORRUPTIONS)
+    if CEILING in config.methods:
+        raise ValueError(f"methods must not hold {CEILING}: what no classifier exceeds is known of threats only")
     for name, strengths in config.corruptions.items():
         most = 99 if name == "jpeg" else np.inf
         if not strengths or not all(0 < strength <= most for strength in strengths):
@@ -89,8 +92,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """See `binary_tasks.make_plan`."""
     corruptions = check(config)
     base = binary_tasks.make_plan(config)
-    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    return Plan(**fields, corruptions=corruptions)
+    return Plan(**vars(base), corruptions=corruptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Plan(binary_tasks.Plan):
         if is_neighbor(unit.subject):
             reference = self.fit_neighbors(unit)
             return lambda images: np.asarray(neighbors.predict(reference, images))
-        predict = functools.partial(classifiers.predict, classifiers.network(self.model, shared[unit.name][0]))
+        predict = functools.partial(attacked.predict, Partial(self.model.apply, shared[unit.name][0]))
         return lambda images: evaluation.map_batches(predict, images, batch_size=self.evaluation.batch_size)
 
     def _counts(self, predict, chosen: evaluate.Images, clean, changed, what: dict[str, Any]) -> list[dict[str, Any]]:

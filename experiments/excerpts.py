@@ -38,11 +38,11 @@ class Study:
         labels_of_data = {f"{row['dataset']} ({row['dataset_note']})" for row in rows}
         if len(labels_of_data) != 1:
             raise ValueError(f"{folder} must have rows of one kind of data, got {', '.join(labels_of_data) or 'none'}")
-        self.tasks = records.index(rows)[0].common_tasks
+        self.tasks = records.index(rows).common_tasks
         if not self.tasks:
             raise ValueError(f"{folder} has no task that all methods of its table were run on")
         self.rows = [row for row in rows if row["task"] in self.tasks]
-        (results,) = records.index(self.rows)
+        results = records.index(self.rows)
         self.results: Results = results._replace(dataset=folder.name)  # which begins the names of its figures
         lines = means.main_table(results, self.tasks)
         self.lines = [line for line in lines if line.method != records.CEILING]
@@ -161,7 +161,7 @@ class Excerpts:
 
     def lead(self, of: str, networks: Study) -> str:
         """Show how much of the lead of networks each variant of 1NN wins back."""
-        (results,) = records.index(_read(self._folder(of))[1].rows)
+        results = records.index(_read(self._folder(of))[1].rows)
         return _table([neighbor_variants.lead_table(results, networks.results)])
 
     def histogram(self, of: str, norm: str) -> str:

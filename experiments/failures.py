@@ -89,7 +89,7 @@ def _one_line(error: Exception) -> str:
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."
     is_memory = isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory", text)
-    return f"out of memory, evaluation.batch_size may be lower: {text}" if is_memory else text
+    return f"out of memory, a batch_size may be lower: {text}" if is_memory else text
 
 
 def _joined(text: str) -> str:

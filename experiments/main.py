@@ -36,7 +36,6 @@ from experiments import (
     neighbor_variants,
     runner,
     small_zoo,
-    store,
 )
 from nn_adv.paths import as_path
 
@@ -143,9 +142,6 @@ def _run(workdir: Path) -> None:
     num_workers = 1 if _DISTRIBUTED.value else _WORKERS.value
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"--workers must be at least 1, got {num_workers}")
-    if _MERGE.value:
-        added, problems = store.merge(workdir, _MERGE.value)
-        console.say(f"{added} rows added to {workdir}", *problems)
     runs = [(workdir, _CONFIG.value)]
     if _SWEEP.value:
         flag = flags.FLAGS["config"]
@@ -157,7 +153,9 @@ def _run(workdir: Path) -> None:
     for folder, config in runs:
         experiment = _experiment(config)
         try:
-            report = runner.run(experiment, config, folder, shard=shard, num_workers=num_workers, command=command)
+            report = runner.run(
+                experiment, config, folder, shard=shard, num_workers=num_workers, merge=_MERGE.value, command=command
+            )
             if report is None:
                 console.say(f"Nothing to do for shard {shard[0]}/{shard[1]}, and no rows yet in {folder}")
         except failures.SomeFailed as error:

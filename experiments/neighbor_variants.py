@@ -57,7 +57,10 @@ def check(config: ml_collections.ConfigDict) -> parsing.Evaluation:
     for norm in config.separation:
         check_norm(norm)
     parsing.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
-    return parsing.Evaluation.read(config)
+    evaluation = parsing.Evaluation.read(config)
+    if without := [norm for norm in config.separation if norm not in evaluation.epsilons]:
+        raise ValueError(f"separation must hold norms that have epsilons, got {without[0]}")
+    return evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -123,8 +123,8 @@ def read(workdir: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Pi
     found, problems = {}, []
     for row in rows:
         for name in row.get("files", ()):
-            path = workdir / str(name)
-            if str(name).startswith(f"{FOLDER}/") and path.exists():
+            path = workdir / name
+            if name.startswith(f"{FOLDER}/") and path.exists():
                 try:
                     found[row["unit"]] = Pictures(**read_arrays(path))
                 except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -37,14 +37,11 @@ class Unit(NamedTuple):
     seed: int = 0
 
 
-class Progress(Protocol):
+class Show(Protocol):
     """Where a unit tells how far it is."""
 
-    def show(self, text: str) -> None:
-        """Say in a few words what is done."""
-
-    def advance(self, units: float) -> None:
-        """Count units, or parts of one, as done."""
+    def __call__(self, text: str = "", advance: float = 0.0) -> None:
+        """Say in a few words what is at work, and how many units, or parts of one, more are done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +63,10 @@ class Plan:
     shared_part: ClassVar[float] = 0.0  # of the time of a group, that of `share`
     row_bytes: ClassVar[int] = 30_000
 
-    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, progress: Progress) -> Any:
+    def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: Show) -> Any:
         """Do the work that the units of a group share; returns what `row` needs of it."""
 
-    def row(self, unit: Unit, shared: Any, workdir: Path, show: Callable[[str], None]) -> dict[str, Any]:
+    def row(self, unit: Unit, shared: Any, workdir: Path, show: Show) -> dict[str, Any]:
         """Make the row of a unit, ``shared`` being what `share` returned for its group."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments import classifiers
+from experiments import attacked
 from experiments.networks import Network
 from nn_adv import attacks, data, evaluation
 from nn_adv.pixels import as_float
@@ -75,7 +75,7 @@ def clean_accuracy(
     count = check.num_images or len(dataset.test_labels)
     labels = dataset.test_labels[:count]
     correct = evaluation.correct(
-        lambda x: classifiers.predict(logits_fn, x),
+        lambda x: attacked.predict(logits_fn, x),
         dataset.test_images[:count],
         labels,
         batch_size=batch_size,

@@ -48,16 +48,12 @@ def measure(
     image: np.ndarray,
 ) -> Radii:
     """Compute the radius of every image in every norm, pixels kept in [0, 1]; arguments as in `Radii`."""
-    return collect(norms, search(reference, images, labels, norms), split=split, image=image)
-
-
-def search(reference: Reference, images: np.ndarray, labels: np.ndarray, norms: Sequence[str]) -> list[certify.Radius]:
-    """Compute the radius of every image in every norm, with witnesses, pixels kept in [0, 1]."""
-    return [certify.radius(reference, images, labels, norm=norm) for norm in norms]
+    found = [certify.radius(reference, images, labels, norm=norm) for norm in norms]
+    return collect(norms, found, split=split, image=image)
 
 
 def collect(norms: Sequence[str], found: Sequence[certify.Radius], *, split: np.ndarray, image: np.ndarray) -> Radii:
-    """Put what `search` found into one table; arguments as in `Radii`."""
+    """Put what was found in each norm into one table; arguments as in `Radii`."""
     return Radii(
         np.array(norms),
         np.stack([radius.lower for radius in found]),

@@ -30,6 +30,7 @@ def run(
     *,
     shard: tuple[int, int] = (0, 1),
     num_workers: int | None = 1,
+    merge: Sequence[str | Path] = (),
     command: str = "",
 ) -> Report | None:
     """Run what is missing of an experiment, then write its report.
@@ -40,6 +41,7 @@ def run(
       workdir: folder of rows, files and report; made if needed.
       shard: (index, count): run every ``count``-th group of units, from the ``index``-th on.
       num_workers: processes that share the groups; 1: this one; None: one for each core of a CPU, 1 on an accelerator.
+      merge: other workdirs, run elsewhere, whose rows are copied first.
       command: what was typed to start this, for the report; empty: it says nothing of it.
 
     Returns:
@@ -53,6 +55,9 @@ def run(
     workdir = as_path(workdir, "workdir")
     plan = module.make_plan(config)
     part = plan.groups[shard[0] :: shard[1]]
+    if merge:
+        added, problems = store.merge(workdir, merge, plan.identity)
+        console.say(f"{added} rows added to {workdir}", *problems)
     with store.open_store(workdir, plan.identity, shard=shard) as rows:
         lines = plan.before(workdir, store.read_rows(workdir)[0], part)
         mine = [group for group in part if _names([group]) - rows.done() - plan.skipped]
@@ -85,9 +90,7 @@ def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_work
     def handle(event: workers.Event) -> None:
         match event:
             case workers.Finished(row=row):
-                # One title in all rows: an npz file may have been renamed since the first.
-                title = {} if rows.title is None else {"dataset": rows.title}
-                rows.append({**row, **title, "config_hash": rows.config_hash})
+                rows.append({**row, "config_hash": rows.config_hash})
                 failures.forget(workdir, row["unit"])
             case workers.Failed(unit=unit, description=description):
                 failures.record(workdir, unit, description)
@@ -137,7 +140,7 @@ def _names(groups: Iterable[Sequence[Unit]]) -> set[str]:
 
 
 class _Bar:
-    """A bar of units on the terminal, or a line from time to time in a log file; see `plan.Progress`."""
+    """A bar of units on the terminal, or a line from time to time in a log file; see `plan.Show`."""
 
     def __init__(self, total: int):
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds

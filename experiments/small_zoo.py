@@ -19,8 +19,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.tree_util import Partial
 
-from experiments import classifiers, parsing, plan
+from experiments import attacked, parsing, plan
 from experiments.files import write_whole
 from experiments.methods import NETWORKS
 from experiments.plan import Unit
@@ -94,9 +95,9 @@ class Plan(plan.Plan):
         norm = (*NETWORKS[method][1], "linf")[0]
         file = f"{self.name}/{_FOLDERS[norm]}/{method}.pt"
         zoo.write_state_dict(workdir / file, zoo.to_state_dict(variables))
-        logits_fn = classifiers.network(self.model, variables)
+        logits_fn = Partial(self.model.apply, variables)
         correct = evaluation.correct(
-            lambda images: classifiers.predict(logits_fn, images),
+            lambda images: attacked.predict(logits_fn, images),
             dataset.test_images,
             dataset.test_labels,
             batch_size=_BATCH_SIZE,

@@ -32,7 +32,7 @@ class Store:
     Attributes:
       config_hash: hash of the configuration that every row of this workdir belongs to.
       problems: one line for each damaged line found when the store was opened.
-      title: that the rows found then have for their dataset; None if there were none.
+      title: of the dataset, that of the first row; None if there are none.
     """
 
     def __init__(self, path: Path, expected_hash: str):
@@ -122,7 +122,10 @@ class Store:
         if row["unit"] in self._done:
             raise ResultsError(f"unit {row['unit']!r} is already in {self._path.parent}: skip the units in done()")
         self._descriptor = self._follow(self._descriptor)
-        line = _encode(row)
+        if self.title is None:
+            self.title = row.get("dataset")
+        # One title in all rows: an npz file may have been renamed since the first.
+        line = _encode({**row, "dataset": self.title} if self.title else row)
         end = os.fstat(self._descriptor).st_size
         try:
             with one_line_errors(self._path):
@@ -178,17 +181,16 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
     return list(rows.values()), problems
 
 
-def merge(workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike]) -> tuple[int, list[str]]:
-    """Copy the rows of other workdirs of the same configuration into `workdir`; doing it twice adds nothing.
+def merge(
+    workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike], config: Mapping[str, Any]
+) -> tuple[int, list[str]]:
+    """Copy the rows of other workdirs of this configuration into `workdir`; doing it twice adds nothing.
 
     The files that a row names are copied before it. `workdir` may be new. Returns (number of rows added, problems
     found on the way).
     """
     others = [as_path(other, "merge") for other in other_workdirs]
-    if not others:
-        raise ResultsError("merge needs at least one other workdir")
-    config = configuration.require_config(others[0])["config"]
-    for other in others[1:]:
+    for other in others:
         configuration.check_same(other, configuration.require_config(other), config)
     added = 0
     with _open_file(Path(workdir), config, _MERGED_FILE) as store:

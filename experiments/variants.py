@@ -139,7 +139,7 @@ def _parse(name: str) -> list[tuple[str, tuple]]:
         what, *values = step.split(":")
         try:
             kinds = _STEPS[what]
-            steps.append((what, tuple(kind(value) for kind, value in zip(kinds, filter(None, values), strict=True))))
+            steps.append((what, tuple(kind(value) for kind, value in zip(kinds, values, strict=True))))
         except (KeyError, ValueError):
             allowed = ", ".join(f"{what}:{kinds[0].__name__}" if kinds else what for what, kinds in _STEPS.items())
             raise ValueError(f"variants must be made of {allowed}, got {step!r} in {name!r}") from None

@@ -98,21 +98,28 @@ def run_group(plan: Plan, group: Sequence[Unit], done: set[str], workdir: Path, 
       ResultsError: of the workdir, where nothing else can be stored either.
     """
     missing = [unit for unit in group if unit.name not in done]
-    share = _Share(tell, plan.shared_part * len(missing))
+    left = plan.shared_part * len(missing)
+
+    def show(text: str = "", advance: float = 0.0) -> None:
+        nonlocal left
+        advance = min(advance, left)
+        left -= advance
+        tell(Told(text, advance))
+
     try:
-        shared = plan.share(group, len(missing), workdir, share)
+        shared = plan.share(group, len(missing), workdir, show)
     except ResultsError:
         raise
     except Exception as error:  # whatever is wrong with one group is no reason to leave out the others
         for unit in missing:
             tell(Failed(unit.name, failures.describe(error)))
-        tell(Told(advance=len(missing) - share.done))
+        tell(Told(advance=left + (1 - plan.shared_part) * len(missing)))
         return
-    share.advance(share.whole - share.done)
+    show(advance=left)
     for unit in missing:
         tell(Began(unit.name))
         try:
-            row = plan.row(unit, shared, workdir, share.show)
+            row = plan.row(unit, shared, workdir, show)
         except ResultsError:
             raise
         except Exception as error:
@@ -121,22 +128,6 @@ def run_group(plan: Plan, group: Sequence[Unit], done: set[str], workdir: Path, 
             tell(Finished(row))
             plan.clear(unit, workdir)
         tell(Told(advance=1 - plan.shared_part))
-
-
-class _Share:
-    """The progress of the work that a group shares, ``whole`` units in all; see `plan.Progress`."""
-
-    def __init__(self, tell: Callable[[Event], None], whole: float):
-        self._tell = tell
-        self.whole, self.done = whole, 0.0
-
-    def show(self, text: str) -> None:
-        self._tell(Told(text))
-
-    def advance(self, units: float) -> None:
-        units = min(units, self.whole - self.done)
-        self.done += units
-        self._tell(Told(advance=units))
 
 
 def cores() -> list[int]:

@@ -13,7 +13,7 @@ from experiments.report import figures, named
 from experiments.report.labels import condition_label, norm_label
 from experiments.report.named import by_condition, exact, one_image, percent, points
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
-from experiments.report.provenance import alerts, command_blocks
+from experiments.report.provenance import alerts, command_blocks, incomplete
 from experiments.report.records import Row, Run, task_key
 from nn_adv import evaluation
 
@@ -52,12 +52,7 @@ def table(run: Run) -> pd.DataFrame:
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
-    found: list[Block] = [Heading(_TITLE, 1)]
-    if missing := run.num_missing + len(run.failed):
-        found.append(Text(f"Not complete: {missing} of {missing + len(run.rows)} attacks are missing.", "alert"))
-    if absence := run.settings.get("absence"):
-        found.append(Text(f"Not complete: {absence}.", "alert"))
-    found += alerts(run)
+    found: list[Block] = [Heading(_TITLE, 1), *incomplete(run, noun="attack"), *alerts(run)]
     for (dataset, task), all_of_task in _by_task(table(run)):
         found.append(Heading(f"{dataset}, {task}"))
         own, by_name = _split(all_of_task)
@@ -138,7 +133,7 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
             figures.Curve(
                 points,
                 label,
-                *figures.PALETTE[number % len(figures.PALETTE)],
+                *figures.pen(number),
                 {"linewidth": max(3.2 - 0.5 * number, 0.8)},
             )
             for number, (label, points) in enumerate(lines.items())
@@ -190,5 +185,5 @@ def _attack_label(item: pd.Series) -> str:
 
 
 def _variant_label(item: pd.Series) -> str:
-    restarts = f" x {item['num_restarts']}" if item["num_restarts"] > 1 else ""
-    return f"{item['num_steps']} steps{restarts}" + (f", {item['loss']}" if item["loss"] != "margin" else "")
+    restarts = f" x {item['num_restarts']:g}" if item["num_restarts"] > 1 else ""
+    return f"{item['num_steps']:g} steps{restarts}" + (f", {item['loss']}" if item["loss"] != "margin" else "")

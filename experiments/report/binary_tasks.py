@@ -58,23 +58,19 @@ def table(run: Run) -> pd.DataFrame:
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
-    rows, indexed = run.rows, index(run.rows)
-    title = run.settings.get("title", f"1NN and adversarially trained networks on {rows[0]['dataset']}")
+    rows, results = run.rows, index(run.rows)
+    title = f"1NN and adversarially trained networks on {results.dataset}"
     found: list[Block] = [Heading(title, 1), _completeness(len(rows), run.num_missing + len(run.failed)), *alerts(run)]
     if collapsed := collapsed_networks(rows):
         most = f"at most {100 * (0.5 + _COLLAPSED):.0f} % of the clean images"
         found.append(Bullets(collapsed, f"Hardly better than a constant prediction ({most}):"))
     if warned := [f"{row['unit']}: {text}" for row in rows for text in row.get("warnings", ())]:
         found.append(Bullets(warned, "Warnings:"))
-    for results in indexed:
-        if len(indexed) > 1:
-            found.append(Heading(f"Dataset {results.dataset}"))
-        own = [row for row in rows if row["dataset"] == results.dataset]
-        found += [*_table_blocks(results), *attack_blocks(results, own), *_interval_blocks(results, own)]
-        found += pairs.tally_blocks(results)
-        found += [*pairs.curve_blocks(results, _shown_tasks(results)), *pairs.heat_map_blocks(results)]
-        found += pairs.pair_table_blocks(results)
-    return [*found, *picture_blocks(rows, run.pictures), *provenance_blocks(run, indexed)]
+    found += [*_table_blocks(results), *attack_blocks(results, rows), *_interval_blocks(results, rows)]
+    found += pairs.tally_blocks(results)
+    found += [*pairs.curve_blocks(results, _shown_tasks(results)), *pairs.heat_map_blocks(results)]
+    found += pairs.pair_table_blocks(results)
+    return [*found, *picture_blocks(rows, run.pictures), *provenance_blocks(run, results)]
 
 
 def collapsed_networks(rows: Sequence[Row]) -> list[str]:
@@ -133,8 +129,7 @@ def _table_blocks(results: Results) -> list[Block]:
     if not _even(results):
         found.append(Text(_tasks_note(results), "alert"))
     main = accuracy_table(results, tasks, comparable=comparable)
-    found += [main, *_thin_cells(results, tasks)]
-    found.append(Text(_READING + _CEILING * (CEILING in results.methods), "note"))
+    found += [main, Text(_READING + _CEILING * (CEILING in results.methods), "note")]
     if comparable and (sentences := findings(results, tasks)):
         note = _COMPARING.format(tasks=counted(len(tasks), "task"))
         found += [Heading("What the numbers say"), Bullets(sentences), Text(note, "note")]
@@ -203,21 +198,6 @@ def _completeness(num_rows: int, num_missing: int) -> Text:
     )
 
 
-def _thin_cells(results: Results, tasks: Sequence[str]) -> list[Block]:
-    """Name the cells that average fewer tasks than the table says."""
-    thin = []
-    for line in main_table(results, tasks):
-        expected = len(set(tasks) & set(results.method_tasks[line.method]))
-        for split, by_condition in line.cells.items():
-            where = f"{line_label(line)}, {SPLIT_TITLES[split]}"
-            thin += [
-                f"{where}, {condition_label(condition)}: {mean.num_tasks} of {expected} tasks"
-                for condition, mean in by_condition.items()
-                if mean is not None and mean.num_tasks < expected
-            ]
-    return [Bullets(thin, "Cells over fewer tasks:")] if thin else []
-
-
 def _highest(lines: Sequence[Line], split: str, condition: Condition) -> list[int]:
     means = {
         row: line.cells[split][condition]
@@ -237,11 +217,8 @@ def _even(results: Results) -> bool:
 
 
 def summary(run: Run) -> str:
-    """Return the main table of each dataset in at most 100 columns; the groups wrap if there are many norms."""
-    return "\n\n".join(_text_table(results) for results in index(run.rows))
-
-
-def _text_table(results: Results) -> str:
+    """Return the main table in at most 100 columns; the groups wrap if there are many norms."""
+    results = index(run.rows)
     heads = ["clean" if one.norm is None else norm_label(one.norm) for one in results.main_conditions]
     lines = [["", *heads * len(results.splits)]]
     for line in main_table(results, _shown_tasks(results)):

@@ -8,7 +8,7 @@ from experiments.methods import NEIGHBOR
 from experiments.report.labels import SPLIT_TITLES, condition_label, method_label, percent
 from experiments.report.means import PROVEN, Mean, interval, share
 from experiments.report.page import Block, Heading, Table, Text
-from experiments.report.records import CLEAN, WORST, Condition, Results
+from experiments.report.records import Condition, Results
 
 _BEATEN = (
     "1NN's figures are exact and those of networks upper bounds. A network below 1NN is less robust than 1NN on these "
@@ -16,16 +16,6 @@ _BEATEN = (
     "that their 95 % intervals (Wilson), as if their images were drawn apart, do not overlap. Train images are points "
     "that 1NN has stored."
 )
-
-
-def single_conditions(results: Results) -> list[Condition]:
-    """Return clean and each norm at its main epsilon, the columns of the table."""
-    return [condition for condition in results.main_conditions if condition != WORST]
-
-
-def robust_conditions(results: Results) -> list[Condition]:
-    """Return each norm at its main epsilon."""
-    return [condition for condition in single_conditions(results) if condition != CLEAN]
 
 
 class Comparison(NamedTuple):
@@ -50,7 +40,7 @@ class Comparison(NamedTuple):
 
 def comparisons(results: Results) -> list[Comparison]:
     """Hold 1NN against all networks, column by column but clean; nothing without 1NN or without networks."""
-    columns = [(split, condition) for split in results.splits for condition in robust_conditions(results)]
+    columns = [(split, condition) for split in results.splits for condition in results.robust_conditions]
     found = [_compare(results, split, condition) for split, condition in columns]
     return [comparison for comparison in found if comparison]
 
@@ -87,7 +77,7 @@ def beaten_blocks(results: Results) -> list[Block]:
 
 def sentence(one: Comparison) -> str:
     """Say in one sentence whom 1NN beats in a column."""
-    what = {"exact": "exactly ", "certified": "at least ", "attacked": ""}[one.own.kind]
+    what = {"exact": "exactly ", "certified": "at least "}[one.own.kind]
     name, best = one.best
     most, above = f"{100 * best.value:.1f} % ({method_label(name)})", one.num_networks - one.num_below
     where = f"{SPLIT_TITLES[one.split].capitalize()}, {condition_label(one.condition)}"

@@ -7,7 +7,7 @@ import pandas as pd
 from experiments.report import figures
 from experiments.report.labels import SPLIT_TITLES, counted, method_label
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name, text_table
-from experiments.report.provenance import alerts, command_blocks
+from experiments.report.provenance import alerts, command_blocks, incomplete
 from experiments.report.records import Run, method_key
 
 TABLE = "corruptions.csv"
@@ -40,7 +40,7 @@ def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
     found, tasks = _comparable(run)
     title = Heading(f"1NN and networks on corrupted images of {run.rows[0]['dataset']}", 1)
-    parts: list[Block] = [title, *alerts(run)]
+    parts: list[Block] = [title, *incomplete(run), *alerts(run)]
     for split, own in found.groupby("split", sort=False):
         parts += [Heading(SPLIT_TITLES[str(split)].capitalize()), *_tables(own), _panels(own, str(split))]
         parts.append(Text(_READING.format(counted(len(tasks), "task")), "note"))
@@ -99,7 +99,7 @@ def _panels(own: pd.DataFrame, split: str) -> Panels:
     for name, lines in _by_corruption(own):
         title, unit = _TITLES[name]
         curves = [
-            figures.Curve(list(line.items()), method_label(str(method)), *figures.PALETTE[number])
+            figures.Curve(list(line.items()), method_label(str(method)), *figures.pen(number))
             for number, (method, line) in enumerate(_means(lines).iterrows())
         ]
         drawing = figures.curves(curves, title=f"{title}, {split} images", xlabel=unit, ylabel="correct in %")

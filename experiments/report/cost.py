@@ -25,7 +25,7 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
       rows: its rows.
       measured: what `benchmarks/cost.py` wrote: milliseconds and floating-point operations of an answer.
     """
-    conditions = [one for one in results.main_conditions if one.norm not in (None, "worst")]
+    conditions = results.robust_conditions
     lines, dots = [], {}
     for method in (method for method in results.methods if method == NEIGHBOR or method in NETWORKS):
         own = [row for row in rows if row["method"] == method]
@@ -56,16 +56,18 @@ def blocks(results: Results, rows: Sequence[Row], measured: Mapping[str, Any]) -
 def training_flop(row: Row, forward: float) -> float:
     """Return the floating-point operations of a network's training by its row; 0 for 1NN, which only stores images.
 
-    In forward passes an image of plain training takes 3, one of TRADES with K steps 2 K + 7 in one norm and 4 K + 10 in
-    two (`nn_adv.training.trades`).
+    In forward passes an image of plain training takes 3, one of adversarial training with K steps 2 K + 3, one of
+    TRADES 2 K + 7 in one norm and 4 K + 10 in two (`nn_adv.training.trades`).
     """
     if row["method"] == NEIGHBOR:
         return 0.0
     objective, norms = NETWORKS[row["method"]]
     settings = row["training"]
     passes = _STEP
+    if norms:  # each step of the inner maximisation goes forward and back
+        passes = (2 * settings["num_steps"] + _STEP) * len(norms)
     if objective == "trades":
-        passes = (2 * settings["num_steps"] + _STEP) * len(norms) + _STEP + 1
+        passes += _STEP + 1
     return forward * passes * settings["num_epochs"] * row["num_train"]
 
 
@@ -76,7 +78,7 @@ def _figure(dots: Mapping[str, tuple], results: Results, condition) -> Image:
             mean = means[split, condition]
             style = {"linestyle": "", "markersize": 8, "fillstyle": "full" if split == "test" else "none"}
             label = f"{method_label(method)}, {SPLIT_TITLES[split]}"
-            curves.append(figures.Curve([(seconds, 100 * mean.value)], label, *figures.PALETTE[number], style))
+            curves.append(figures.Curve([(seconds, 100 * mean.value)], label, *figures.pen(number), style))
     title = condition_label(condition)
     drawing = figures.curves(
         curves, title=title, xlabel="seconds of training", ylabel="robust accuracy in %", xscale="log"

@@ -60,6 +60,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def pen(place: int) -> tuple[str, str]:
+    """Return a colour and a marker of `PALETTE`, which begins anew at its end."""
+    return PALETTE[place % len(PALETTE)]
+
+
 class Curve(NamedTuple):
     """A line of a panel.
 

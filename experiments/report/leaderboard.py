@@ -17,10 +17,8 @@ from experiments.report.comparisons import (
     NEIGHBOR,
     beaten_blocks,
     comparisons,
-    robust_conditions,
     sentence,
     share_percent,
-    single_conditions,
 )
 from experiments.report.labels import (
     MISSING,
@@ -32,7 +30,7 @@ from experiments.report.labels import (
 )
 from experiments.report.means import Mean, points_of_curve, share, standard_error
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
-from experiments.report.provenance import alerts, provenance_blocks
+from experiments.report.provenance import alerts, incomplete, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Row, Run, index, tidy
 
 TABLE = "leaderboard.csv"
@@ -63,7 +61,7 @@ def table(run: Run) -> pd.DataFrame:
 
     Shares are of 1; published accuracies and the clean check, of test images before any attack, are in per cent.
     """
-    (results,) = index(run.rows)
+    results = index(run.rows)
     numbers = tidy(run.rows).rename(columns={"method": "model"}).drop(columns=["task", "classes", "seed"])
     numbers["standard_error"] = list(map(standard_error, numbers["accuracy"], numbers["count"]))
     models = [
@@ -114,9 +112,9 @@ def ordered(results: Results, sort_by: str) -> list[str]:
       sort_by: "clean", a norm, or "mean": over all columns but clean, of both splits.
     """
     split = "test" if "test" in results.splits else results.splits[0]
-    wanted = [condition for condition in single_conditions(results) if (condition.norm or "clean") == sort_by]
+    wanted = tuple(one for one in results.single_conditions if (one.norm or "clean") == sort_by)
     if sort_by == "mean":
-        split, wanted = results.splits[-1], robust_conditions(results)
+        split, wanted = results.splits[-1], results.robust_conditions
 
     def value(name: str) -> float:
         found = [cell.value for condition in wanted if (cell := share(results, name, split, condition))]
@@ -127,26 +125,22 @@ def ordered(results: Results, sort_by: str) -> list[str]:
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
-    (results,) = index(run.rows)
+    results = index(run.rows)
     names = ordered(results, _sort_by(run))
     rows = sorted(run.rows, key=lambda row: names.index(row["method"]))
     found: list[Block] = [Heading(f"Robust networks and 1NN on {results.dataset}", 1)]
-    if absence := run.settings.get("absence"):
-        found.append(Text(f"Not complete: {absence}.", "alert"))
-    if run.num_missing:
-        found.append(Text(f"Not complete: {counted(run.num_missing, 'model')} still to be run.", "alert"))
-    found += alerts(run, noun="model")
+    found += [*incomplete(run, noun="model"), *alerts(run, noun="model")]
     if warned := [f"{row['method']}: {text}" for row in rows for text in row["warnings"]]:
         found.append(Bullets(warned, "Warnings:"))
     reading = Text(_reading(results, rows, _sort_by(run)), "note")
     found += [_main_table(results, names), reading, *beaten_blocks(results), *_scatter_blocks(results, names)]
     found += [*_curve_blocks(results, names), *_clean_blocks(results, rows)]
-    return [*found, *provenance_blocks(run._replace(rows=rows), [results])]
+    return [*found, *provenance_blocks(run._replace(rows=rows), results)]
 
 
 def summary(run: Run) -> str:
     """Return the table as plain text, in the order of the report's, then whom 1NN beats."""
-    (results,) = index(run.rows)
+    results = index(run.rows)
     main = _main_table(results, ordered(results, _sort_by(run)))
     rows = [list(map(str, row)) for row in main.rows]
     cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in rows]
@@ -157,7 +151,7 @@ def summary(run: Run) -> str:
 
 
 def _main_table(results: Results, names: Sequence[str]) -> Table:
-    conditions = single_conditions(results)
+    conditions = results.single_conditions
     columns = [(split, condition) for split in results.splits for condition in conditions]
     return Table(
         header=["model", *(condition_label(condition) for _, condition in columns)],
@@ -179,7 +173,7 @@ def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
 
 
 def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
-    conditions = robust_conditions(results)[:2]
+    conditions = results.robust_conditions[:2]
     if len(conditions) < 2:
         return []
     images = []
@@ -195,7 +189,7 @@ def _scatter_blocks(results: Results, names: Sequence[str]) -> list[Block]:
 
 def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
     found: list[Block] = []
-    for condition in robust_conditions(results):
+    for condition in results.robust_conditions:
         norm, images = condition.norm or "", []
         for split in results.single_splits:
             of_models = {name: functools.partial(share, results, name, split) for name in names}
@@ -232,7 +226,7 @@ def _clean_blocks(results: Results, rows: Sequence[Row]) -> list[Block]:
     networks = [row for row in rows if row["clean"]]
     if not networks:
         return []
-    linf = next((condition for condition in single_conditions(results) if condition.norm == "linf"), CLEAN)
+    linf = next((condition for condition in results.single_conditions if condition.norm == "linf"), CLEAN)
     lines = [
         [
             method_label(row["method"]),

@@ -8,7 +8,7 @@ lower bound; `exact`; `ceiling`, what no classifier exceeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,16 +59,6 @@ def task_accuracies(
     return found
 
 
-def mean_over_tasks(accuracies: Mapping[str, Accuracy], tasks: Iterable[str]) -> Mean | None:
-    """Average over those of `tasks` that were evaluated; None if none was.
-
-    A mean of exact and attacked accuracies is an upper bound, hence 'attacked'; one of exact and certified ones is a
-    lower bound, hence 'certified'.
-    """
-    found = [accuracies[task] for task in tasks if task in accuracies]
-    return _mean(found) if found else None
-
-
 def mean_of(
     results: Results,
     method: str,
@@ -77,8 +67,14 @@ def mean_of(
     tasks: Iterable[str],
     kinds: Sequence[str] = SHOWN,
 ) -> Mean | None:
-    """Average a method over those of `tasks` that it was evaluated on, as `mean_over_tasks` of `task_accuracies`."""
-    return mean_over_tasks(task_accuracies(results, method, split, condition, kinds), tasks)
+    """Average the `task_accuracies` of a method over those of `tasks` that it was evaluated on; None if none was.
+
+    A mean of exact and attacked accuracies is an upper bound, hence 'attacked'; one of exact and certified ones is a
+    lower bound, hence 'certified'.
+    """
+    accuracies = task_accuracies(results, method, split, condition, kinds)
+    found = [accuracies[task] for task in tasks if task in accuracies]
+    return _mean(found) if found else None
 
 
 def points_of_curve(

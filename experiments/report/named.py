@@ -92,7 +92,7 @@ def _found(item: pd.Series) -> list[str]:
     asked = [f"{item['queries']:,.0f}", f"{item['gradients']:,.0f}"]
     if item["finds"] == "radius":
         return ["", "", *asked]
-    ratio = "–" if np.isnan(item["median_ratio"]) else f"{item['median_ratio']:.3f}"
+    ratio = "–" if pd.isna(item["median_ratio"]) else f"{item['median_ratio']:.3f}"
     return [ratio, f"{100 * item['within_one_percent'] / item['correct']:.0f} %", *asked]
 
 

@@ -12,7 +12,7 @@ from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
 from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
-from experiments.report.provenance import alerts, provenance_blocks
+from experiments.report.provenance import alerts, incomplete, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
 
 TABLE = "variants.csv"
@@ -32,27 +32,31 @@ def table(run: Run) -> pd.DataFrame:
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
-    (results,) = index(run.rows)
-    found: list[Block] = [Heading(f"Variants of 1NN on {results.dataset}", 1)]
-    if missing := run.num_missing + len(run.failed):
-        found.append(
-            Text(f"Not complete: {missing} of {counted(missing + len(run.rows), 'unit')} are missing.", "alert")
-        )
-    growth = rates.growth_blocks(run.rows, results)
+    results = _comparable(run)
+    found: list[Block] = [Heading(f"Variants of 1NN on {results.dataset}", 1), *incomplete(run)]
+    growth = rates.growth_blocks([row for row in run.rows if row["task"] in results.tasks], results)
     found += [*alerts(run), *_separation_blocks(run, results), *growth, *_table_blocks(results)]
     if not growth:  # which is drawn against the number of images instead
         found += _curve_blocks(results)
     found += _choice_blocks(run)
-    return [*found, *provenance_blocks(run, [results])]
+    return [*found, *provenance_blocks(run, results)]
 
 
 def summary(run: Run) -> str:
     """Return the robust accuracies at the main epsilons as plain text."""
-    (results,) = index(run.rows)
+    results = _comparable(run)
     split, conditions = results.single_splits[-1], results.main_conditions
     lines = [[method_label(method), *_cells(results, method, split, conditions)] for method in results.methods]
     header = ["", *map(condition_label, conditions)]
     return "\n".join([f"{results.dataset}, {split} images, %", *text_table([header, *lines])])
+
+
+def _comparable(run: Run) -> Results:
+    """Index the rows of the tasks that every variant was run on, or all where there is no such task."""
+    results = index(run.rows)
+    if not results.common_tasks:
+        return results
+    return index([row for row in run.rows if row["task"] in results.common_tasks])
 
 
 def _table_blocks(results: Results) -> list[Block]:
@@ -105,7 +109,7 @@ def lead_table(results: Results, networks: Results) -> Table:
       networks: of the same tasks; those of both are compared, at the radii of both.
     """
     rivals = [method for method in networks.methods if method.startswith("trades")]
-    tasks = [task for task in results.tasks if task in networks.tasks]
+    tasks = [task for task in results.common_tasks if task in networks.common_tasks]
 
     def mean(of: Results, method: str, condition: Condition) -> Mean | None:
         return mean_of(of, method, "test", condition, tasks)
@@ -183,7 +187,8 @@ def _promises(results: Results, row) -> list[str]:
     found = []
     for norm, distance in row["separation"].items():
         main = results.main_epsilons[norm]
-        least = row["least_radius"]["train"][norm]
+        if (least := row["least_radius"].get("train", {}).get(norm)) is None:
+            continue
         text = (
             f"{norm_label(norm)}: d0 / 2 is {_size(distance / 2)}; the smallest radius of the training images judged "
         )
@@ -199,7 +204,7 @@ def _panel(results: Results, split: str, marked: Condition, name: str, alt: str)
     norm = marked.norm or ""
     lines = []
     for place, method in enumerate(results.methods):
-        color, marker = figures.PALETTE[place % len(figures.PALETTE)]
+        color, marker = figures.pen(place)
         mean_at = functools.partial(mean_of, results, method, split, tasks=results.tasks, kinds=("clean", *PROVEN))
         if points := points_of_curve(mean_at, norm, results.epsilons(norm)):
             lines.append(figures.curve_of_means(points, method_label(method), color, marker))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from experiments.methods import NEIGHBOR, is_neighbor
 from experiments.report import figures
@@ -30,7 +29,7 @@ from experiments.report.means import (
     task_accuracies,
 )
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
-from experiments.report.records import CEILING, CLEAN, WORST, Condition, Results, parse_pair
+from experiments.report.records import CEILING, CLEAN, Condition, Results, parse_pair
 
 _METHODS = ("1nn", "trades-linf", "trades-l2", "trades-both", "standard")  # each with a colour of its own
 _CEILING_LINE = ("#000000", None)
@@ -64,7 +63,7 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
     lines = []
     for method in results.methods:
         known = _METHODS.index(method) if method in _METHODS else len(_METHODS) + others.index(method)
-        color, marker = _CEILING_LINE if method == CEILING else figures.PALETTE[known % len(figures.PALETTE)]
+        color, marker = _CEILING_LINE if method == CEILING else figures.pen(known)
         for kinds in (SHOWN, ("clean", *PROVEN)):
             mean_at = functools.partial(mean_of, results, method, split, tasks=tasks, kinds=kinds)
             points = points_of_curve(mean_at, norm, results.epsilons(norm))
@@ -98,45 +97,20 @@ def pair_differences(results: Results, split: str, condition: Condition) -> dict
     return {pair: own.value - best.value for pair, (own, best) in pair_scores(results, split, condition).items()}
 
 
-class Tally(NamedTuple):
-    """On how many pairs 1NN is ahead of the best network of the pair, equal to it or behind it, by the images counted.
-
-    mean is that of 1NN minus the best network, interval its 95 % interval (Student's t, over pairs), None for one pair.
-    """
-
-    ahead: int
-    equal: int
-    behind: int
-    mean: float
-    interval: tuple[float, float] | None
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs that have both."""
-        return self.ahead + self.equal + self.behind
-
-
-def tally(results: Results, split: str, condition: Condition) -> Tally | None:
-    """Count the pairs that each wins, the network being the best of each; None where no pair has both."""
-    values = list(pair_differences(results, split, condition).values())
-    if not values:
-        return None
-    mean, error = mean_and_error(values)
-    ahead, behind = (sum(sign * value > 0 for value in values) for sign in (1, -1))
-    interval = interval_over_tasks(mean, error, len(values))
-    return Tally(ahead, len(values) - ahead - behind, behind, mean, interval)
-
-
 def tally_blocks(results: Results) -> list[Block]:
     """Say on how many pairs 1NN is ahead of the best network of the pair, and by how much."""
     lines = []
     for split in results.splits:
         for condition in results.main_conditions:
-            if condition != CLEAN and (found := tally(results, split, condition)):
-                ends = MISSING if found.interval is None else " to ".join(map(signed_points, found.interval))
-                counts = map(str, (found.num_pairs, found.ahead, found.equal, found.behind))
+            values = list(pair_differences(results, split, condition).values())
+            if condition != CLEAN and values:
+                mean, error = mean_and_error(values)
+                interval = interval_over_tasks(mean, error, len(values))
+                ends = MISSING if interval is None else " to ".join(map(signed_points, interval))
+                ahead, behind = (sum(sign * value > 0 for value in values) for sign in (1, -1))
+                counts = map(str, (len(values), ahead, len(values) - ahead - behind, behind))
                 where = f"{SPLIT_TITLES[split]}, {condition_label(condition)}"
-                lines.append([where, *counts, signed_points(found.mean), ends])
+                lines.append([where, *counts, signed_points(mean), ends])
     header = ["", "pairs", "1NN ahead", "equal", "1NN behind", "difference", "95 % interval"]
     note = (
         f"{_difference_title(results)}, in points: the mean over pairs and its 95 % interval (Student's t; pairs share "
@@ -186,7 +160,7 @@ def heat_map_blocks(results: Results) -> list[Block]:
 
 def pair_table_blocks(results: Results) -> list[Block]:
     """List 1NN, the best network and their difference on each pair of classes, at each main epsilon."""
-    conditions = [one for one in results.main_conditions if one not in (CLEAN, WORST)]
+    conditions = results.robust_conditions
     scores = {
         (split, condition): found
         for split in results.single_splits

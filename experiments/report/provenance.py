@@ -16,6 +16,14 @@ _MAX_VALUES = 6
 _MAX_LISTED = 50
 
 
+def incomplete(run: Run, *, noun: str = "unit") -> list[Block]:
+    """Say, as alerts, what has no row: what is missing or failed, and what was left out on purpose."""
+    missing = run.num_missing + len(run.failed)
+    told = [f"{missing} of {counted(missing + len(run.rows), noun)} are missing"] if missing else []
+    told += [absence] if (absence := run.settings.get("absence")) else []
+    return [Text(f"Not complete: {text}.", "alert") for text in told]
+
+
 def alerts(run: Run, *, noun: str = "unit") -> list[Block]:
     """Return what failed, contradicts itself or is damaged, as alerts; ``noun`` is what a unit is called."""
     names = [one["unit"] if noun == "unit" else one["unit"].partition("/")[2] for one in run.failed]
@@ -43,17 +51,16 @@ def command_blocks(run: Run) -> list[Block]:
     return [*blocks, Text(note + "folder that report/ is in.")]
 
 
-def provenance_blocks(run: Run, indexed: Sequence[Results]) -> list[Block]:
+def provenance_blocks(run: Run, results: Results) -> list[Block]:
     """Return the section on how it was made: commands, configuration, versions, sizes, seeds, settings, time."""
     rows = run.rows
-    blocks: list[Block] = [*command_blocks(run), _general(rows, indexed)]
-    methods = list(dict.fromkeys(method for results in indexed for method in results.methods))
+    blocks: list[Block] = [*command_blocks(run), _general(rows, results)]
     for title, field in (("Attack", "attack"), ("Exact radii", "radii"), ("Training", "training")):
-        settings = {method: [row.get(field) for row in rows if row["method"] == method] for method in methods}
+        settings = {method: [row.get(field) for row in rows if row["method"] == method] for method in results.methods}
         if lines := _settings_lines(settings):
             blocks += [Heading(title, 3), Table(["method", "settings"], lines, numeric=False)]
     note = Text("What was interrupted tells the time since it went on.", "note")
-    return [*blocks, Heading("Time", 3), _seconds(rows, methods), note]
+    return [*blocks, Heading("Time", 3), _seconds(rows, results.methods), note]
 
 
 def _settings_lines(settings: Mapping[str, Sequence[Any]]) -> list[list[str]]:
@@ -70,7 +77,7 @@ def _settings_lines(settings: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     return lines
 
 
-def _general(rows: Sequence[Row], indexed: Sequence[Results]) -> Table:
+def _general(rows: Sequence[Row], results: Results) -> Table:
     finished = [row["finished"] for row in rows if row.get("finished")]
     lines = [
         ("configuration", _values(row["config_hash"] for row in rows)),
@@ -79,18 +86,16 @@ def _general(rows: Sequence[Row], indexed: Sequence[Results]) -> Table:
         ("seeds", _values(row["seed"] for row in rows)),
         ("finished", " to ".join(dict.fromkeys((min(finished), max(finished)))) if finished else ""),
     ]
-    for results in indexed:
-        own = [row for row in rows if row["dataset"] == results.dataset]
-        epsilons = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_epsilons.items())
-        lines += [
-            (f"data: {results.dataset}", _values(row.get("dataset_note") for row in own)),
-            ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
-            (_trained_on(own), _values(row.get("num_train") for row in own)),
-        ]
-        for split in results.single_splits:
-            counts = (item["count"] for row in own for item in row["evaluations"] if item["split"] == split)
-            lines.append((f"{split} images judged per task", _values(counts)))
-        lines.append(("main radii", f"{epsilons} (pixels in [0, 1])"))
+    epsilons = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_epsilons.items())
+    lines += [
+        (f"data: {results.dataset}", _values(row.get("dataset_note") for row in rows)),
+        ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),
+        (_trained_on(rows), _values(row.get("num_train") for row in rows)),
+    ]
+    for split in results.single_splits:
+        counts = (item["count"] for row in rows for item in row["evaluations"] if item["split"] == split)
+        lines.append((f"{split} images judged per task", _values(counts)))
+    lines.append(("main radii", f"{epsilons} (pixels in [0, 1])"))
     return Table(["", ""], [line for line in lines if line[1]], numeric=False)
 
 

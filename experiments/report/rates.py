@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from experiments.report.labels import MISSING, condition_label, number, signed_p
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CLEAN, Condition, Results, Row, tidy
 
-_SUBSET = "1nn+subset:"
+_SUBSET = r"1nn\+subset:\d+"
 _MOST = 1e12  # images, beyond which a number says no more
 _FITTED = (
     "Fitted to the mean over draws: 1 − accuracy = a n^−b, by least squares in the logarithms; the 95 % interval of b "
@@ -92,7 +93,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def growth(rows: Sequence[Row]) -> dict[tuple[str, Condition], Growth]:
     """Return the exact and clean accuracies on test images of nested subsets, by task and condition."""
-    sizes = {row["unit"]: row["num_train"] for row in rows if row["method"].startswith(_SUBSET)}
+    sizes = {row["unit"]: row["num_train"] for row in rows if re.fullmatch(_SUBSET, row["method"])}
     found = tidy([row for row in rows if row["unit"] in sizes]) if sizes else pd.DataFrame()
     if not len(found):
         return {}
@@ -112,12 +113,14 @@ def growth_blocks(rows: Sequence[Row], results: Results) -> list[Block]:
     grown = growth(rows)
     if not grown:
         return []
-    draws = len(next(iter(grown.values())).shares)
     found: list[Block] = [Heading("Robust accuracy against the number of training images"), _rates(grown, results)]
     found.append(Text(_FITTED, "note"))
     for norm, epsilon in results.main_epsilons.items():
         condition = Condition(norm, epsilon)
         of = {task: grown[task, condition] for task in results.tasks if (task, condition) in grown}
+        if not of:
+            continue
+        draws = " or ".join(dict.fromkeys(str(len(one.shares)) for one in of.values()))
         names = {task: _task_label(results, task) for task in of}
         found.append(
             Panels(
@@ -159,7 +162,7 @@ def _accuracy_panel(of: Mapping[str, Growth], names: Mapping[str, str], conditio
         figures.Curve(
             list(zip(one.sizes, 100 * one.mean, strict=True)),
             names[task],
-            *figures.PALETTE[place],
+            *figures.pen(place),
             errors=100 * one.shares.std(axis=0, ddof=1),
         )
         for place, (task, one) in enumerate(of.items())
@@ -170,7 +173,7 @@ def _accuracy_panel(of: Mapping[str, Growth], names: Mapping[str, str], conditio
 def _missing_panel(of: Mapping[str, Growth], names: Mapping[str, str], condition: Condition) -> Image:
     lines = []
     for place, (task, one) in enumerate(of.items()):
-        color, marker = figures.PALETTE[place]
+        color, marker = figures.pen(place)
         inside = one.mean < 1
         sizes, missing = one.sizes[inside], 100 * (1 - one.mean[inside])
         if len(sizes) > 1:

@@ -1,4 +1,4 @@
-"""From rows to numbers: one tidy table, an index of it by dataset, and the order of tasks, methods and norms."""
+"""From rows to numbers: one tidy table, an index of it, and the order of tasks, methods and norms."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _evaluations(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 class Results(NamedTuple):
-    """The numbers of one dataset, indexed.
+    """The numbers of a run, indexed.
 
     Attributes:
       methods: in the order of the tables.
@@ -130,20 +130,25 @@ class Results(NamedTuple):
         worst = [WORST] if len(norms) > 1 else []
         return tuple(condition for condition in (CLEAN, *norms, *worst) if condition in found)
 
+    @property
+    def single_conditions(self) -> tuple[Condition, ...]:
+        """Clean and each norm at its main epsilon."""
+        return tuple(condition for condition in self.main_conditions if condition != WORST)
+
+    @property
+    def robust_conditions(self) -> tuple[Condition, ...]:
+        """Each norm at its main epsilon."""
+        return tuple(condition for condition in self.single_conditions if condition != CLEAN)
+
     def epsilons(self, norm: str) -> list[float]:
         """Every epsilon evaluated in one norm, ascending."""
         found = {key[2].epsilon for key in self.accuracies if key[2].norm == norm}
         return sorted(epsilon for epsilon in found if epsilon is not None)
 
 
-def index(rows: Sequence[Row]) -> list[Results]:
-    """Index the rows of a store, one `Results` per dataset."""
-    names = sorted({row["dataset"] for row in rows})
-    return [_index_dataset(name, [row for row in rows if row["dataset"] == name]) for name in names]
-
-
-def _index_dataset(dataset: str, rows: Sequence[Row]) -> Results:
-    table = _evaluations(rows)
+def index(rows: Sequence[Row]) -> Results:
+    """Index the rows of a store, which are all of one dataset."""
+    table = _as_weak_as_the_weakest(_evaluations(rows))
     keys = ["method", "split", "norm", "epsilon", "kind"]
     accuracies: dict[tuple[str, str, Condition, str], dict[str, float]] = {}
     for (*key, task), value in table.groupby([*keys, "task"], dropna=False, sort=False)["accuracy"].mean().items():
@@ -153,7 +158,7 @@ def _index_dataset(dataset: str, rows: Sequence[Row]) -> Results:
     methods = sorted(tasks.index, key=method_key)
     epsilons = {norm: epsilon for row in rows for norm, epsilon in row["main_radii"].items()}
     return Results(
-        dataset=dataset,
+        dataset=rows[0]["dataset"],
         methods=tuple(methods),
         method_tasks={method: _ordered_tasks(tasks[method]) for method in methods},
         main_epsilons={norm: epsilons[norm] for norm in sorted(epsilons, key=norm_key)},
@@ -164,6 +169,17 @@ def _index_dataset(dataset: str, rows: Sequence[Row]) -> Results:
             for key, robust, count in zip(sums.index, sums["robust"], sums["count"], strict=True)
         },
     )
+
+
+def _as_weak_as_the_weakest(table: pd.DataFrame) -> pd.DataFrame:
+    """Take an exact accuracy as the lower and the upper bound that it is where another seed has only bounds."""
+    cell = [table[name] for name in ("method", "task", "split", "norm", "epsilon")]
+    is_exact = table["kind"] == "exact"
+    is_known = is_exact.groupby([*cell, table["unit"]], dropna=False).transform("any")
+    of_cell = is_known.groupby(cell, dropna=False)
+    is_mixed = is_known & of_cell.transform("any") & ~of_cell.transform("all")
+    bounds = [table[is_mixed & is_exact].assign(kind=kind) for kind in ("certified", "attacked")]
+    return pd.concat([table[~is_mixed], *bounds]) if is_mixed.any() else table
 
 
 def _key(method: str, split: str, norm: Any, epsilon: Any, kind: str) -> tuple[str, str, Condition, str]:

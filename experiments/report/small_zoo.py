@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments.report.page import Block, Heading, Table, text_table
-from experiments.report.provenance import alerts, command_blocks
+from experiments.report.provenance import alerts, command_blocks, incomplete
 from experiments.report.records import Run
 
 TABLE = "networks.csv"
@@ -25,7 +25,7 @@ def table(run: Run) -> pd.DataFrame:
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
     title = Heading(f"Networks trained on {run.rows[0]['dataset']}", 1)
-    return [title, *alerts(run), Table(_HEADER, _lines(run)), *command_blocks(run)]
+    return [title, *incomplete(run), *alerts(run), Table(_HEADER, _lines(run)), *command_blocks(run)]
 
 
 def summary(run: Run) -> str:

@@ -22,16 +22,14 @@ def blocks(runs: Mapping[float, Run], setting: str, base: float) -> list[Block]:
     Raises:
       ValueError: the runs have no task in common.
     """
-    indexed = {value: index(run.rows)[0] for value, run in sorted(runs.items())}
+    indexed = {value: index(run.rows) for value, run in sorted(runs.items())}
     first = next(iter(indexed.values()))
     tasks = [task for task in first.tasks if all(task in one.common_tasks for one in indexed.values())]
     if not tasks:
         raise ValueError(f"the runs of {setting} have no task that all methods of all of them were run on")
     lines, panels = [], []
-    conditions = indexed[base].main_conditions
+    conditions = indexed[base].single_conditions
     for condition in conditions:
-        if condition.norm == "worst":
-            continue
         curves = []
         for number, method in enumerate(first.methods):
             for split in first.single_splits:
@@ -40,7 +38,7 @@ def blocks(runs: Mapping[float, Run], setting: str, base: float) -> list[Block]:
                 lines.append([f"{label}, {condition_label(condition)}", *map(percent, means)])
                 points = [(value, 100 * mean.value) for value, mean in zip(indexed, means, strict=True) if mean]
                 style = {"linestyle": figures.BROKEN if split == "train" else "-"}
-                curves.append(figures.Curve(points, label, *figures.PALETTE[1 + number], style))
+                curves.append(figures.Curve(points, label, *figures.pen(1 + number), style))
         title = condition_label(condition)
         scale = "linear" if setting == "seed" else "log"
         drawing = figures.curves(curves, title=title, xlabel=setting, ylabel="accuracy in %", xscale=scale)

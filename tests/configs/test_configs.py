@@ -22,7 +22,9 @@ def test_every_configuration_passes_the_checks(argument):
     config = config_file.get_config(argument)
     binary_tasks.check(config)
     shape = SHAPES.get(config.dataset, (32, 32, 3))
-    assert binary_tasks.make_identity(config, _dataset(shape))["model"]["name"] == config.model.name
+    assert (
+        parsing.make_identity(config, _dataset(shape), binary_tasks.NOT_IN_A_ROW)["model"]["name"] == config.model.name
+    )
     parsing.make_model(parsing.model_settings(config), _dataset(shape), 2)
 
 
@@ -110,11 +112,11 @@ def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = config_file.get_config("digits"), config_file.get_config("digits")
     other.update({"methods": ("1nn",), "seeds": (3,), "data_dir": "/x", "tasks": {"names": ("0v1",)}})
     dataset = _dataset((8, 8, 1))
-    identity = binary_tasks.make_identity(config, dataset)
-    assert identity == binary_tasks.make_identity(other, dataset)
+    identity = parsing.make_identity(config, dataset, binary_tasks.NOT_IN_A_ROW)
+    assert identity == parsing.make_identity(other, dataset, binary_tasks.NOT_IN_A_ROW)
     other.model.wide_resnet.depth = 10  # not the network that is used
-    assert identity == binary_tasks.make_identity(other, dataset)
+    assert identity == parsing.make_identity(other, dataset, binary_tasks.NOT_IN_A_ROW)
     other.epsilons.linf = 0.2
-    assert identity != binary_tasks.make_identity(other, dataset)
+    assert identity != parsing.make_identity(other, dataset, binary_tasks.NOT_IN_A_ROW)
     dataset.train_images[0] = 1
-    assert identity != binary_tasks.make_identity(config, dataset)
+    assert identity != parsing.make_identity(config, dataset, binary_tasks.NOT_IN_A_ROW)

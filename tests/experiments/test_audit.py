@@ -191,6 +191,7 @@ def test_every_sweep_item_passes_the_checks():
         ({"best_of_temperatures": ()}, "best_of_temperatures must be above 0"),
         ({"attacks": ("pgd", "cleverhans-pgd")}, "attacks must be some of .*cleverhans-pgd"),
         ({"attacks": ("pgd", "pgd")}, "attacks must not hold anything twice"),
+        ({"tasks": {"names": ("3v8", "3v8")}}, "tasks.names must not hold anything twice"),
         ({"variants": ()}, "variants must hold"),
         ({"variants": ((3, 1, "hinge"),)}, "variants must be .*hinge"),
         ({"variants": ((3, 0, "margin"),)}, "variants must be"),
@@ -214,9 +215,13 @@ def test_unknown_arguments_are_refused(argument):
 def test_only_what_a_row_says_belongs_to_its_identity():
     config, other = tiny_config(), tiny_config(temperatures=(5.0,), batch_size=3, variants=((1, 1, "margin"),))
     dataset = data.load("digits")
-    assert audit.make_identity(config, dataset) == audit.make_identity(other, dataset)
+    assert parsing.make_identity(config, dataset, audit.NOT_IN_A_ROW) == parsing.make_identity(
+        other, dataset, audit.NOT_IN_A_ROW
+    )
     other.num_images = 21
-    assert audit.make_identity(config, dataset) != audit.make_identity(other, dataset)
+    assert parsing.make_identity(config, dataset, audit.NOT_IN_A_ROW) != parsing.make_identity(
+        other, dataset, audit.NOT_IN_A_ROW
+    )
     assert "experiment" in parsing.make_identity(config, dataset, ())
 
 

@@ -218,7 +218,9 @@ def test_merged_rows_bring_their_radii_and_a_lost_file_is_told(finished, tmp_pat
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "some")
     (tmp_path / "some" / "radii" / "1v7.npz").unlink()
-    added, problems = store.merge(tmp_path / "all", [tmp_path / "some"])
+    added, problems = store.merge(
+        tmp_path / "all", [tmp_path / "some"], configuration.require_config(workdir)["config"]
+    )
     assert added == 4 and len(problems) == 1 and "1v7.npz: not copied" in problems[0]
     np.testing.assert_array_equal(
         radii.load(tmp_path / "all" / "radii" / "3v8.npz").lower, radii.load(workdir / "radii" / "3v8.npz").lower
@@ -299,7 +301,7 @@ def test_shards_together_do_what_one_run_does(finished, tmp_path):
     for index, workdir in enumerate(apart):
         runner.run(binary_tasks, tiny_config(), workdir, shard=(index, 2))
     both = tmp_path / "both"
-    store.merge(both, apart)
+    store.merge(both, apart, configuration.require_config(apart[0])["config"])
     assert counted(both) == counted(finished[0])
     assert all(counted(workdir) for workdir in apart)
 

@@ -3,7 +3,11 @@ import pytest
 
 from configs import corruptions as config_file
 from experiments import corruptions, report, runner, store
+from experiments.report import corruptions as corruptions_report
+from experiments.report import page
+from experiments.report.records import Run
 from nn_adv import data, neighbors
+from tests.experiments import report_rows
 
 NUMBERS = np.arange(6)
 
@@ -64,6 +68,26 @@ def test_corruptions_that_are_none_are_refused(changes, message):
     config.corruptions = changes
     with pytest.raises(ValueError, match=message):
         corruptions.make_plan(config)
+
+
+def test_the_ceiling_is_of_threats_only():
+    config = config_file.get_config("digits")
+    assert "ceiling" not in config.methods
+    config.methods = ("1nn", "ceiling")
+    with pytest.raises(ValueError, match="methods must not hold ceiling"):
+        corruptions.make_plan(config)
+
+
+def test_a_report_of_some_units_says_so_and_any_number_of_methods_has_a_line():
+    def row(method):
+        counts = {"split": "test", "count": 10, "correct": 5, "mean_l2": 0.1}
+        strengths = (("clean", 0.0), ("noise", 0.1))
+        corrupted = [counts | {"corruption": name, "strength": strength} for name, strength in strengths]
+        return report_rows.row("0v1", method, []) | {"corrupted": corrupted}
+
+    run = Run([row(f"1nn+learned:{size}") for size in range(12)], num_missing=3)
+    text = page.to_markdown(corruptions_report.blocks(run), folder="figures")
+    assert "Not complete: 3 of 15 units are missing." in text
 
 
 def test_a_run_counts_what_1nn_gets_right(tmp_path):

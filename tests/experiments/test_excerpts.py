@@ -53,6 +53,11 @@ def test_training_costs_its_passes(run, method, passes):
     assert cost.training_flop(row, 1e4) == passes * 1e4 * epochs * row["num_train"]
 
 
+def test_adversarial_training_costs_its_steps():
+    row = {"method": "pgd-l2", "training": {"num_steps": 10, "num_epochs": 2}, "num_train": 100}
+    assert cost.training_flop(row, 1.0) == (2 * 10 + 3) * 2 * 100
+
+
 def test_cost_has_a_line_for_each_method_beside_its_robust_accuracy():
     study = excerpts.Study(RESULTS / "digits", ("1nn", "standard", "trades-l2", "ceiling"))
     table, panels = cost.blocks(study.results, study.rows, MEASURED)

@@ -39,11 +39,11 @@ def _in_a_callback(images):
         (RuntimeError("x" * 2000), f"RuntimeError: {'x' * 486} ..."),
         (
             MemoryError("x.pt does not fit into memory"),
-            "out of memory, evaluation.batch_size may be lower: MemoryError",
+            "out of memory, a batch_size may be lower: MemoryError",
         ),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore"),
-            "out of memory, evaluation.batch_size may be lower: RuntimeError: RESOURCE_EXHAUSTED: Out of memory",
+            "out of memory, a batch_size may be lower: RuntimeError: RESOURCE_EXHAUSTED: Out of memory",
         ),
         (_error_of(_in_a_callback), "RuntimeError: first line and its second"),
         (_error_of(lambda images: jnp.asarray(np.asarray(images))), "it uses NumPy on the images: use jax.numpy"),

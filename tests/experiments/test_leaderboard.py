@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from configs import leaderboard as config_file
 from experiments import (
     attacked,
+    configuration,
     failures,
     leaderboard,
     networks,
@@ -236,7 +237,7 @@ def test_shards_together_do_what_one_run_does(weights, finished, tmp_path):
     for index, workdir in enumerate(apart):
         runner.run(leaderboard, tiny_config(weights), workdir, shard=(index, 2))
         assert 0 < len(_rows(workdir)) < 3
-    store.merge(tmp_path / "both", apart)
+    store.merge(tmp_path / "both", apart, configuration.require_config(apart[0])["config"])
     assert _counted(tmp_path / "both") == _counted(finished)
 
 

@@ -112,6 +112,6 @@ def test_clearly_means_that_intervals_do_not_overlap():
         return row("all", name, evaluations, radii={"linf": 0.1}, warnings=[])
 
     rows = [made("1nn", 20, "exact"), *(made(str(robust), robust, "attacked") for robust in (0, 4, 8, 9, 30))]
-    (found,) = comparisons.comparisons(*records.index(rows))
+    (found,) = comparisons.comparisons(records.index(rows))
     assert (found.num_networks, found.num_below, found.num_clearly_below) == (5, 4, 2)
     assert found.best[0] == "30"

@@ -24,8 +24,7 @@ def _row(task, method, train, test, *, kind="attacked", **fields):
 
 
 def _results(rows):
-    (results,) = records.index(rows)
-    return results
+    return records.index(rows)
 
 
 def test_each_task_weighs_the_same_whatever_its_image_count():
@@ -34,7 +33,7 @@ def test_each_task_weighs_the_same_whatever_its_image_count():
         row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 10, 1)], radii=RADII),
     ]
     results = _results(rows)
-    mean = means.mean_over_tasks(means.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = means.mean_of(results, "1nn", "test", LINF, results.tasks)
     assert mean.value == pytest.approx(0.5)
     assert mean.error == pytest.approx(0.4)  # sd of (.9, .1) is .8/sqrt(2); over sqrt(2).
     assert (mean.num_tasks, mean.kind) == (2, "attacked")
@@ -43,7 +42,7 @@ def test_each_task_weighs_the_same_whatever_its_image_count():
 def test_seeds_are_averaged_within_their_task():
     rows = [_row("0v1", "1nn", 0, 100, seed=0), _row("0v1", "1nn", 0, 50, seed=1), _row("0v2", "1nn", 0, 25)]
     results = _results(rows)
-    mean = means.mean_over_tasks(means.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = means.mean_of(results, "1nn", "test", LINF, results.tasks)
     assert mean.value == pytest.approx(0.5) and mean.num_tasks == 2
 
 
@@ -70,8 +69,20 @@ def test_exact_is_shown_instead_of_attacked_and_a_mixed_mean_stays_an_upper_boun
     assert means.task_accuracies(results, "1nn", "test", LINF) == {"0v1": (0.5, "exact")}
     attacked = row("0v2", "1nn", [evaluation("test", "linf", 0.1, "attacked", 100, 70)], radii=RADII)
     results = _results([row("0v1", "1nn", both, radii=RADII), attacked])
-    mean = means.mean_over_tasks(means.task_accuracies(results, "1nn", "test", LINF), results.tasks)
+    mean = means.mean_of(results, "1nn", "test", LINF, results.tasks)
     assert mean.kind == "attacked" and mean.value == pytest.approx(0.6)
+
+
+def test_a_method_with_bounds_of_one_seed_has_bounds_only():
+    """The exact accuracy of the other seed is a lower and an upper bound as well."""
+    bounds = [
+        evaluation("test", "linf", 0.1, kind, 100, count) for kind, count in (("certified", 20), ("attacked", 80))
+    ]
+    exact = [evaluation("test", "linf", 0.1, "exact", 100, 60)]
+    results = _results([row("0v1", "1nn", exact, radii=RADII), row("0v1", "1nn", bounds, radii=RADII, seed=1)])
+    assert means.mean_of(results, "1nn", "test", LINF, results.tasks)[::3] == (pytest.approx(0.7), "attacked")
+    proven = means.mean_of(results, "1nn", "test", LINF, results.tasks, means.PROVEN)
+    assert proven[::3] == (pytest.approx(0.4), "certified")
 
 
 def test_certified_has_a_line_of_its_own_and_never_passes_for_attacked():

@@ -1,14 +1,18 @@
 """Variants of 1NN: what they are made of, and a run of each question end to end on a few images."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
 
 from configs import neighbor_variants as config_file
 from experiments import neighbor_variants, runner, store, variants
-from experiments.report import labels, rates
+from experiments.report import labels, page, rates
+from experiments.report import neighbor_variants as variants_report
+from experiments.report.records import Run
 from nn_adv import data
+from tests.experiments import report_rows
 
 EPSILONS = {"linf": 0.1, "l2": 0.8}
 
@@ -112,6 +116,10 @@ def test_unknown_arguments_are_refused(argument):
         ({"variants": ("1nn+centres:1|2",)}, "tasks.holdout and num_choosing must be above 0"),
         ({"seeds": (-1,)}, "seeds must hold"),
         ({"separation": ("l3",)}, "norm must be one of"),
+        (
+            {"separation": ("linf", "l1"), "epsilons": {"l1": 0.0}},
+            "separation must hold norms that have epsilons, got l1",
+        ),
         ({"variants": ("1nn", "1nn")}, "variants must not hold anything twice"),
     ],
 )
@@ -210,6 +218,41 @@ def test_what_is_reached_needs_no_more_images_whichever_way_it_grows():
 )
 def test_numbers_have_a_true_minus_and_zero_none(value, digits, sign, text):
     assert labels.number(value, digits, sign) == text
+
+
+def _row(task, method, robust, *, seed=0, kind="exact", **fields):
+    items = [report_rows.evaluation("test", None, 0.0, "clean", 100, 100)]
+    items.append(report_rows.evaluation("test", "linf", 0.1, kind, 100, robust))
+    own = {"num_points": 10, "separation": {}, "least_radius": {}, "chosen": None}
+    return report_rows.row(task, method, items, seed=seed, radii={"linf": 0.1}) | own | fields
+
+
+def test_variants_are_compared_on_the_tasks_that_all_have():
+    rows = [_row("0v1", "1nn", 50), _row("0v2", "1nn", 90), _row("0v1", "1nn+mirror", 60)]
+    run = Run(rows, num_missing=1)
+    text = page.to_markdown(variants_report.blocks(run), folder="figures")
+    assert "Not complete: 1 of 4 units are missing." in text
+    assert "= 50.0" in variants_report.summary(run) and "70.0" not in text
+
+
+def test_training_images_that_were_not_asked_for_promise_nothing():
+    run = Run([_row("0v1", "1nn", 50, separation={"linf": 0.3})])
+    assert "Training images against half" in page.to_markdown(variants_report.blocks(run), folder="figures")
+
+
+def test_growth_tells_of_each_radius_how_many_draws_it_has():
+    sizes, rows = (16, 32, 64), []
+    for seed, size in itertools.product(range(3), sizes):
+        kind = "attacked" if (seed, size) == (0, 32) else "exact"  # this draw is only bounded at one size
+        rows.append(_row("0v1", f"1nn+subset:{size}", size, seed=seed, kind=kind, num_train=size))
+    rows.append(_row("0v1", "1nn+subset:16+mirror", 50, num_train=16))
+    grown = rates.growth(rows)
+    assert {condition.norm: len(one.shares) for (_, condition), one in grown.items()} == {None: 3, "linf": 2}
+    text = page.to_markdown(variants_report.blocks(Run(rows)), folder="figures")
+    assert "over 2 draws" in text and "over 3 draws" not in text
+    few = [row for row in rows if row["seed"] == 0]
+    few += [_row("0v1", f"1nn+subset:{size}", size, seed=1, kind="attacked", num_train=size) for size in sizes]
+    assert "draws. Right" not in page.to_markdown(variants_report.blocks(Run(few)), folder="figures")
 
 
 def test_growth_is_read_from_rows_of_subsets(tmp_path):

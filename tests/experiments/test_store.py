@@ -319,25 +319,33 @@ def test_merge_adds_each_unit_once_however_often_it_runs(tmp_path):
     _fill(tmp_path / "two", ["b", "c"])
     with open(tmp_path / "two" / ROWS_FILE, "ab") as file:
         file.write(b'{"unit": "d"')
-    added, problems = store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+    added, problems = store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"], CONFIG)
     assert added == 3 and len(problems) == 1 and "line 3" in problems[0]
-    assert store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])[0] == 0
+    assert store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"], CONFIG)[0] == 0
     assert _units(tmp_path / "all") == ["a", "b", "c"]
-    assert store.merge(tmp_path / "one", [tmp_path / "two"])[0] == 1
+    assert store.merge(tmp_path / "one", [tmp_path / "two"], CONFIG)[0] == 1
     assert sorted(_units(tmp_path / "one")) == ["a", "b", "c"]
+
+
+def test_merged_rows_have_one_title(tmp_path):
+    for name in ("one", "two"):
+        with store.open_store(tmp_path / name, CONFIG) as opened:
+            opened.append(_row(name) | {"dataset": f"{name}.npz"})
+    store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"], CONFIG)
+    assert [row["dataset"] for row in store.read_rows(tmp_path / "all")[0]] == ["one.npz"] * 2
 
 
 def test_merge_refuses_another_configuration_and_a_folder_without_results(tmp_path):
     _fill(tmp_path / "one", ["a"])
     store.open_store(tmp_path / "two", {"dataset": "mnist"}).close()
     with pytest.raises(files.ResultsError, match="belongs to configuration"):
-        store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"])
+        store.merge(tmp_path / "all", [tmp_path / "one", tmp_path / "two"], CONFIG)
     with pytest.raises(files.ResultsError, match="belongs to configuration"):
-        store.merge(tmp_path / "two", [tmp_path / "one"])
+        store.merge(tmp_path / "two", [tmp_path / "one"], {"dataset": "mnist"})
     with pytest.raises(files.ResultsError, match="holds no results"):
-        store.merge(tmp_path / "all", [tmp_path / "missing"])
-    with pytest.raises(files.ResultsError, match="at least one"):
-        store.merge(tmp_path / "all", [])
+        store.merge(tmp_path / "all", [tmp_path / "missing"], CONFIG)
+    with pytest.raises(files.ResultsError, match="belongs to configuration"):
+        store.merge(tmp_path / "all", [tmp_path / "one"], {"dataset": "mnist"})
     assert not (tmp_path / "all").exists()
 
 
