@@ -122,10 +122,10 @@ def stream(
       OSError: a file that cannot be read.
     """
     mapped = np.load(as_path(points), mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
-    dtype = np.asarray(mapped).dtype
-    if not dtype.isnative or (jnp.issubdtype(dtype, jnp.floating) and dtype != np.float32):
-        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {dtype.str}")
     array = as_array(mapped, "points")
+    dtype = getattr(mapped, "dtype", array.dtype)  # of another byte order than the array's, perhaps
+    if dtype != array.dtype or (jnp.issubdtype(dtype, jnp.floating) and dtype != np.float32):
+        raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {dtype}")
     array = np.asarray(as_images(array, name="points"))
     if not len(array):
         raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")

@@ -66,7 +66,7 @@ def test_a_file_in_the_home(tmp_path, monkeypatch):
 
 
 def test_wrong_points(tmp_path):
-    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype <f8"):
+    with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype float64"):
         neighbors.stream(np.zeros((3, 2)), [0, 0, 0], 1)
     with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype >f4"):
         neighbors.stream(np.zeros((3, 2), ">f4"), [0, 0, 0], 1)
