@@ -148,7 +148,7 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
         return []
     lines = [
         [method_label(row["method"]), norm_label(norm), *map(_size, (distance, distance / 2)), _size(least), share]
-        for row in run.rows
+        for row in sorted(run.rows, key=lambda row: results.methods.index(row["method"]))
         for norm, distance in row["separation"].items()
         if (least := row["least_radius"].get("train", {}).get(norm)) is not None
         and (share := _share(results, row["method"], Condition(norm, results.main_epsilons[norm])))
