@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "estimator": {"certify", "neighbors", "threat"},
     "evaluation": {"border", "conflicts", "pixels", "threat"},
     "models": set(),
-    "neighbors": {"border", "conflicts", "pixels", "precision", "threat"},
+    "neighbors": {"border", "conflicts", "paths", "pixels", "precision", "threat"},
     "pixels": set(),
     "precision": set(),
     "threat": {"border"},

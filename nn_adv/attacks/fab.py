@@ -61,15 +61,15 @@ def fab(
     beta: chex.Numeric = 0.9,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
-    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1, without its final
-    search, as in the authors' code). Jittable.
+    """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1). Jittable.
 
     Each step projects the current point and the image onto the border of the classifier linearised at the current
     point, goes a little beyond both projections, and mixes them with a bias to the image. A point that is
     misclassified is pulled back towards the image. Any change of the prediction counts, whatever class a step aims
     at: untargeted, the class whose linearised border is nearest (one gradient per class); targeted (FAB-T), in turn
-    each of the ``num_targets`` highest other logits of the clean image (one gradient, ``num_targets`` runs). Wrap the
-    call in ``jax.jit``: the radius, ``alpha_max``, ``eta`` and ``beta`` are traced.
+    each of the ``num_targets`` highest other logits of the clean image (one gradient, ``num_targets`` runs). The final
+    search of the paper is left out, as in the authors' code. Wrap the call in ``jax.jit``: the radius, ``alpha_max``,
+    ``eta`` and ``beta`` are traced.
 
     Arguments that are not listed are those of `pgd`.
 

@@ -111,8 +111,8 @@ def test_rows_of_other_data_are_not_printed(study):
     found, _ = store.read_rows(study)
     row = {name: value for name, value in found[0].items() if name != "checksum"}
     with store.open_store(study, config, shard=(1, 2)) as rows:
-        rows.append({**row, "unit": "digits/0v1/other/0", "dataset": "other digits"})
-    with pytest.raises(ValueError, match="must have rows of one kind of data, got .*other digits"):
+        rows.append({**row, "unit": "digits/0v1/other/0", "dataset_note": "other pixels"})
+    with pytest.raises(ValueError, match="must have rows of one kind of data, got .*other pixels"):
         excerpts.Study(study)
 
 
