@@ -152,6 +152,7 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
 
 
 def _check_epsilons(epsilons: Any) -> None:
+    """Raise ValueError unless they are numbers ``[E]`` of 0 or more."""
     check_size(np.asarray(epsilons), "epsilons")
     if np.ndim(epsilons) != 1:
         raise ValueError(f"epsilons must be [E], got shape {np.shape(epsilons)}")
