@@ -19,8 +19,9 @@ apgd = importlib.import_module("nn_adv.attacks.apgd")  # the package's attribute
 LOSSES = {"ce": losses.cross_entropy, "dlr": losses.dlr}
 CASES = [("c10", "linf", "ce"), ("c10", "l2", "ce"), ("c10", "linf", "dlr"), ("c10", "l2", "dlr"), ("c2", "linf", "ce")]
 # Here rounding decides which side of a kink of the loss a point is on, and the paths part, later or earlier from one
-# processor, and from one order of the sums, to the next: by 0.07 on one and 0.001 on another. What is asked of them is
-# the same first steps, flag, step sizes and best loss, of the targeted DLR to 1e-4: ten orders gave 5e-6 to 1.9e-5.
+# processor, and from one order of the sums, to the next: by 0.07 on one and 0.001 on another; one has a step size halved
+# a window later on processors with AMX. What is asked of them is the same first steps, flag and best loss, of the
+# targeted DLR to 1e-4: ten orders gave 5e-6 to 1.9e-5.
 CHAOTIC = {("l2", "dlr"): [25, 53, 58, 73, 99, 111, 131], ("l2", "targeted_dlr"): [73, 111]}
 STEPS_BEFORE_CHAOS = 6
 FEW = 7  # every seventh image in the fast tests
@@ -89,9 +90,9 @@ def test_every_step_is_that_of_the_authors(folder, monkeypatch, name, norm, loss
         success, loss_trace, step_trace, _ = _run(model, norm, LOSSES[loss])
     expected = _oracle(folder, f"apgd_{name}_{reference_models.KEYS[norm]}_{loss}", every)
     np.testing.assert_array_equal(~success, expected["robust"])
-    np.testing.assert_allclose(step_trace, expected["step_trace"], rtol=1e-12)
-    chaotic = CHAOTIC.get((norm, loss), []) if name == "c10" else []
-    _check_losses(loss_trace, expected, np.isin(np.arange(0, 196, every), chaotic))
+    chaotic = np.isin(np.arange(0, 196, every), CHAOTIC.get((norm, loss), []) if name == "c10" else [])
+    np.testing.assert_allclose(step_trace[:, ~chaotic], expected["step_trace"][:, ~chaotic], rtol=1e-12)
+    _check_losses(loss_trace, expected, chaotic)
     np.testing.assert_allclose(loss_trace.max(axis=0), expected["loss_best"], atol=2e-9)
 
 
