@@ -19,7 +19,7 @@ apgd = importlib.import_module("nn_adv.attacks.apgd")  # the package's attribute
 LOSSES = {"ce": losses.cross_entropy, "dlr": losses.dlr}
 CASES = [("c10", "linf", "ce"), ("c10", "l2", "ce"), ("c10", "linf", "dlr"), ("c10", "l2", "dlr"), ("c2", "linf", "ce")]
 # Here rounding decides which side of a kink of the loss a point is on, and the paths part, later or earlier from one
-# processor, and from one order of the sums, to the next: by 0.07 on one and 0.001 on another; one has a step size halved
+# processor, and from one order of the sums, to the next: by 0.07 on one and 0.001 on another; a step size is halved
 # a window later on processors with AMX. What is asked of them is the same first steps, flag and best loss, of the
 # targeted DLR to 1e-4: ten orders gave 5e-6 to 1.9e-5.
 CHAOTIC = {("l2", "dlr"): [25, 53, 58, 73, 99, 111, 131], ("l2", "targeted_dlr"): [73, 111]}
