@@ -124,12 +124,18 @@ def test_everything_is_exact_whatever_the_scale_and_every_witness_is_one(norm):
         np.testing.assert_array_equal(certify.decide(reference, images, labels, threat=threat).status, status)
 
 
-def test_a_map_of_any_size_keeps_the_radii():
-    reference, images, labels, points, point_labels, linear_map = _problem(count=40)
-    found = certify.radius(reference, images, labels, norm="l2")
-    for scale in (2.0**-45, 2.0**50):
-        scaled = neighbors.fit(points, point_labels, 3, linear_map=linear_map * scale)
-        np.testing.assert_allclose(certify.radius(scaled, images, labels, norm="l2").upper, found.upper, rtol=1e-6)
+def test_small_maps_of_large_pixels_keep_the_radii():
+    """What undoes the map has a square that float32 does not hold."""
+    _, images, labels, points, point_labels, linear_map = _problem(count=40)
+    images, points = (values.astype(np.float32) / 255 for values in (images, points))
+
+    def uppers(pixels, scale):
+        reference = neighbors.fit(points * pixels, point_labels, 3, linear_map=linear_map * scale)
+        return certify.radius(reference, images * pixels, labels, norm="l2", bounds=None).upper / float(pixels)
+
+    np.testing.assert_allclose(
+        uppers(np.float32(2.0**40), np.float32(2.0**-66)), uppers(np.float32(1), np.float32(1)), rtol=1e-6
+    )
 
 
 def test_what_is_equal_after_the_map_is_one_point():
