@@ -92,6 +92,9 @@ def test_every_step_is_that_of_the_authors(folder, monkeypatch, name, norm, loss
     np.testing.assert_array_equal(~success, expected["robust"])
     chaotic = np.isin(np.arange(0, 196, every), CHAOTIC.get((norm, loss), []) if name == "c10" else [])
     np.testing.assert_allclose(step_trace[:, ~chaotic], expected["step_trace"][:, ~chaotic], rtol=1e-12)
+    halvings = np.log2(step_trace[:, chaotic] / expected["step_trace"][:, chaotic])
+    assert set(np.round(halvings, 9).ravel()) <= {-1, 0, 1}
+    assert np.sum(halvings != 0) <= 0.05 * halvings.size
     _check_losses(loss_trace, expected, chaotic)
     np.testing.assert_allclose(loss_trace.max(axis=0), expected["loss_best"], atol=2e-9)
 
