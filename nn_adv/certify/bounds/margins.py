@@ -130,12 +130,11 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
         reference = _of_one_class(points[upper])
         is_bounded = means.size and len(lower) > _PER_SEARCH
         at_least = _lower_bounds(means[lower], means[upper], norm) if is_bounded else np.zeros(len(lower))
-        order = np.argsort(at_least)
-        for start in range(0, len(lower), _PER_SEARCH):
-            some = order[start : start + _PER_SEARCH]
+        order, count = np.argsort(at_least), _PER_SEARCH if is_bounded else len(lower)
+        for start in range(0, len(lower), count):
+            some = np.resize(order[start : start + count], count)  # of one shape, for one compilation
             if at_least[some[0]] > best[0]:
                 break
-            some = np.resize(some, min(_PER_SEARCH, len(lower)))  # of one shape, for one compilation
             best = min(best, _closest_pair(points, lower[some], upper, reference, norm))
     distance, pair = best
     allowance = _absolute_rounding(points.dtype, norm, points[0].size)
