@@ -26,6 +26,8 @@ from experiments.plan import Plan, Unit
 # Of a process that has one core.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# Linux: without large pages, page faults take a seventh of a small network's training.
+_LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 @contextlib.contextmanager
@@ -40,6 +42,7 @@ def _environment(core: int, compiled: str) -> Iterator[None]:
     if "JAX_COMPILATION_CACHE_DIR" not in before:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ.setdefault("GLIBC_TUNABLES", _LARGE_PAGES)
     os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     try:
         if ours:

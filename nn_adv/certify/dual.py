@@ -104,13 +104,11 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
 def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):
     """Solve (H + give + damping) step = gradient for the working constraints; the others stay."""
     gaps = problems.gaps
-    num_constraints = gaps.shape[1]
-    columns = [_products(gaps, inner.free * gaps[:, i]) for i in range(num_constraints)]
-    hessian = jnp.stack(columns, axis=1) / delta[:, None]
+    hessian = jnp.einsum("smd,snd->smn", inner.free[:, None] * gaps, gaps) / delta[:, :, None]
     both = working[:, :, None] & working[:, None, :]
     full = jnp.max(jnp.sum(gaps**2, axis=2), axis=1, keepdims=True) / delta  # curvature if every variable were free
     diagonal = jnp.where(working, give + _DAMPING * full, 1.0)
-    system = jnp.where(both, hessian, 0) + jnp.eye(num_constraints) * diagonal[:, :, None]
+    system = jnp.where(both, hessian, 0) + jnp.eye(gaps.shape[1]) * diagonal[:, :, None]
     return jnp.linalg.solve(system, jnp.where(working, gradient, 0)[..., None])[..., 0]
 
 
