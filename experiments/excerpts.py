@@ -80,7 +80,7 @@ class Study:
                 "No two of these images of different classes of a pair are closer than two radii: 100 % is possible on "
                 "every pair, at both radii."
             )
-        told = (f"{where}: {labels.percent(mean, error=False)} %" for where, mean in found.items())
+        told = (f"{where}: {100 * mean.value:.1f} %" for where, mean in found.items() if mean)
         return f"What no classifier can exceed on these images: {'; '.join(told)}."
 
     @property

@@ -144,7 +144,7 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
         file = file_name(name, condition.norm, f"{condition.epsilon:.4g}")
         image = Image(file, f"Points overstated against the temperature, {title}", drawing)
         panels.setdefault(condition.norm, []).append(image)
-    caption = "{}: points by which PGD through the soft 1NN overstates robust accuracy (at most)."
+    caption = "{}: points by which PGD through the soft 1NN overstates robust accuracy (at most, of bounds)."
     return [Panels(images, caption.format(norm_label(norm or ""))) for norm, images in panels.items()]
 
 

@@ -66,10 +66,10 @@ def hidden(results: Results, condition: Condition, tasks: Sequence[str]) -> str 
     if len(by_split) < 3 or verdicts["train"] == verdicts["test"]:
         return None
     return (
-        f"The mean over train and test images hides a difference for {condition_phrase(condition)}: in it "
-        f"{method_label(focus)} is {verdicts['both']} {method_label(rival)} ({_points(by_split['both'])} points), "
-        f"but {verdicts['train']} it on train images ({_points(by_split['train'])}) "
-        f"and {verdicts['test']} it on test images ({_points(by_split['test'])})."
+        f"Mean over train and test images, {condition_phrase(condition)}: {method_label(focus)} is {verdicts['both']} "
+        f"{method_label(rival)} ({_points(by_split['both'])} points). It hides a difference: on train images "
+        f"{method_label(focus)} is {verdicts['train']} it ({_points(by_split['train'])}), "
+        f"on test images {verdicts['test']} it ({_points(by_split['test'])})."
     )
 
 

@@ -130,7 +130,8 @@ def lead_table(results: Results, networks: Results) -> Table:
             won = f" ({round(100 * (found.value - plain.value) / lead)} %)" if found and plain and lead > 0 else ""
             cells.append(percent(found, error=False) + (won if method != NEIGHBOR else ""))
         lines.append([method_label(method), *cells])
-    lines.append(["best TRADES network", *(percent(best[condition], error=False) for condition in conditions)])
+    highest = [percent(best[condition], error=False) for condition in conditions]
+    lines.append(["TRADES network with the highest mean", *highest])
     return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, conditions)], lines)
 
 
@@ -138,7 +139,7 @@ def _choice_blocks(run: Run) -> list[Block]:
     chosen = [(row["method"], row["chosen"]["variant"]) for row in run.rows if row["chosen"]]
     counts = pd.Series(chosen, dtype=object).value_counts(sort=False)
     lines = [[method_label(method), method_label(variant), str(count)] for (method, variant), count in counts.items()]
-    return [Heading("What held-out images chose"), Table(["", "chosen", "units"], sorted(lines))] if lines else []
+    return [Heading("What held-out images chose"), Table(["", "chosen", "pairs"], sorted(lines))] if lines else []
 
 
 def _separation_blocks(run: Run, results: Results) -> list[Block]:
@@ -147,7 +148,13 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
     if not plain:
         return []
     lines = [
-        [method_label(row["method"]), norm_label(norm), *map(_size, (distance, distance / 2)), _size(least), share]
+        [
+            method_label(row["method"]),
+            norm_label(norm),
+            *map(_size, (distance, distance / 2)),
+            f"{share[0]} {_size(least)}",  # exact or a bound, as the share is
+            share,
+        ]
         for row in sorted(run.rows, key=lambda row: results.methods.index(row["method"]))
         for norm, distance in row["separation"].items()
         if (least := row["least_radius"].get("train", {}).get(norm)) is not None

@@ -67,7 +67,7 @@ def _finding(indexed: Mapping[float, Results], setting: str, conditions: Sequenc
                     continue  # test images were not asked for
                 least, most = (pick(found, key=lambda value: found[value].value) for pick in (min, max))
                 told.append(
-                    f"{method_label(method)} has from {percent(found[least])} ({setting} {least:g}) to "
-                    f"{percent(found[most])} % ({setting} {most:g})"
+                    f"{method_label(method)}, lowest {percent(found[least])} % ({setting} {least:g}), "
+                    f"highest {percent(found[most])} % ({setting} {most:g})"
                 )
     return f"Test images, at the main radius of the norm trained for: {'; '.join(told)}."

@@ -19,7 +19,7 @@ def run():
 def test_a_sweep_has_a_column_for_each_value_in_order_and_a_panel_for_each_condition(run):
     blocks = sweeps.blocks({10.0: run, 2.0: run}, "beta", 2.0)
     finding, panels, table = blocks[:3]
-    assert "TRADES-l2 has from ≤ 78.9 ± 2.5 (beta 2) to ≤ 78.9 ± 2.5 % (beta 2)" in finding.text
+    assert "TRADES-l2, lowest ≤ 78.9 ± 2.5 % (beta 2), highest ≤ 78.9 ± 2.5 % (beta 2)" in finding.text
     assert [image.name for image in panels.images] == ["beta-clean.png", "beta-linf.png", "beta-l2.png"]
     assert table.header == ["beta", "2", "10"]
     assert all(line[1] == line[2] for line in table.rows)
