@@ -4,11 +4,11 @@
            min { ||v||_p : g_ij . v >= h_ij for all own-class points i, x + v inside the bounds }
 
 with ``g_ij = M' (M z_j - M z_i)`` and ``h_ij`` half the difference of squared distances (M is the identity without a
-linear map).
-Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one constraint
-(`screening`), by the dual of a few constraints (`dual`); those left are solved, best first, and every solution is
-judged by a nearest-neighbour search that adds the own points it missed (`subproblems`; `search` keeps the books). At
-the end `verify`, which shares no code with all this, computes the bounds again.
+linear map). In l2 these are the quadratic programs of Wang et al. 2019 (arXiv 1906.03972), whose duals bound the radius
+too. Opponents are points of other classes. They are ruled out in the order of cost: by their distance, by one
+constraint (`screening`), by the dual of a few constraints (`dual`); those left are solved, best first, and every
+solution is judged by a nearest-neighbour search that adds the own points it missed (`subproblems`; `search` keeps the
+books). At the end `verify`, which shares no code with all this, computes the bounds again.
 
 Host code that keeps the books; the heavy parts are jitted and work on many images at once.
 """
