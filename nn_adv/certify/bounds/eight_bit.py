@@ -14,14 +14,15 @@ import numpy as np
 
 from nn_adv import neighbors
 from nn_adv.certify.bounds.margins import norm_ratio
-from nn_adv.certify.inputs import check_question, host_pixels, host_points
+from nn_adv.certify.inputs import Question, check_question, host_pixels, host_points
 from nn_adv.certify.radius import Radius
 from nn_adv.certify.state import power_of_two
+from nn_adv.certify.verify import recheck
 from nn_adv.threat import check_norm
 
 # By how much a witness is lengthened before it is rounded, until one has another label.
 _GROWTH = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
-_ROUNDING = 2.0**-24  # of the difference of two pixels v / 255, each rounded to float32
+_ROUNDING = 2.0**-24  # of the difference of two pixels v / 255, each rounded to float32: for linear maps
 
 
 class EightBitRadius(NamedTuple):
@@ -50,7 +51,7 @@ def eight_bit_radius(
     """Bound the distance to the nearest 8-bit image that 1NN gives another label, from radii of `radius`.
 
     Distances between 8-bit images are multiples of 1/255 in l1 and linf and roots of whole numbers over 255 in l2, so
-    a certified lower bound is raised to the next of them. In linf a witness is lengthened to whole levels, and the
+    a lower bound, proved again in whole numbers, is raised to the next of them. In linf a witness is lengthened to whole levels, and the
     two bounds mostly meet. Witnesses are judged by `neighbors.nearest` in integers, as they are when they are read
     from a file. Where no rounded witness has another label, the training image it is nearest to does.
 
@@ -93,7 +94,8 @@ def eight_bit_radius(
         adversarial[is_open] = points.stored[points.positions[found.opponent[is_open]]]
     is_moved = found.correct & np.isfinite(found.upper)
     upper[is_moved] = _distances(_levels(norm, adversarial[is_moved], flat[is_moved]), norm)
-    lower = np.where(found.correct, _raised(found.lower, norm, flat.shape[1]), 0.0)
+    proved = _proved_levels(reference, flat, question, found, norm)
+    lower = np.where(found.correct, _raised(proved, norm), 0.0)
     return EightBitRadius(lower, upper, adversarial.reshape(question.images.shape))
 
 
@@ -114,8 +116,24 @@ def _distances(levels: np.ndarray, norm: str) -> np.ndarray:
     return (np.sqrt(levels) if norm == "l2" else levels) / 255
 
 
-def _raised(lower: np.ndarray, norm: str, size: int) -> np.ndarray:
-    """Raise bounds to the next distance that different 8-bit images can have, less what rounding of pixels may add."""
-    levels = 255 * np.maximum(0.0, lower * (1 - 1e-12) - norm_ratio(norm, "linf", size) * _ROUNDING)
+def _proved_levels(reference, images: np.ndarray, question: Question, found: Radius, norm: str) -> np.ndarray:
+    """Return lower bounds ``[B]`` in levels that hold for the metric in which 8-bit images are classified.
+
+    That of whole numbers. The radii are of pixels rounded to float32: where the border runs almost along a perturbation
+    that moves it far, so the certificate is checked again among whole numbers.
+    """
+    if reference.linear_map is not None:  # measures from rounded pixels, whose distances alone are not whole numbers
+        slack = norm_ratio(norm, "linf", images.shape[1]) * _ROUNDING
+        return 255 * np.maximum(0.0, found.lower * (1 - 1e-12) - slack)
+    points = host_points(reference)
+    levels, own = points.stored[points.positions].astype(np.float32), images.astype(np.float32)
+    return recheck(
+        levels, np.asarray(reference.labels)[: len(levels)], own, question.labels, found.certificate, own,
+        norm=norm, bounds=(0.0, 255.0), leave_out=question.leave_out,
+    ).lower  # fmt: skip
+
+
+def _raised(levels: np.ndarray, norm: str) -> np.ndarray:
+    """Raise bounds in levels to the next distance that different 8-bit images can have."""
     levels = np.ceil((levels**2 if norm == "l2" else levels) * (1 - 1e-12))
     return _distances(np.maximum(1.0, levels), norm)

@@ -46,6 +46,16 @@ def test_bounds_hold_among_all_images_of_two_pixels(norm):
     np.testing.assert_array_equal(saved.adversarial[31], images[31])
 
 
+@pytest.mark.parametrize(("norm", "truth"), [("l2", 2**0.5), ("linf", 1), ("l1", 2)])
+def test_a_border_that_rounded_pixels_move_is_proved_among_whole_numbers(norm, truth):
+    """A border along the diagonal: rounding each v / 255 to float32 moves it by much more than the pixels."""
+    points, image = np.array([[128, 145], [127, 146]], np.uint8), np.array([[0, 20]], np.uint8)
+    reference = neighbors.fit(points, [1, 0], 2)
+    found = certify.radius(reference, image, [0], norm=norm)
+    saved = certify.eight_bit_radius(reference, image, [0], found, norm=norm)
+    assert saved.lower * 255 == saved.upper * 255 == pytest.approx(truth, abs=1e-12)
+
+
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_witness_read_from_a_png_is_still_broken(norm):
