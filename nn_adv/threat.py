@@ -58,11 +58,16 @@ class Threat:
         return images if self.bounds is None else jnp.clip(images, *self.bounds)
 
 
-def check_threat(threat: Threat) -> None:
-    """Raise ValueError for anything but a `Threat` with a radius, or radii, of 0 or more."""
+def check_threat(threat: Threat, *, finite: bool = False) -> None:
+    """Raise ValueError for anything but a `Threat` with a radius, or radii, of 0 or more.
+
+    With ``finite`` also for infinite ones: what steps by parts of the radius would step to NaN, which breaks nothing.
+    """
     if not isinstance(threat, Threat):
         raise ValueError(f"threat must be a Threat, got {threat!r}")
     check_size(threat.epsilon, "epsilon")
+    if finite and not isinstance(threat.epsilon, jax.core.Tracer) and not np.all(np.isfinite(threat.epsilon)):
+        raise ValueError(f"epsilon must be finite here, got {threat.epsilon}: give the size of the box, or less")
 
 
 def as_threat(threat: Threat, images: chex.Array) -> Threat:

@@ -167,16 +167,17 @@ def finite_or_zero(gradient: chex.Array) -> chex.Array:
 
 
 def check_inputs(
-    images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat
+    images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat, *, finite: bool = True
 ) -> tuple[chex.Array, chex.Array, chex.PRNGKey, Threat]:
     """Return what an attack is given in the form in which it computes.
 
     Images ``[B, ...]`` are of float32 or wider, keys ``[B]`` of threefry; the threat is in the images' dtype.
 
     Raises:
-      ValueError: as `nn_adv.border` does; images must be floats, and inside the bounds as far as their values are seen.
+      ValueError: as `nn_adv.border` does; images must be floats, and inside the bounds as far as their values are seen;
+        an infinite radius, unless ``finite`` is False.
     """
-    check_threat(threat)
+    check_threat(threat, finite=finite)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     count = images.shape[0]
     key = as_key(key, count=count)

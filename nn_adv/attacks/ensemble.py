@@ -263,7 +263,7 @@ def _margins(logits_fn, predict_fn, points, labels, batch_size) -> np.ndarray:
 
 
 def _check_inputs(images, labels, indices, key, threat) -> tuple[np.ndarray, np.ndarray, np.ndarray, chex.PRNGKey]:
-    check_threat(threat)
+    check_threat(threat, finite=True)
     if np.ndim(threat.epsilon):
         raise ValueError(f"threat must have one epsilon for all images, got {np.shape(threat.epsilon)} of them")
     images = np.asarray(as_images(images, bounds=threat.bounds, takes_uint8=False))

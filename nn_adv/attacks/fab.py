@@ -94,7 +94,7 @@ def fab(
     Raises:
       ValueError: ``num_steps`` below 1, ``num_targets`` outside 1 to C - 1; and as in `pgd`.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = check_inputs(images, labels, key, threat, finite=False)
     num_steps = as_count(num_steps, "num_steps")
     num_restarts = as_count(num_restarts, "num_restarts")
     if images.shape[0] == 0:

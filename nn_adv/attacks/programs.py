@@ -84,4 +84,5 @@ def _is_pytree(fn: Callable[..., Any]) -> bool:
 
 
 def _depends_on_arguments(fn: Callable[..., Any]) -> bool:
-    return _is_pytree(fn) or str(getattr(fn, "__module__", "")).startswith("nn_adv.")
+    is_ours = str(getattr(fn, "__module__", "")).startswith("nn_adv.")
+    return _is_pytree(fn) or (is_ours and getattr(fn, "__closure__", None) is None)  # a closure is new at each call

@@ -59,7 +59,7 @@ def tempered_apgd(
       difference of softened squared distances.
 
     Raises:
-      ValueError: no temperature, or one that is not above 0 (seen only outside jit); and as in `pgd`.
+      ValueError: no temperature, or one that is not above 0 or infinite (seen only outside jit); and as in `pgd`.
     """
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)
@@ -91,7 +91,8 @@ def _attack_in_turn(logits_fn, predict_fn, images, labels, keys, threat, tempera
 
 
 def _check_temperatures(temperatures: Sequence[float] | chex.Array) -> jax.Array:
-    is_traced = isinstance(temperatures, jax.core.Tracer)
-    if not is_traced and not (np.size(temperatures) and np.all(np.asarray(temperatures) > 0)):
-        raise ValueError(f"temperatures must be at least one number above 0, got {temperatures}")
+    if not isinstance(temperatures, jax.core.Tracer) and not (
+        np.size(temperatures) and np.all((np.asarray(temperatures) > 0) & np.isfinite(temperatures))
+    ):
+        raise ValueError(f"temperatures must be at least one number above 0, all finite, got {temperatures}")
     return jnp.atleast_1d(jnp.asarray(temperatures, jnp.float32))

@@ -135,6 +135,7 @@ def _linf_reach_of(reference: Reference, queries, own, is_own, epsilon, *, pixel
     # h - g . c - |g| . w >= |z_j|^2 / 2 - z_j . normal + offset
     normal = x + center + width * slope
     offset = own * (x + center - own / 2) + width * (lowest_pixel * slope - (own - lowest_pixel))
+    sizes = jnp.sum(jnp.abs(offset), axis=2)[..., None]
     offset = jnp.where(is_own, jnp.sum(offset, axis=2), -jnp.inf)
     flat, length = normal.reshape(-1, x.shape[-1]), jnp.linalg.norm(normal, axis=2)
 
@@ -143,7 +144,7 @@ def _linf_reach_of(reference: Reference, queries, own, is_own, epsilon, *, pixel
         sq = jnp.sum(jnp.square(z), axis=1)
         margins = sq / 2 - matmul_t(flat, z).reshape(*is_own.shape, -1) + offset[..., None]
         # Generous for rounding: what is ruled out wrongly all the same, the recheck finds.
-        slack = 3e-6 * (sq + length[..., None] * jnp.sqrt(sq))
+        slack = 3e-6 * (sq + length[..., None] * jnp.sqrt(sq) + sizes)
         return ~jnp.any(margins > slack, axis=1)
 
     reached = lax.map(tile, reference.blocks)

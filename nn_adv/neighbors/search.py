@@ -95,9 +95,9 @@ def class_distances(reference: Reference | Streamed, queries: chex.Array, *, nor
 def predict(reference: Reference | Streamed, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
     """Return the class of every query's nearest point, ``[Q]`` int32; ties go to the lowest index. Jittable.
 
-    A uint8 image and its float32 copy get the same class, except where points are exactly equally far from the
-    integers: rounding 1/255 decides such a tie between floats. Inside jit a query that is not finite gets class -1.
-    Arguments and errors are those of `nearest`.
+    A uint8 image and its float32 copy get the same class, except where two points are equally far from the integers, or
+    so nearly that the rounding of ``v / 255`` decides between floats. Inside jit a query that is not finite gets class
+    -1. Arguments and errors are those of `nearest`.
     """
     index = nearest(reference, queries, norm=norm).indices[:, 0]
     return jnp.where(index < 0, -1, jnp.asarray(reference.labels)[index])

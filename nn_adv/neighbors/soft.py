@@ -22,6 +22,8 @@ from nn_adv.neighbors.inputs import flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
 
+_LEAST_TEMPERATURE = 1e-30  # squared distances over it stay within float32, up to 1e8
+
 
 class _Moments(NamedTuple):
     """Sums over the points of every class, weighted by ``exp(-D / T - peak)``.
@@ -50,18 +52,18 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     Args:
       reference: points from `fit` or `shard`.
       queries: ``[Q, ...]`` with as many pixels as a point; float in the units of the points, or uint8.
-      temperature: T > 0, a scalar in squared units of distance; traced.
+      temperature: T, a scalar in squared units of distance, from 1e-30 on and finite; traced.
 
     Returns:
       ``[Q, C]`` float32; -inf, with gradient 0, for a class without points.
 
     Raises:
-      ValueError: queries as in `nearest`, points on disk, or outside jit a temperature that is not above 0.
+      ValueError: queries as in `nearest`, points on disk, or outside jit a temperature out of range.
     """
     if not isinstance(reference, Reference):
         raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
-    if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if not isinstance(temperature, jax.core.Tracer) and not _LEAST_TEMPERATURE <= temperature < np.inf:
+        raise ValueError(f"temperature must be {_LEAST_TEMPERATURE} or more, and finite, got {temperature}")
     queries = as_float(flatten_queries(reference, queries))
     if reference.mapped is not None:
         queries = precision.matmul_t(queries, reference.linear_map)

@@ -27,8 +27,8 @@ class Noise(NamedTuple):
 
     Attributes:
       start: ``[B, ...]``, 0.001 of it is added to the clean images.
-      replacement: ``[B, ...]``, taken (not normalised) for an l2 direction where an image's gradient is exactly zero.
-        The published loss draws it anew in each step; here one draw serves all steps.
+      replacement: ``[B, ...]``, taken (not normalised) for an l2 direction where the squares of an image's gradient add
+        up to zero. The published loss draws it anew in each step; here one draw serves all steps.
     """
 
     start: chex.Array
@@ -84,10 +84,10 @@ def inner_maximization(
       logits_fn: images to logits ``[B, C]``, differentiable.
       images: clean images ``[B, ...]`` inside the bounds.
       noise: from `draw_noise`.
-      threat: the perturbations allowed, "l2" or "linf".
+      threat: the perturbations allowed, "l2" or "linf", of finite size.
       num_steps: number of steps.
       log_target: log p(x) ``[B, C]``; None computes it.
-      step_size: pixel units; None for ``2 epsilon / num_steps``.
+      step_size: pixel units, one or one per image; None for ``2 epsilon / num_steps``.
 
     Returns:
       A `InnerMaximum`; gradients do not flow through it.
@@ -95,7 +95,7 @@ def inner_maximization(
     Raises:
       ValueError: another norm, or negative ``num_steps`` or ``step_size``.
     """
-    check_threat(threat)
+    check_threat(threat, finite=True)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     if threat.norm not in NORMS:
         raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
@@ -104,7 +104,7 @@ def inner_maximization(
     if step_size is None:
         step_size = 2 * threat.epsilon / max(num_steps, 1)
     check_size(step_size, "step_size")
-    threat, step_size = as_threat(threat, images), jnp.asarray(step_size, images.dtype)
+    threat, step_size = as_threat(threat, images), per_image(step_size, images)
     if log_target is None:
         log_target = jax.nn.log_softmax(run(logits_of, logits_fn, images))
     return run(_ascend, logits_fn, images, log_target, noise, threat, step_size, num_steps=num_steps)
@@ -127,8 +127,9 @@ def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_step
 
 def _step_linf(threat, adversarial, gradient, images, replacement, step_size):
     del replacement
+    epsilon = per_image(threat.epsilon, images)
     adversarial = adversarial + step_size * jnp.sign(gradient)
-    return threat.clip(jnp.clip(adversarial, images - threat.epsilon, images + threat.epsilon))
+    return threat.clip(jnp.clip(adversarial, images - epsilon, images + epsilon))
 
 
 def _step_l2(threat, adversarial, gradient, images, replacement, step_size):
@@ -137,4 +138,5 @@ def _step_l2(threat, adversarial, gradient, images, replacement, step_size):
     direction = jnp.where(size > 0, gradient / jnp.where(size > 0, size, 1), -replacement)
     offset = threat.clip(adversarial + step_size * direction) - images
     length = per_image(perturbation_size("l2", offset), images)
-    return images + offset * jnp.where(length > threat.epsilon, threat.epsilon / (length + _RADIUS_MARGIN), 1)
+    epsilon = per_image(threat.epsilon, images)
+    return images + offset * jnp.where(length > epsilon, epsilon / (length + _RADIUS_MARGIN), 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import operator
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -231,19 +233,35 @@ def _result(state, history, recipe, num_members):
 
 
 def _identity(model, images, members, recipe, seeds, steps_per_epoch):
-    """Describe a training so that two different ones differ; large arrays by their hash."""
+    """Describe a training so that two different ones differ; large arrays, and what functions do, by their hash."""
     digest = hashlib.sha256()
     for member in members:
         for array in member:
             digest.update(np.ascontiguousarray(array, np.int64).tobytes() + b"|")
     return {
-        "model": repr(model),
+        "model": _described(model, images),
         "recipe": repr(recipe),
         "members": digest.hexdigest(),
-        "images": hashlib.sha256(np.asarray(images).tobytes()).hexdigest(),
+        "images": hashlib.sha256(f"{images.shape}{images.dtype}".encode() + np.asarray(images).tobytes()).hexdigest(),
         "seeds": repr(seeds),
         "steps_per_epoch": str(steps_per_epoch),
     }
+
+
+def _described(model, images):
+    """Return the repr of a module, and a hash of its program where a function is in it, of which repr says the name."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    if not _has_function(model):
+        return text
+    like = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    program = re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(model.init_with_output)(jax.random.key(0), like)))
+    return f"{text} {hashlib.sha256(program.encode()).hexdigest()}"
+
+
+def _has_function(module):
+    fields = (field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name"))
+    values = jax.tree.leaves([getattr(module, name) for name in fields])
+    return any(_has_function(value) if isinstance(value, nn.Module) else callable(value) for value in values)
 
 
 def _num_classes(model, image_shape):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 
+import numpy as np
 import optax
 
-from nn_adv.border import check_size
 from nn_adv.threat import Threat, check_threat
 from nn_adv.training.inner_maximization import NORMS
 
@@ -22,7 +23,8 @@ class Recipe:
 
     Attributes:
       objective: "trades", "adversarial" (PGD examples) or "standard" (clean images).
-      threats: what to become robust to; several with TRADES sum their divergences. None for "standard".
+      threats: what to become robust to, of one finite size each, with bounds that hold [0, 1]; several with TRADES sum
+        their divergences. None, an empty tuple, for "standard".
       beta: TRADES's weight of the divergence.
       num_steps: steps of the inner maximisation, per batch and threat.
       step_sizes: one per threat in pixel units; None, whole or in places, for ``2 epsilon / num_steps``.
@@ -83,19 +85,18 @@ class Recipe:
             _check_range(name, getattr(self, name), 0)
         for name in ("momentum", "ema_decay"):
             _check_range(name, getattr(self, name), 0, below=1)
-        if isinstance(self.threats, Threat):
-            raise ValueError("threats must be a tuple of Threat, got one Threat")
-        for threat in self.threats:
-            check_threat(threat)
         # Plain numbers in tuples, so that equal recipes are equal.
-        threats = tuple(dataclasses.replace(threat, epsilon=float(threat.epsilon)) for threat in self.threats)
-        object.__setattr__(self, "threats", threats)
-        object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
+        object.__setattr__(self, "threats", tuple(map(_plain_threat, _as_tuple("threats", self.threats))))
+        drops = _as_tuple("drop_epochs", self.drop_epochs)
+        for epoch in drops:
+            _check_range("drop_epochs", epoch, 0, whole=True)
+        object.__setattr__(self, "drop_epochs", tuple(map(int, drops)))
         if self.step_sizes is not None:
-            object.__setattr__(self, "step_sizes", tuple(self.step_sizes))
-            for step_size in self.step_sizes or ():
-                if step_size is not None:
-                    check_size(step_size, "step_sizes")
+            sizes = _as_tuple("step_sizes", self.step_sizes)
+            for size in sizes:
+                if size is not None:
+                    _check_range("step_sizes", size, 0)
+            object.__setattr__(self, "step_sizes", tuple(None if size is None else float(size) for size in sizes))
         self._check_threats()
         self._check_drops()
 
@@ -139,5 +140,21 @@ def _check_choice(name, value, allowed):
 def _check_range(name, value, lowest, *, below=math.inf, whole=False):
     kind = "an integer" if whole else "a number"
     limits = f"{kind} >= {lowest}" + (f" and < {below}" if below < math.inf else "")
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not lowest <= value < below:
+    wanted = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted) or not lowest <= value < below:
         raise ValueError(f"{name} must be {limits}, got {value!r}")
+
+
+def _as_tuple(name, values):
+    if not isinstance(values, (tuple, list)):
+        raise ValueError(f"{name} must be a tuple, got {values!r}")
+    return tuple(values)
+
+
+def _plain_threat(threat):
+    check_threat(threat, finite=True)
+    if np.ndim(threat.epsilon):
+        raise ValueError(f"threats must have one epsilon each, got {np.shape(threat.epsilon)} of them")
+    if threat.bounds is not None and not (threat.bounds[0] <= 0 and threat.bounds[1] >= 1):
+        raise ValueError(f"bounds of threats must hold [0, 1], where images are, got {threat.bounds}")
+    return dataclasses.replace(threat, epsilon=float(threat.epsilon))

@@ -56,6 +56,14 @@ def _judged(judge, logits_fn, points):
     return jnp.where(judge == OWN_CLASS, jnp.argmax(logits_fn(points), axis=1), judge)
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square"])
+def test_an_infinite_radius_is_refused(name):
+    with pytest.raises(ValueError, match="epsilon must be finite here, got inf"):
+        CASES[name].attack(
+            lambda x: x, np.zeros((1, 2), np.float32), [0], key=jax.random.key(0), threat=Threat("l2", np.inf)
+        )
+
+
 @functools.cache
 def program(name, norm):
     """Return ``(labels, epsilon, judge) -> AttackResult`` on images of a small network, compiled once."""

@@ -111,6 +111,22 @@ def test_functions_that_do_the_same_share_a_program():
     assert len(programs._of_texts) > count
 
 
+def test_an_objective_outside_jit_is_compiled_once():
+    def apply_fn(variables, images, train, mutable=(), rngs=None):
+        logits = _linear(variables["params"], images)
+        return (logits, {}) if train else logits
+
+    def trades(scale):
+        batch = training.Batch(jnp.asarray(_IMAGES), jnp.asarray(_LABELS))
+        threats, variables = (_THREAT,), {"params": scale * _WEIGHTS}
+        training.trades(apply_fn, variables, batch, key=jax.random.key(0), threats=threats, beta=1.0, num_steps=1)
+
+    trades(1)
+    kept = programs._of_functions._cache_size(), len(programs._of_texts)
+    trades(2)
+    assert (programs._of_functions._cache_size(), len(programs._of_texts)) == kept
+
+
 def test_which_argument_is_used_tells_programs_apart():
     one, other = jnp.float32(1), jnp.float32(2)
     first = lambda a, b: a  # noqa: E731

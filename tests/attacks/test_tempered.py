@@ -84,7 +84,7 @@ def test_schedule_breaks_what_any_of_its_runs_breaks():
     assert _tempered._cache_size() == count, "compiled again"
 
 
-@pytest.mark.parametrize("temperatures", [(), (0.1, 0.0), (-1.0,)])
+@pytest.mark.parametrize("temperatures", [(), (0.1, 0.0), (-1.0,), (0.1, np.inf)])
 def test_schedule_refuses_bad_temperatures(temperatures):
     with pytest.raises(ValueError, match="temperatures must be at least one number above 0"):
         attacks.tempered_apgd(

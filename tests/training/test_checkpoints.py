@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -143,6 +146,34 @@ def test_another_training_is_refused(tmp_path, changes, topics):
         _train(tmp_path, stop_after=0)
     with pytest.raises(ValueError, match=f"holds another training \\(different {topics}\\)"):
         _train(tmp_path, **changes)
+
+
+class _Activated(nn.Module):
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return self.activation(nn.Dense(2)(images.reshape(len(images), -1)))
+
+
+def _twice(model, other_model, tmp_path, other_images=_IMAGES):
+    recipe = training.Recipe(objective="standard", num_epochs=1, batch_size=8)
+    for some, images in ((model, _IMAGES), (other_model, other_images)):
+        training.train(some, images, _MEMBERS[:1], recipe, seeds=(0,), checkpoint_dir=tmp_path)
+
+
+def test_functions_in_a_network_are_told_apart_by_what_they_do(tmp_path):
+    def leaky():
+        return _Activated(functools.partial(nn.leaky_relu, negative_slope=0.2))
+
+    _twice(leaky(), leaky(), tmp_path / "same")
+    with pytest.raises(ValueError, match="holds another training \\(different model\\)"):
+        _twice(_Activated(lambda x: x), _Activated(lambda x: -x), tmp_path / "other")
+
+
+def test_images_of_another_shape_are_another_training(tmp_path):
+    with pytest.raises(ValueError, match="holds another training \\(different images\\)"):
+        _twice(_MODEL, _MODEL, tmp_path, _IMAGES.reshape(40, 2, 8, 1))
 
 
 def test_a_full_disk_is_one_line_and_the_save_before_stays(tmp_path, monkeypatch):

@@ -39,7 +39,18 @@ def test_equal_recipes_are_equal():
         ({"threats": (Threat("l1", 1.0),)}, "threats of TRADES must be in l2 or linf, got l1"),
         ({"step_sizes": (0.1, 0.1)}, "step_sizes must be one per threat \\(1\\), got 2"),
         ({"step_sizes": (float("nan"),)}, "step_sizes must be a number >= 0, got nan"),
-        ({"threats": Threat("linf", 0.1)}, "threats must be a tuple of Threat, got one Threat"),
+        ({"threats": Threat("linf", 0.1)}, "threats must be a tuple, got Threat"),
+        ({"threats": None}, "threats must be a tuple, got None"),
+        (
+            {"threats": (Threat("linf", np.array([0.1, 0.2])),)},
+            r"threats must have one epsilon each, got \(2,\)",
+        ),
+        ({"threats": (Threat("linf", np.inf),)}, "epsilon must be finite here, got inf"),
+        ({"threats": (Threat("linf", 0.1, (0.4, 0.6)),)}, r"bounds of threats must hold \[0, 1\], where images are"),
+        ({"step_sizes": 0.1}, "step_sizes must be a tuple, got 0.1"),
+        ({"step_sizes": (np.array([0.1, 0.2]),)}, "step_sizes must be a number >= 0, got array"),
+        ({"drop_epochs": 5}, "drop_epochs must be a tuple, got 5"),
+        ({"drop_epochs": (-5,)}, "drop_epochs must be an integer >= 0, got -5"),
         ({"schedule": "step"}, "drop_epochs must name at least one epoch"),
         ({"drop_epochs": (5,)}, "drop_epochs must be empty for the schedule 'cosine', got \\(5,\\)"),
     ],
@@ -47,6 +58,11 @@ def test_equal_recipes_are_equal():
 def test_wrong_values(changes, message):
     with pytest.raises(ValueError, match=message):
         training.Recipe(**({"threats": _LINF} | changes))
+
+
+def test_numbers_of_numpy_are_numbers():
+    recipe = training.Recipe(threats=_LINF, num_epochs=np.int64(3), learning_rate=np.float64(0.1))
+    assert recipe == training.Recipe(threats=_LINF, num_epochs=3, learning_rate=0.1)
 
 
 def test_schedules():
