@@ -164,6 +164,20 @@ class Excerpts:
         results = records.index(_read(self._folder(of))[1].rows)
         return _table([neighbor_variants.lead_table(results, networks.results)])
 
+    def side_by_side(self, studies: Mapping[str, Study], split: str) -> str:
+        """Set the methods of several studies side by side, each under its name, on the pairs that all of them have."""
+        first = next(iter(studies.values()))
+        tasks = [task for task in first.tasks if all(task in one.tasks for one in studies.values())]
+        conditions = first.results.main_conditions[:-1]  # all but the worst of them
+        lines = [
+            [labels.method_label(method), name, *(_percent(one.results, method, split, at, tasks) for at in conditions)]
+            for method in first.results.methods
+            for name, one in studies.items()
+            if method in one.results.methods
+        ]
+        header = [f"{split} images, mean over {', '.join(tasks)}", "", *map(labels.condition_label, conditions)]
+        return _table([page.Table(header, lines)])
+
     def histogram(self, of: str, norm: str) -> str:
         """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
         return self._image(_histogram(of, self.benchmark(of), norm))
@@ -248,6 +262,10 @@ def _votes(name: str, found: Mapping[str, Any]) -> page.Image:
     title = f"{found['data']}, {labels.norm_label(found['norm'])}"
     drawing = figures.curves(lines, title=title, xlabel="k", ylabel="mean radius")
     return page.Image(page.file_name(name), f"{title}: mean bounds on the radius of the vote of k neighbours", drawing)
+
+
+def _percent(results: Results, method: str, split: str, condition: records.Condition, tasks: Sequence[str]) -> str:
+    return labels.percent(means.mean_of(results, method, split, condition, tasks), error=False)
 
 
 def _table(blocks: Sequence[page.Block]) -> str:

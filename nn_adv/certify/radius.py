@@ -29,7 +29,6 @@ from nn_adv.threat import Threat, check_norm, check_threat
 
 # Below this, times the scale of the pixels, a float32 image cannot come closer to a border.
 _ABSOLUTE_TOLERANCE = 1e-7
-_LEAST_CUTOFF = 1e-300
 
 
 class Radius(NamedTuple):
@@ -139,8 +138,7 @@ def decide(
     if epsilon.shape not in ((), question.labels.shape):
         raise ValueError(f"epsilon must be one, or one per image [{len(question.labels)}], got shape {epsilon.shape}")
     epsilon = np.broadcast_to(epsilon, question.labels.shape)
-    # At 0 too the points next to the nearest are looked at: which is nearest is what is asked then.
-    found = _radius(reference, question, np.maximum(epsilon, _LEAST_CUTOFF), threat.norm, recheck_all, batch_size, 1e-6)
+    found = _radius(reference, question, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
     robust = found.correct & (found.lower >= epsilon)
     broken = ~found.correct | (found.upper < epsilon)
     status = np.where(robust, "robust", np.where(broken, "broken", "undecided"))
