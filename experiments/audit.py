@@ -12,7 +12,7 @@ import importlib.metadata
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -168,8 +168,6 @@ class Plan(plan.Plan):
     num_images: int
     num_inside: int
     batch_size: int
-
-    row_bytes: ClassVar[int] = 5_000
 
     def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """Tell which attacks are left out."""

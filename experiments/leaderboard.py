@@ -24,7 +24,6 @@ from experiments.networks import NEIGHBOR
 from experiments.plan import Unit
 from nn_adv import attacks, data, neighbors
 
-_RADIUS_BYTES = 64  # an image, its radii in all norms
 _RADII_AT_ONCE = 200  # images between two saves
 # `Plan.before` sees to what a catalogue says of a network that has a row.
 _NOT_IN_A_ROW = (
@@ -80,10 +79,6 @@ class Plan(plan.Plan):
     def units(self) -> list[Unit]:
         """The models, in the order in which they are run."""
         return [unit for (unit,) in self.groups]
-
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Room for rows and for radii."""
-        return super().needed_bytes(groups) + _RADIUS_BYTES * len(self.images.labels)
 
     def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """Refuse rows of another network than the one that has its name now; tell which networks lack their weights."""

@@ -61,7 +61,6 @@ class Plan:
     skipped: frozenset[str] = frozenset()
 
     shared_part: ClassVar[float] = 0.0  # of the time of a group, that of `share`
-    row_bytes: ClassVar[int] = 30_000
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: Show) -> Any:
         """Do the work that the units of a group share; returns what `row` needs of it."""
@@ -73,10 +72,6 @@ class Plan:
     def clear(self, unit: Unit, workdir: Path) -> None:
         """Remove the progress of the attacks, which helped to make a row that is stored now."""
         progress_file(workdir, unit).unlink(missing_ok=True)
-
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Return the room on the disk that these groups need."""
-        return self.row_bytes * sum(map(len, groups))
 
     def before(self, workdir: Path, rows: Sequence[Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """List what to tell before the groups of a shard start; ValueError where the rows are of something else."""
