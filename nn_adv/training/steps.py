@@ -19,8 +19,10 @@ from flax import struct
 
 from nn_adv import attacks
 from nn_adv.pixels import as_float
-from nn_adv.training import augment, objectives
+from nn_adv.training import objectives
 from nn_adv.training.recipe import Recipe
+
+_PAD = 4
 
 
 @struct.dataclass
@@ -123,7 +125,7 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
     batch = objectives.Batch(as_float(images[indices]), labels)
     if recipe.augment == "crop_flip":
-        batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
+        batch = batch._replace(images=crop_flip(augment_key, batch.images))
     objective, groups = _objective(recipe), recipe.batch_norm_groups
 
     def group_loss_fn(params, group, key):
@@ -150,6 +152,20 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
         decay = jnp.minimum(recipe.ema_decay, step / (step + 9.0))
         average = optax.incremental_update(variables, average, 1 - decay)
     return state.replace(step=step, variables=variables, opt_state=opt_state, average=average), loss
+
+
+def crop_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    """Pad images ``[B, H, W, C]`` by 4 black pixels, crop each back at a random place, mirror half of them."""
+    chex.assert_rank(images, 4)
+    crop_key, flip_key = jax.random.split(key)
+    count, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * _PAD + 1)
+    cropped = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels)))(
+        padded, corners
+    )
+    flip = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+    return jnp.where(flip, cropped[:, :, ::-1], cropped)
 
 
 def _objective(recipe):
