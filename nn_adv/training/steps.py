@@ -91,21 +91,9 @@ def advance(
     steps_per_epoch: int,
     grouped: bool,
 ) -> tuple[State, chex.Array]:
-    """Make S steps.
+    """Make S steps on images ``indices`` ``[S, B]`` of the whole dataset, which members share; losses are ``[S]``.
 
-    Args:
-      model: the network.
-      recipe: how it is trained.
-      state: of the member, or of all.
-      images: the whole dataset ``[N, H, W, C]``, uint8 or float, shared by all members.
-      indices: ``[S, B]`` (``[M, S, B]`` grouped) the images of each step.
-      labels: likewise, their classes.
-      key: the member's key; step numbers are folded in.
-      steps_per_epoch: for the learning rate's schedule.
-      grouped: whether state, indices, labels and key have a leading member axis.
-
-    Returns:
-      The state, and the losses ``[S]`` (``[M, S]``).
+    Each step folds its number into ``key``.
     """
     optimizer = recipe.optimizer(steps_per_epoch)
 
@@ -189,20 +177,9 @@ def count_correct(
     *,
     grouped: bool,
 ) -> chex.Array:
-    """Count held-out images classified correctly, clean and under each of the recipe's threats in turn.
+    """Count held-out images classified correctly, ``[2]``: clean, and attacked under each of the recipe's threats.
 
-    Args:
-      model: the network.
-      recipe: gives the threats and the number of PGD steps.
-      state: of the member, or of all.
-      images: the whole dataset, uint8 or float.
-      indices: ``[B]`` (``[M, B]`` grouped) images to look at; -1 for a place to leave out.
-      labels: likewise, their classes.
-      key: the member's key; image indices are folded in.
-      grouped: whether state, indices, labels and key have a leading member axis.
-
-    Returns:
-      ``[2]`` (``[M, 2]``): correct when clean, and when attacked under every threat.
+    ``indices`` ``[B]`` are places in the whole dataset, which are folded into ``key``; -1 for one to leave out.
     """
 
     def one(variables, indices, labels, key):
