@@ -26,17 +26,13 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> D
     """Read a prepared data set, preparing it first where its folder is missing.
 
     The originals are lossless. A folder that holds JPEG images was re-encoded by whoever made it: its title and note
-    say so, since figures from it are not figures for the data set of that name.
-
-    Args:
-        name: "mnist", "fashion_mnist" or "cifar10".
-        data_dir: Folder of the prepared data sets; TFDS_DATA_DIR or ~/tensorflow_datasets unless given.
+    say so, since figures from it are not figures for the data set of that name. Arguments are those of `prepare`.
 
     Returns:
         The data set with uint8 images, in the order of the prepared folder.
 
     Raises:
-        ValueError: If the folder is missing and cannot be made, or is not one that can be read.
+        ValueError: As in `prepare`, or if the folder is not one that can be read.
     """
     folder = prepare(name, data_dir)
     train_images, train_labels, train_is_jpeg = _read_split(folder, "train")
