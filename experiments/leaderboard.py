@@ -100,17 +100,14 @@ class Plan(plan.Plan):
             if unit.name not in {*stored, *self.skipped} and networks.lacks_weights(unit.subject, self.source)
         ]
         where = f"no weights in {self.source.weights_dir}, so these will fail: {', '.join(lacking)}"
-        return [line for line in (self._absence(part, stored), where * bool(lacking)) if line]
+        return super().before(workdir, rows, part) + [where] * bool(lacking)
 
     def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
-        """Return the order of the report's table, and which networks were left out."""
-        return {"sort_by": self.sort_by, "absence": self._absence(part, done)}
+        """See `plan.Plan.settings`; with the order of the report's table."""
+        return super().settings(part, done) | {"sort_by": self.sort_by}
 
-    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> str:
-        """Say how many networks of a shard are left out for want of weights; nothing if none is, or all have rows."""
-        left_out = {unit.name for (unit,) in part} & self.skipped - set(done)
-        if not left_out:
-            return ""
+    def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
+        """Say how many networks are left out for want of weights."""
         total = sum(unit.subject.is_optional for (unit,) in part)
         which = "networks" if len(part) == len(self.groups) else "networks of this shard"
         return (

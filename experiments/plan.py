@@ -75,14 +75,23 @@ class Plan:
 
     def before(self, workdir: Path, rows: Sequence[Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """List what to tell before the groups of a shard start; ValueError where the rows are of something else."""
-        return []
+        return list(self._absence(part, [row["unit"] for row in rows]).values())
 
     def after(self, workdir: Path, rows: Sequence[Row]) -> None:
         """Write what belongs to the rows beside them, once those of a run are there."""
 
     def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
         """Return what the report is to say that rows do not; ``part`` are the groups of this shard."""
-        return {}
+        return self._absence(part, done)
+
+    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, str]:
+        names = self.skipped - set(done)
+        left_out = [unit for group in part for unit in group if unit.name in names]
+        return {"absence": self.absence(left_out, part)} if left_out else {}
+
+    def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
+        """Say what is left out of the groups of a shard, and how that can be made good."""
+        return f"left out on this machine: {', '.join(unit.name for unit in left_out)}"
 
     def about(self, unit: Unit) -> dict[str, Any]:
         """Return what every row says of its unit, of the data, of the machine and of the moment that made it."""
