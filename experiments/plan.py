@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -19,6 +19,8 @@ from experiments.failures import file_name
 from nn_adv import data
 
 Row = Mapping[str, Any]
+# Of `text`, a few words on what is at work, and `advance`, how many units, or parts of one, more are done.
+Show = Callable[..., None]
 
 
 class Unit(NamedTuple):
@@ -35,13 +37,6 @@ class Unit(NamedTuple):
     subject: Any
     task: Any = None
     seed: int = 0
-
-
-class Show(Protocol):
-    """Where a unit tells how far it is."""
-
-    def __call__(self, text: str = "", advance: float = 0.0) -> None:
-        """Say in a few words what is at work, and how many units, or parts of one, more are done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
