@@ -31,14 +31,8 @@ _OUTSIDE = 1e-5
 # A nearest point lies on the border of the soft 1NN, which is not quite that of 1NN: so much further out counts too.
 _STRETCHES = (1.0, 1.001, 1.01, 1.1)
 NOT_IN_A_ROW = (
-    "data_dir",
-    "tasks.names",
-    "temperatures",
-    "temperature",
-    "variants",
-    "every_variant_at_every_temperature",
-    "attacks",
-    "batch_size",
+    *("data_dir", "tasks.names", "temperatures", "temperature", "variants"),
+    *("every_variant_at_every_temperature", "attacks", "batch_size"),
 )
 
 
