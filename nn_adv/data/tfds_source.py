@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from nn_adv.data import pictures
 from nn_adv.data.dataset import Dataset
 from nn_adv.data.preparation import prepare
 
@@ -68,7 +69,7 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
     images = np.empty((len(records), *shape), np.uint8)
     for number, record in enumerate(records):
         try:
-            images[number] = pictures.decode(record["image"], shape)
+            images[number] = _decode(record["image"], shape)
         except ValueError as error:
             raise ValueError(
                 f"{split} image {number} in {folder} is none of this dataset's: {error}; name another data_dir to have "
@@ -76,3 +77,17 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
             ) from error
     labels = np.fromiter((record["label"] for record in records), np.int32, len(records))
     return images, labels, any(record["image"].startswith(_JPEG_MAGIC) for record in records)
+
+
+def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decode a PNG or JPEG file; raise ValueError unless it is a grey or coloured picture, as ``shape`` has it."""
+    try:
+        picture = Image.open(io.BytesIO(encoded))
+        picture.load()
+    except (OSError, SyntaxError) as error:  # what Pillow raises for damage
+        raise ValueError(f"it cannot be decoded ({error})") from error
+    mode = "L" if shape[2] == 1 else "RGB"
+    if (picture.height, picture.width, picture.mode) != (*shape[:2], mode):
+        found = f"{picture.height} x {picture.width} pixels of mode {picture.mode}"
+        raise ValueError(f"it has {found} in place of {shape[0]} x {shape[1]} of mode {mode}")
+    return np.asarray(picture).reshape(shape)
