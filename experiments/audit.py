@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -31,14 +31,8 @@ _OUTSIDE = 1e-5
 # A nearest point lies on the border of the soft 1NN, which is not quite that of 1NN: so much further out counts too.
 _STRETCHES = (1.0, 1.001, 1.01, 1.1)
 NOT_IN_A_ROW = (
-    "data_dir",
-    "tasks.names",
-    "temperatures",
-    "temperature",
-    "variants",
-    "every_variant_at_every_temperature",
-    "attacks",
-    "batch_size",
+    *("data_dir", "tasks.names", "temperatures", "temperature", "variants"),
+    *("every_variant_at_every_temperature", "attacks", "batch_size"),
 )
 
 
@@ -169,24 +163,10 @@ class Plan(plan.Plan):
     num_inside: int
     batch_size: int
 
-    row_bytes: ClassVar[int] = 5_000
-
-    def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
-        """Tell which attacks are left out."""
-        absence = self._absence(part, [row["unit"] for row in rows])
-        return [absence] * bool(absence)
-
-    def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
-        """Return which attacks were left out, if any."""
-        absence = self._absence(part, done)
-        return {"absence": absence} if absence else {}
-
-    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> str:
-        units = [unit for group in part for unit in group if unit.name in self.skipped - set(done)]
-        if not units:
-            return ""
-        names = ", ".join(dict.fromkeys(unit.subject.name for unit in units))
-        packages = " ".join(sorted({named_attacks.PACKAGES[unit.subject.attack.package] for unit in units}))
+    def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
+        """Say which attacks are left out for want of their library."""
+        names = ", ".join(dict.fromkeys(unit.subject.name for unit in left_out))
+        packages = " ".join(sorted({named_attacks.PACKAGES[unit.subject.attack.package] for unit in left_out}))
         return f"left out, for want of their library: {names}; pip install {packages}, and run the same command again"
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: plan.Show) -> Prepared:

@@ -28,7 +28,6 @@ from nn_adv import attacks, certify, data, neighbors, training
 from nn_adv.pixels import as_float
 from nn_adv.threat import Threat
 
-_RADIUS_BYTES = 64  # an image, its radii in all norms
 NOT_IN_A_ROW = (
     *("data_dir", "methods", "seeds", "tasks.names", "evaluation.batch_size"),
     *("training.checkpoint_every", "training.group_size"),
@@ -129,17 +128,6 @@ class Plan(plan.Plan):
     pictured: frozenset[tuple[str, int]]
 
     shared_part: ClassVar[float] = 0.5
-
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Room for rows, for radii, and for two checkpoints of networks: parameters, momentum, average and best."""
-        units = [unit for group in groups for unit in group]
-        of_neighbors = [unit.task for unit in units if is_neighbor(unit.subject)]
-        num_networks = sum(unit.subject in NETWORKS for unit in units)
-        num_images = sum(len(task.train_index) + len(task.test_index) for task in of_neighbors)
-        shapes = parsing.variable_shapes(self.model, self.dataset) if self.model else []
-        network = 8 * sum(4 * leaf.size for leaf in shapes)
-        rows = super().needed_bytes(groups)
-        return rows + num_images * _RADIUS_BYTES + num_networks * network
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: plan.Show) -> Any:
         """Train a network for each task of the group, or load them where that was done before."""

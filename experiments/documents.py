@@ -17,21 +17,26 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
-
 from experiments import console
 from experiments.excerpts import Excerpts
 from experiments.files import write_whole
-from experiments.report import binary_tasks, labels
+from experiments.report import binary_tasks, labels, page
 
 _FIGURES = "docs/results"
 _TABLES = f"{_FIGURES}/tables"
+_FILTERS = {
+    "by": lambda rows, name: {row[name]: row for row in rows},
+    "condition": labels.condition_label,
+    "line": binary_tasks.line_label,
+    "percent": labels.percent,
+    "share": lambda value, digits=1: f"{100 * value:.{digits}f}",
+}
 
 
 def documents(root: Path) -> Iterator[tuple[str, bytes]]:
     """Yield every file that is written, as its path in the repository and its content."""
     figures: dict[str, bytes] = {}
-    environment = _environment(root)
+    environment = page.templates(root / "results" / "templates", _FILTERS)
     for file in environment.list_templates(extensions=["md"]):
         # Where the document lies, and the way from it to its figures.
         name, way = (file, _FIGURES) if file == "README.md" else (f"docs/{file}", Path(_FIGURES).name)
@@ -68,25 +73,6 @@ def _csv(lines: list[list[str]]) -> bytes:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([plain(cell) for cell in line] for line in lines)
     return file.getvalue().encode()
-
-
-def _environment(root: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(root / "results" / "templates"),
-        autoescape=False,  # Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "by": lambda rows, name: {row[name]: row for row in rows},
-        "condition": labels.condition_label,
-        "line": binary_tasks.line_label,
-        "percent": labels.percent,
-        "share": lambda value, digits=1: f"{100 * value:.{digits}f}",
-    }
-    return environment
 
 
 def main() -> None:

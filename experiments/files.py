@@ -7,7 +7,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -19,19 +18,6 @@ import numpy as np
 
 class ResultsError(ValueError):
     """A problem with a workdir that the user can solve; the message is one line and names the remedy."""
-
-
-def check_space(workdir: str | os.PathLike, needed_bytes: int) -> None:
-    """Raise `ResultsError` unless the disk that holds (or will hold) `workdir` has `needed_bytes` free."""
-    folder = Path(workdir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise ResultsError(
-            f"workdir {workdir} needs {needed_bytes / 1e6:.1f} MB free and its disk has {free / 1e6:.1f} MB: "
-            "free some space or choose another --workdir"
-        )
 
 
 def write_whole(path: Path, content: bytes | str, *, replace: bool = True) -> None:

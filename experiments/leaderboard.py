@@ -24,7 +24,6 @@ from experiments.networks import NEIGHBOR
 from experiments.plan import Unit
 from nn_adv import attacks, data, neighbors
 
-_RADIUS_BYTES = 64  # an image, its radii in all norms
 _RADII_AT_ONCE = 200  # images between two saves
 # `Plan.before` sees to what a catalogue says of a network that has a row.
 _NOT_IN_A_ROW = (
@@ -81,10 +80,6 @@ class Plan(plan.Plan):
         """The models, in the order in which they are run."""
         return [unit for (unit,) in self.groups]
 
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Room for rows and for radii."""
-        return super().needed_bytes(groups) + _RADIUS_BYTES * len(self.images.labels)
-
     def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """Refuse rows of another network than the one that has its name now; tell which networks lack their weights."""
         stored = {row["unit"]: row for row in rows}
@@ -105,17 +100,14 @@ class Plan(plan.Plan):
             if unit.name not in {*stored, *self.skipped} and networks.lacks_weights(unit.subject, self.source)
         ]
         where = f"no weights in {self.source.weights_dir}, so these will fail: {', '.join(lacking)}"
-        return [line for line in (self._absence(part, stored), where * bool(lacking)) if line]
+        return super().before(workdir, rows, part) + [where] * bool(lacking)
 
     def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
-        """Return the order of the report's table, and which networks were left out."""
-        return {"sort_by": self.sort_by, "absence": self._absence(part, done)}
+        """See `plan.Plan.settings`; with the order of the report's table."""
+        return super().settings(part, done) | {"sort_by": self.sort_by}
 
-    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> str:
-        """Say how many networks of a shard are left out for want of weights; nothing if none is, or all have rows."""
-        left_out = {unit.name for (unit,) in part} & self.skipped - set(done)
-        if not left_out:
-            return ""
+    def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
+        """Say how many networks are left out for want of weights."""
         total = sum(unit.subject.is_optional for (unit,) in part)
         which = "networks" if len(part) == len(self.groups) else "networks of this shard"
         return (

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -76,8 +76,6 @@ class Plan(plan.Plan):
     evaluation: parsing.Evaluation
     separation: Sequence[str]
     num_choosing: int
-
-    row_bytes: ClassVar[int] = 20_000
 
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
         """Choose among the alternatives, make 1NN, and look its robust accuracy up in its radii."""

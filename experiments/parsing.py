@@ -159,7 +159,9 @@ def make_model(settings: Mapping[str, Any], dataset: data.Dataset, num_classes: 
     options = {name: value for name, value in settings.items() if name != "name"}
     model = models.create(settings["name"], num_classes, **options)
     try:
-        if not all(leaf.size for leaf in variable_shapes(model, dataset)):
+        image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+        if not all(leaf.size for leaf in jax.tree.leaves(shapes)):
             raise ValueError("nothing is left of them after the convolutions")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
@@ -168,12 +170,6 @@ def make_model(settings: Mapping[str, Any], dataset: data.Dataset, num_classes: 
             "another"
         ) from error
     return model
-
-
-def variable_shapes(model: nn.Module, dataset: data.Dataset) -> list[jax.ShapeDtypeStruct]:
-    """List the arrays of a network for these images, without making them."""
-    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-    return jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image))
 
 
 def make_identity(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -19,6 +19,8 @@ from experiments.failures import file_name
 from nn_adv import data
 
 Row = Mapping[str, Any]
+# Of `text`, a few words on what is at work, and `advance`, how many units, or parts of one, more are done.
+Show = Callable[..., None]
 
 
 class Unit(NamedTuple):
@@ -35,13 +37,6 @@ class Unit(NamedTuple):
     subject: Any
     task: Any = None
     seed: int = 0
-
-
-class Show(Protocol):
-    """Where a unit tells how far it is."""
-
-    def __call__(self, text: str = "", advance: float = 0.0) -> None:
-        """Say in a few words what is at work, and how many units, or parts of one, more are done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +56,6 @@ class Plan:
     skipped: frozenset[str] = frozenset()
 
     shared_part: ClassVar[float] = 0.0  # of the time of a group, that of `share`
-    row_bytes: ClassVar[int] = 30_000
 
     def share(self, group: Sequence[Unit], num_missing: int, workdir: Path, show: Show) -> Any:
         """Do the work that the units of a group share; returns what `row` needs of it."""
@@ -74,20 +68,25 @@ class Plan:
         """Remove the progress of the attacks, which helped to make a row that is stored now."""
         progress_file(workdir, unit).unlink(missing_ok=True)
 
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Return the room on the disk that these groups need."""
-        return self.row_bytes * sum(map(len, groups))
-
     def before(self, workdir: Path, rows: Sequence[Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """List what to tell before the groups of a shard start; ValueError where the rows are of something else."""
-        return []
+        return list(self._absence(part, [row["unit"] for row in rows]).values())
 
     def after(self, workdir: Path, rows: Sequence[Row]) -> None:
         """Write what belongs to the rows beside them, once those of a run are there."""
 
     def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
         """Return what the report is to say that rows do not; ``part`` are the groups of this shard."""
-        return {}
+        return self._absence(part, done)
+
+    def _absence(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, str]:
+        names = self.skipped - set(done)
+        left_out = [unit for group in part for unit in group if unit.name in names]
+        return {"absence": self.absence(left_out, part)} if left_out else {}
+
+    def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
+        """Say what is left out of the groups of a shard, and how that can be made good."""
+        return f"left out on this machine: {', '.join(unit.name for unit in left_out)}"
 
     def about(self, unit: Unit) -> dict[str, Any]:
         """Return what every row says of its unit, of the data, of the machine and of the moment that made it."""

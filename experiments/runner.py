@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import tqdm
 
-from experiments import configuration, console, failures, files, report, store, workers
+from experiments import configuration, console, failures, report, store, workers
 from experiments.plan import Plan, Unit
 from experiments.report import Report
 from nn_adv.paths import as_path
@@ -61,7 +61,6 @@ def run(
     with store.open_store(workdir, plan.identity, shard=shard) as rows:
         lines = plan.before(workdir, store.read_rows(workdir)[0], part)
         mine = [group for group in part if _names([group]) - rows.done() - plan.skipped]
-        files.check_space(workdir, plan.needed_bytes(mine))
         if mine and num_workers is not None and num_workers > len(mine):
             tasks = f"{len(mine)} task" + "s" * (len(mine) > 1)
             lines = [*lines, f"--workers={num_workers} and {tasks} to be shared: the other processes have none"]

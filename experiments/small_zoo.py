@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,13 +65,6 @@ class Plan(plan.Plan):
     model: nn.Module
     model_settings: Mapping[str, Any]
     checkpoint_every: int
-
-    row_bytes: ClassVar[int] = 10_000
-
-    def needed_bytes(self, groups: Sequence[Sequence[Unit]]) -> int:
-        """Room for rows, checkpoints and files."""
-        network = sum(4 * leaf.size for leaf in parsing.variable_shapes(self.model, self.dataset))
-        return super().needed_bytes(groups) + 9 * network * len(groups)
 
     def before(self, workdir: Path, rows: Sequence[plan.Row], part: Sequence[Sequence[Unit]]) -> list[str]:
         """Refuse a workdir that has lost a network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,19 +218,28 @@ def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=jinja2.select_autoescape(["html"]),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
+def templates(folder: Path, filters: Mapping[str, Any]) -> jinja2.Environment:
+    """Open the templates of a folder; values in those of HTML are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment
+
+
+_TEMPLATES = templates(
+    Path(__file__).parent / "templates",
+    {
+        "kind": lambda block: type(block).__name__,
+        "text": _html_text,
+        "cell": _html_cell,
+        "md": _markdown,
+        "md_cell": _markdown_cell,
+        "uri": _data_uri,
+    },
 )
-_TEMPLATES.filters |= {
-    "kind": lambda block: type(block).__name__,
-    "text": _html_text,
-    "cell": _html_cell,
-    "md": _markdown,
-    "md_cell": _markdown_cell,
-    "uri": _data_uri,
-}

@@ -23,10 +23,10 @@ from nn_adv.attacks.common import (
     fold_in_each,
     higher,
     highest_others,
-    is_judged_wrong,
     is_wrong,
     logits_of,
     nothing_found,
+    rejudged,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
@@ -104,11 +104,6 @@ def _search(
     def visit(points: chex.Array, logits: chex.Array) -> Visited:
         return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
 
-    def judge(visited: Visited) -> Visited:
-        if predict_fn is None:
-            return visited
-        return visited._replace(success=is_judged_wrong(predict_fn, visited.images, labels))
-
     def ascend(number: chex.Numeric) -> Visited:
         start = _random_start(threat, fold_in_each(fold_in_each(keys, 1 + number), 0), images)
         if starts is not None:
@@ -120,12 +115,12 @@ def _search(
             loss, gradient, logits = _evaluate(logits_fn, loss_fn, points, labels, target)
             return loss, gradient, visit(points, logits)
 
-        if threat.norm == "l1":
-            return judge(ascend_l1(evaluate, start, images, threat, num_steps))
-        return judge(_ascend(evaluate, start, images, threat, num_steps)[0])
+        problem = (evaluate, start, images, threat, num_steps)
+        best = ascend_l1(*problem) if threat.norm == "l1" else _ascend(*problem)[0]
+        return rejudged(predict_fn, best, labels)
 
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
-    best = attack_in_turn(ascend, num_runs, judge(visit(images, clean_logits)))
+    best = attack_in_turn(ascend, num_runs, rejudged(predict_fn, visit(images, clean_logits), labels))
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
 
 

@@ -118,6 +118,11 @@ def judged(predict_fn: Callable | None, logits: chex.Array, points: chex.Array, 
     return is_wrong(logits, labels) if predict_fn is None else is_judged_wrong(predict_fn, points, labels)
 
 
+def rejudged(predict_fn: Callable | None, best: Visited, labels: chex.Array) -> Visited:
+    """Let ``predict_fn``, where there is one, decide which points are misclassified."""
+    return best if predict_fn is None else best._replace(success=is_judged_wrong(predict_fn, best.images, labels))
+
+
 def attack_in_turn(attack: Callable[[chex.Numeric], Visited], count: int, best: Visited) -> Visited:
     """Run attacks number 0 to ``count - 1``, each on the images that are left, until none is; the best points."""
 

@@ -38,6 +38,11 @@ from nn_adv.threat import (
     sum_per_image,
 )
 
+# The values of the authors' code.
+_ALPHA_MAX = 0.1  # largest weight of the image's projection
+_ETA = 1.05  # how far to go along a projection; 1 would be the border itself
+_BETA = 0.9  # what remains of the offset of a misclassified point
+
 
 class _Nearest(NamedTuple):
     """The nearest misclassified points ``[B, ...]`` found so far and their distances ``[B]``, inf where none was."""
@@ -56,9 +61,6 @@ def fab(
     num_steps: int = 100,
     num_restarts: int = 1,
     num_targets: int | None = None,
-    alpha_max: chex.Numeric = 0.1,
-    eta: chex.Numeric = 1.05,
-    beta: chex.Numeric = 0.9,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
     """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1). Jittable.
@@ -68,8 +70,7 @@ def fab(
     misclassified is pulled back towards the image. Any change of the prediction counts, whatever class a step aims
     at: untargeted, the class whose linearised border is nearest (one gradient per class); targeted (FAB-T), in turn
     each of the ``num_targets`` highest other logits of the clean image (one gradient, ``num_targets`` runs). The final
-    search of the paper is left out, as in the authors' code. Wrap the call in ``jax.jit``: the radius, ``alpha_max``,
-    ``eta`` and ``beta`` are traced.
+    search of the paper is left out, as in the authors' code. Wrap the call in ``jax.jit``: the radius is traced.
 
     Arguments that are not listed are those of `pgd`.
 
@@ -81,9 +82,6 @@ def fab(
       num_restarts: runs from random points beside the first, which begins at the image, make up this number. Where all
         of the gradient at an image is zero, only they get away from it.
       num_targets: classes to aim at in turn, at most C - 1; None for the untargeted attack.
-      alpha_max: largest weight of the image's projection, in [0, 1].
-      eta: how far to go along a projection, 1 for the border itself.
-      beta: what remains of the offset of a misclassified point, in (0, 1).
       predict_fn: as for `pgd`, but asked at every step. Steps end at the border of ``logits_fn``: what another
         classifier gets wrong only far beyond it is not found.
 
@@ -101,14 +99,13 @@ def fab(
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    arrays = (images, labels, clean_logits, targets, keys, threat, alpha_max, eta, beta)
+    arrays = (images, labels, clean_logits, targets, keys, threat)
     return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
-    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, alpha_max, eta, beta,
-    *, num_steps, num_restarts,
-) -> AttackResult:  # fmt: skip
+    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, *, num_steps, num_restarts
+) -> AttackResult:
     num_runs = 1 if targets is None else targets.shape[1]
     logits_fn = functools.partial(logits_of, logits_fn)
 
@@ -125,13 +122,13 @@ def _search(
         from_image = project_onto_hyperplane(threat.norm, threat.bounds, images, normal, gap_of_image)
         size, size_of_image = (perturbation_size(threat.norm, move) for move in (from_point, from_image))
         total = size + size_of_image
-        alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), alpha_max), images)
-        points = (1 - alpha) * (points + eta * from_point) + alpha * (images + eta * from_image)
+        alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), _ALPHA_MAX), images)
+        points = (1 - alpha) * (points + _ETA * from_point) + alpha * (images + _ETA * from_image)
         points = threat.clip(points)
         found = judge(points)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
         nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
-        return where_each(found, images + beta * (points - images), points), nearest
+        return where_each(found, images + _BETA * (points - images), points), nearest
 
     def run(number, nearest):
         target = None if targets is None else targets[:, number % num_runs]

@@ -37,6 +37,11 @@ from nn_adv.threat import (
     random_start,
 )
 
+# The values of the authors' code, where a step is measured in pixel units.
+_STEP_SIZE = 1.0  # Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube)
+_FINAL_STEP_SIZE = 0.01  # that of the last step
+_GAMMA = 0.05  # share by which the ball first grows or shrinks
+
 
 def fmn(
     logits_fn: Callable[[chex.Array], chex.Array],
@@ -49,19 +54,16 @@ def fmn(
     num_steps: int = 100,
     num_restarts: int = 1,
     num_targets: int | None = None,
-    step_size: chex.Numeric = 1.0,
-    final_step_size: chex.Numeric = 0.01,
-    gamma: chex.Numeric = 0.05,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
 ) -> AttackResult:
     """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1). Jittable.
 
-    A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches a share
-    ``gamma`` beyond the border of the linearised classifier; from then on it shrinks by ``gamma`` at each
-    misclassified point and grows by it at each other. ``gamma`` and the step fall along a cosine, ``gamma`` to 0.
-    Unlike in the paper, the first balls reach beyond the border, a step is measured in radii of the ball, so that
-    images of any size take the same settings, and the projection is the exact one onto ball and bounds. Wrap the call
-    in ``jax.jit``: all but counts, ``norm`` and ``bounds`` is traced.
+    A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches 5 % beyond
+    the border of the linearised classifier; from then on it shrinks by 5 % at each misclassified point and grows by
+    as much at each other. This share and the step fall along a cosine, the share to 0. Unlike in the paper, the first
+    balls reach beyond the border, a step is measured in radii of the ball, so that images of any size take the same
+    settings, and the projection is the exact one onto ball and bounds. Wrap the call in ``jax.jit``: all but counts,
+    ``norm`` and ``bounds`` is traced.
 
     Arguments that are not listed are those of `pgd`.
 
@@ -75,9 +77,6 @@ def fmn(
         gradient at an image is zero, only these get away from it.
       num_targets: highest other classes of the clean image to aim at in turn in each restart, at most C - 1, at the
         price of as many runs; None aims at whichever is highest at each step. Any wrong class counts either way.
-      step_size: Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube).
-      final_step_size: that of the last step.
-      gamma: share by which the ball first grows or shrinks, in (0, 1).
       predict_fn: as for `pgd`, but asked at every step.
 
     Returns:
@@ -96,14 +95,13 @@ def fmn(
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
-    arrays = (images, labels, clean_logits, targets, keys, threat, step_size, final_step_size, gamma)
+    arrays = (images, labels, clean_logits, targets, keys, threat)
     return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
-    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, step_size, final_step_size, gamma,
-    *, num_steps, num_restarts,
-) -> AttackResult:  # fmt: skip
+    logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, *, num_steps, num_restarts
+) -> AttackResult:
     norm, num_runs = threat.norm, 1 if targets is None else targets.shape[1]
 
     def score(points, target):
@@ -125,11 +123,11 @@ def _search(
         # Where another classifier decides, the linearised border may lie behind: then as far beyond it again.
         to_border = jnp.abs(loss) / jnp.where(steepness > 0, steepness, jnp.inf)
         # A little beyond the border: rounding would leave a point on it there for good.
-        border = (perturbation_size(norm, points - images) + to_border) * (1 + gamma)
-        outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + gamma * falling), border)
-        radius = jnp.where(found, jnp.minimum(radius * (1 - gamma * falling), best.distance), outward)
+        border = (perturbation_size(norm, points - images) + to_border) * (1 + _GAMMA)
+        outward = jnp.where(jnp.isfinite(best.distance), radius * (1 + _GAMMA * falling), border)
+        radius = jnp.where(found, jnp.minimum(radius * (1 - _GAMMA * falling), best.distance), outward)
         longest = radius * (images[0].size ** 0.5 if norm == "linf" else 1)  # Euclidean size of an offset in the ball
-        length = (final_step_size + (step_size - final_step_size) * falling) * longest
+        length = (_FINAL_STEP_SIZE + (_STEP_SIZE - _FINAL_STEP_SIZE) * falling) * longest
         # Pixels at their bound keep their gradient: without it the projection would take back what they moved.
         size = perturbation_size("l2", slope)
         moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope

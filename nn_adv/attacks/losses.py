@@ -35,12 +35,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
     Not for evaluations: see `cross_entropy` for what its float32 gradient loses.
 
-    Args:
-      logits: ``[B, C]``, C >= 2.
-      labels: class indices ``[B]``.
-
-    Returns:
-      Losses ``[B]``, at least 0.
+    Arguments that are not listed are those of `cross_entropy`.
     """
     labels = _check(logits, labels, 2)
     return -_pick(jax.nn.log_softmax(logits, axis=1), labels)
@@ -49,12 +44,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """Compute ``max_{j != y} z_j - z_y``: positive only where the prediction is wrong. Jittable.
 
-    Args:
-      logits: ``[B, C]``, C >= 2.
-      labels: class indices ``[B]``.
-
-    Returns:
-      Losses ``[B]``.
+    Arguments that are not listed are those of `cross_entropy`.
     """
     return jnp.max(_others_minus_label(logits, labels), axis=1)
 
@@ -62,13 +52,10 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
     """Compute ``z_t - z_y``: where it is positive the prediction is wrong. Jittable.
 
-    Args:
-      logits: ``[B, C]``, C >= 2.
-      labels: class indices ``[B]``.
-      targets: class indices ``[B]``, other than the labels.
+    Arguments that are not listed are those of `cross_entropy`.
 
-    Returns:
-      Losses ``[B]``.
+    Args:
+      targets: class indices ``[B]``, other than the labels.
     """
     labels, targets = _check(logits, labels, 2), _check(logits, targets, 2, name="targets")
     return _pick(logits, targets) - _pick(logits, labels)
@@ -80,9 +67,7 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
     It changes neither with the scale nor with the offset of the logits (Croce & Hein 2020, arXiv 2003.01690,
     equation 6). Values of different points have different denominators: as a measure of closeness take the margin.
 
-    Args:
-      logits: ``[B, C]``, C >= 3.
-      labels: class indices ``[B]``.
+    Arguments that are not listed are those of `cross_entropy`.
 
     Returns:
       Losses ``[B]``, positive only where the prediction is wrong, and there at least 0.
@@ -98,13 +83,10 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
 def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
     """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (arXiv 2003.01690, equation 7). Jittable.
 
-    Args:
-      logits: ``[B, C]``, C >= 4.
-      labels: class indices ``[B]``.
-      targets: class indices ``[B]``, other than the labels.
+    Values are not to be compared between targets. Arguments that are not listed are those of `cross_entropy`.
 
-    Returns:
-      Losses ``[B]``; not to be compared between targets.
+    Args:
+      targets: class indices ``[B]``, other than the labels.
 
     Raises:
       ValueError: fewer than 4 classes.

@@ -16,10 +16,10 @@ from nn_adv.attacks.common import (
     check_inputs,
     finite_or_zero,
     fold_in_each,
-    is_judged_wrong,
     is_wrong,
     logits_of,
     nothing_found,
+    rejudged,
     where_each,
 )
 from nn_adv.attacks.losses import cross_entropy
@@ -92,16 +92,12 @@ def _search(
         loss = loss_fn(logits, labels)
         return jnp.sum(loss), (loss, is_wrong(logits, labels))
 
-    def judge(best: Visited) -> Visited:
-        if predict_fn is None:
-            return best
-        return best._replace(success=is_judged_wrong(predict_fn, best.images, labels))
-
     def visit(best, points):
         _, (loss, success) = score(points)
         return better(best, Visited(points, success, loss))
 
-    clean = judge(Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels)))
+    clean = Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels))
+    clean = rejudged(predict_fn, clean, labels)
 
     def ascend(points):
         def step(_, carry):
@@ -113,7 +109,7 @@ def _search(
 
         nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full_like(clean.loss, -jnp.inf))
         points, best = jax.lax.fori_loop(0, num_steps, step, (points, nothing))
-        return judge(visit(best, points))
+        return rejudged(predict_fn, visit(best, points), labels)
 
     def restart(index, best):
         start = random_start(threat, fold_in_each(keys, index), images)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from nn_adv.data import pictures
 from nn_adv.data.dataset import Dataset
 from nn_adv.data.preparation import prepare
 
@@ -26,17 +27,13 @@ def load_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> D
     """Read a prepared data set, preparing it first where its folder is missing.
 
     The originals are lossless. A folder that holds JPEG images was re-encoded by whoever made it: its title and note
-    say so, since figures from it are not figures for the data set of that name.
-
-    Args:
-        name: "mnist", "fashion_mnist" or "cifar10".
-        data_dir: Folder of the prepared data sets; TFDS_DATA_DIR or ~/tensorflow_datasets unless given.
+    say so, since figures from it are not figures for the data set of that name. Arguments are those of `prepare`.
 
     Returns:
         The data set with uint8 images, in the order of the prepared folder.
 
     Raises:
-        ValueError: If the folder is missing and cannot be made, or is not one that can be read.
+        ValueError: As in `prepare`, or if the folder is not one that can be read.
     """
     folder = prepare(name, data_dir)
     train_images, train_labels, train_is_jpeg = _read_split(folder, "train")
@@ -72,7 +69,7 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
     images = np.empty((len(records), *shape), np.uint8)
     for number, record in enumerate(records):
         try:
-            images[number] = pictures.decode(record["image"], shape)
+            images[number] = _decode(record["image"], shape)
         except ValueError as error:
             raise ValueError(
                 f"{split} image {number} in {folder} is none of this dataset's: {error}; name another data_dir to have "
@@ -80,3 +77,17 @@ def _read_split(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
             ) from error
     labels = np.fromiter((record["label"] for record in records), np.int32, len(records))
     return images, labels, any(record["image"].startswith(_JPEG_MAGIC) for record in records)
+
+
+def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decode a PNG or JPEG file; raise ValueError unless it is a grey or coloured picture, as ``shape`` has it."""
+    try:
+        picture = Image.open(io.BytesIO(encoded))
+        picture.load()
+    except (OSError, SyntaxError) as error:  # what Pillow raises for damage
+        raise ValueError(f"it cannot be decoded ({error})") from error
+    mode = "L" if shape[2] == 1 else "RGB"
+    if (picture.height, picture.width, picture.mode) != (*shape[:2], mode):
+        found = f"{picture.height} x {picture.width} pixels of mode {picture.mode}"
+        raise ValueError(f"it has {found} in place of {shape[0]} x {shape[1]} of mode {mode}")
+    return np.asarray(picture).reshape(shape)

@@ -19,9 +19,7 @@ class PreActEnsemble(nn.Module):
       num_members: number of networks.
       stage_sizes: blocks per stage of each; each stage after the first halves the side and doubles the channels.
       width: channels of the stem and of the first stage, within its blocks.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
-      dtype: of the computation; None for that of the inputs and weights.
+      mean, std, dtype: as in `MLP`.
     """
 
     num_classes: int

@@ -81,9 +81,7 @@ class PreActResNet(nn.Module):
       stem_features: channels of the first convolution.
       form: `Form`.
       standardise_images: whether to begin with `layers.standardise`.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
-      dtype: of the computation; None for that of the inputs and weights.
+      mean, std, dtype: as in `MLP`.
 
     Raises:
       ValueError: numbers of stages that differ between ``stage_sizes``, ``widths`` and ``form``.

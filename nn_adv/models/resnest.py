@@ -19,8 +19,7 @@ class ResNeSt(nn.Module):
       num_classes: number of logits.
       stage_sizes: bottlenecks per stage; each stage after the first halves the side and doubles the channels.
       width: channels of the stem and inner channels of the first stage, a multiple of 4.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
+      mean, std: as in `MLP`.
 
     Raises:
       ValueError: a width that is not a multiple of 4.

@@ -49,9 +49,7 @@ class ResNet(nn.Module):
       bottleneck: whether blocks are bottlenecks, as from ResNet-50 on: a 3x3 convolution between two 1x1 ones, the
         last four times as wide.
       width: channels of the stem and of the first stage, within its blocks.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
-      dtype: of the computation; None for that of the inputs and weights.
+      mean, std, dtype: as in `MLP`.
     """
 
     num_classes: int

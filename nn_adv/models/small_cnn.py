@@ -20,9 +20,7 @@ class SmallCNN(nn.Module):
       conv_features: channels of the four convolutions.
       dense_features: width of the two hidden dense layers.
       dropout: share of units dropped in training, 0 for none.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
-      dtype: of the computation; None for that of the inputs and weights.
+      mean, std, dtype: as in `MLP`.
 
     Raises:
       ValueError: dropout outside [0, 1).

@@ -32,8 +32,7 @@ class SODEF(nn.Module):
       widen_factor: likewise.
       features: dimensions of the flow.
       tolerance: relative and absolute, of the adaptive Dormand-Prince method.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
+      mean, std: as in `MLP`.
 
     Raises:
       ValueError: tolerance that is not positive.

@@ -16,9 +16,7 @@ class StridedCNN(nn.Module):
       num_classes: number of logits.
       widths: channels of each convolution.
       strides: of each convolution, as many as ``widths``.
-      mean: subtracted from the pixels, one value per channel or one for all; None for none.
-      std: the pixels are divided by it, likewise.
-      dtype: of the computation; None for that of the inputs and weights.
+      mean, std, dtype: as in `MLP`.
 
     Raises:
       ValueError: another number of strides than of widths.

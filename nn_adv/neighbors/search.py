@@ -153,19 +153,20 @@ def _nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Arr
 
 def _nearest_between(reference: Reference, queries: chex.Array, limits, *, k: int, norm: str) -> Neighbors:
     """Search the blocks between limits; what is not there has index -1."""
-    in_integers = _are_integers(reference, queries)
+    search = functools.partial(nearest_exactly, reference, limits=limits, k=k, norm=norm)
+    return _of_finite(lambda finite: _named(reference, finite, search(finite), norm), queries)
 
-    def named(values, indices):
-        return finish(values, norm, False, in_integers), jnp.where(indices == NO_POINT, -1, indices)
 
-    return Neighbors(*_of_finite(lambda q: named(*nearest_exactly(reference, q, limits, k=k, norm=norm)), queries))
+def _named(reference: Reference | Streamed, queries: chex.Array, found, norm: str) -> Neighbors:
+    values, indices = found
+    values = finish(values, norm, False, _are_integers(reference, queries))
+    return Neighbors(values, jnp.where(indices == NO_POINT, -1, indices))
 
 
 def _nearest_streamed(reference: Streamed, queries, leave_out, some=None, *, k: int, norm: str) -> Neighbors:
-    values, indices = _among(reference, queries, some, k=k + (leave_out is not None), norm=norm)
+    found = _among(reference, queries, some, k=k + (leave_out is not None), norm=norm)
     with jax.enable_x64(True):
-        values = finish(values, norm, False, _are_integers(reference, queries))
-    found = Neighbors(values, jnp.where(indices == NO_POINT, -1, indices))
+        found = _named(reference, queries, found, norm)
     return found if leave_out is None else _without(found, leave_out)
 
 

@@ -19,8 +19,10 @@ from flax import struct
 
 from nn_adv import attacks
 from nn_adv.pixels import as_float
-from nn_adv.training import augment, objectives
+from nn_adv.training import objectives
 from nn_adv.training.recipe import Recipe
+
+_PAD = 4
 
 
 @struct.dataclass
@@ -89,21 +91,9 @@ def advance(
     steps_per_epoch: int,
     grouped: bool,
 ) -> tuple[State, chex.Array]:
-    """Make S steps.
+    """Make S steps on images ``indices`` ``[S, B]`` of the whole dataset, which members share; losses are ``[S]``.
 
-    Args:
-      model: the network.
-      recipe: how it is trained.
-      state: of the member, or of all.
-      images: the whole dataset ``[N, H, W, C]``, uint8 or float, shared by all members.
-      indices: ``[S, B]`` (``[M, S, B]`` grouped) the images of each step.
-      labels: likewise, their classes.
-      key: the member's key; step numbers are folded in.
-      steps_per_epoch: for the learning rate's schedule.
-      grouped: whether state, indices, labels and key have a leading member axis.
-
-    Returns:
-      The state, and the losses ``[S]`` (``[M, S]``).
+    Each step folds its number into ``key``.
     """
     optimizer = recipe.optimizer(steps_per_epoch)
 
@@ -123,7 +113,7 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
     batch = objectives.Batch(as_float(images[indices]), labels)
     if recipe.augment == "crop_flip":
-        batch = batch._replace(images=augment.crop_flip(augment_key, batch.images))
+        batch = batch._replace(images=crop_flip(augment_key, batch.images))
     objective, groups = _objective(recipe), recipe.batch_norm_groups
 
     def group_loss_fn(params, group, key):
@@ -152,6 +142,20 @@ def _step(model, recipe, optimizer, state, images, indices, labels, key):
     return state.replace(step=step, variables=variables, opt_state=opt_state, average=average), loss
 
 
+def crop_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    """Pad images ``[B, H, W, C]`` by 4 black pixels, crop each back at a random place, mirror half of them."""
+    chex.assert_rank(images, 4)
+    crop_key, flip_key = jax.random.split(key)
+    count, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * _PAD + 1)
+    cropped = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels)))(
+        padded, corners
+    )
+    flip = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+    return jnp.where(flip, cropped[:, :, ::-1], cropped)
+
+
 def _objective(recipe):
     inner = {"threats": recipe.threats, "num_steps": recipe.num_steps, "step_sizes": recipe.step_sizes}
     if recipe.objective == "trades":
@@ -173,20 +177,9 @@ def count_correct(
     *,
     grouped: bool,
 ) -> chex.Array:
-    """Count held-out images classified correctly, clean and under each of the recipe's threats in turn.
+    """Count held-out images classified correctly, ``[2]``: clean, and attacked under each of the recipe's threats.
 
-    Args:
-      model: the network.
-      recipe: gives the threats and the number of PGD steps.
-      state: of the member, or of all.
-      images: the whole dataset, uint8 or float.
-      indices: ``[B]`` (``[M, B]`` grouped) images to look at; -1 for a place to leave out.
-      labels: likewise, their classes.
-      key: the member's key; image indices are folded in.
-      grouped: whether state, indices, labels and key have a leading member axis.
-
-    Returns:
-      ``[2]`` (``[M, 2]``): correct when clean, and when attacked under every threat.
+    ``indices`` ``[B]`` are places in the whole dataset, which are folded into ``key``; -1 for one to leave out.
     """
 
     def one(variables, indices, labels, key):

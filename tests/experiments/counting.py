@@ -22,8 +22,6 @@ def make_plan(config):
 class Plan(plan.Plan):
     """See `plan.Plan`."""
 
-    row_bytes = 1000
-
     def share(self, group, num_missing, workdir, progress):
         if any(unit.name.startswith("shares-badly") for unit in group):
             raise ValueError("nothing to share")

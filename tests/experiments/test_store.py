@@ -401,12 +401,6 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
     assert store.read_rows(tmp_path) == ([_row("a"), _row("b")], [])
 
 
-def test_space_is_checked_before_the_work_starts(tmp_path):
-    files.check_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(files.ResultsError, match="--workdir"):
-        files.check_space(tmp_path / "not" / "yet", 1 << 60)
-
-
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(files.ResultsError, match="cannot write"):

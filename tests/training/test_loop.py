@@ -10,7 +10,7 @@ import pytest
 from nn_adv import attacks, models, training
 from nn_adv.pixels import as_float
 from nn_adv.threat import Threat
-from nn_adv.training import augment, loop, steps
+from nn_adv.training import loop, steps
 
 _LINF = (Threat("linf", 0.1),)
 _MODEL = models.create("mlp", 2, hidden_sizes=(16,))
@@ -171,7 +171,7 @@ def test_moving_average_is_returned():
 def test_crop_flip_moves_each_image_by_itself():
     image = np.arange(1, 37, dtype=np.float32).reshape(6, 6, 1)
     images = np.repeat(image[None], 64, axis=0)
-    changed = np.asarray(augment.crop_flip(jax.random.key(0), jnp.asarray(images)))
+    changed = np.asarray(steps.crop_flip(jax.random.key(0), jnp.asarray(images)))
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
     allowed = [padded[i : i + 6, j : j + 6][:, ::side] for i in range(9) for j in range(9) for side in (1, -1)]
     found = [[np.array_equal(one, other) for other in allowed].index(True) for one in changed]
