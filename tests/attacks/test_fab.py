@@ -155,9 +155,10 @@ def test_nothing_found_is_infinitely_far():
 def test_more_restarts_and_targets_never_lose():
     problem = small_networks.network(40)
     one, three = (_attack(problem, Threat("l2", 1.0), num_targets=n, num_steps=5) for n in (1, 3))
-    assert np.all(three.distance <= one.distance) and np.any(three.distance < one.distance)
+    rounding = 1 + 1e-6  # they are two programs
+    assert np.all(three.distance <= one.distance * rounding) and np.any(three.distance * rounding < one.distance)
     again = _attack(problem, Threat("l2", 1.0), num_targets=3, num_steps=5, num_restarts=3)
-    assert np.all(again.distance <= three.distance) and np.any(again.distance < three.distance)
+    assert np.all(again.distance <= three.distance * rounding) and np.any(again.distance * rounding < three.distance)
 
 
 @pytest.mark.parametrize(
