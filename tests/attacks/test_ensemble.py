@@ -303,6 +303,22 @@ def test_plain_pgd_is_there_by_name():
             {"state": attacks.EnsembleState(_images(10)[0], np.zeros(23), 4, 0)},
             "and attacks, .* and 4, got .* attack 4",
         ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(3, UNBROKEN), 0, 0)},
+            r"state.broken_by must be integers \[23\], got int64 of shape \(3,\)",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, -2.0), 0, 0)},
+            r"state.broken_by must be integers \[23\], got -2.0 at index 0",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, 9), 0, 0)},
+            r"state.broken_by must be in -2\.\.3, got 9 at index 0",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, UNBROKEN), 0, -1)},
+            "state.num_done must be at least 0, got -1",
+        ),
         ({"indices": np.arange(22)}, r"indices must be integers \[23\], got .* of shape \(22,\)"),
         ({"labels": np.zeros((23, 1), int)}, r"labels must be integers \[23\], got .* of shape \(23, 1\)"),
         ({"threat": Threat("linf", np.full(23, 0.1))}, r"threat must have one epsilon for all images, got \(23,\)"),
@@ -319,7 +335,7 @@ def test_bad_input_gets_one_clear_line(change, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, 1), 0, 0)])
+@pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, CLEAN), 0, 0)])
 def test_probabilities_are_noticed(state):
     images, labels = _images(10)
     with pytest.warns(UserWarning, match="probabilities") as warned:
