@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import operator
 import os
@@ -248,7 +249,7 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
 
 def _num_classes(model, image_shape):
     like = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    logits = jax.eval_shape(model.init_with_output, jax.random.key(0), like)[0]
+    logits = jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), like)[0]
     if getattr(logits, "ndim", None) != 2:
         raise ValueError(f"model must return logits [B, C], got {logits}")
     return logits.shape[1]
