@@ -34,10 +34,13 @@ def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: 
       Results for all rows, in order; where there are none, the first 0 of those for rows of zeros.
 
     Raises:
-      ValueError: ``batch_size`` below 1.
+      ValueError: ``batch_size`` below 1, no arrays, or arrays of different lengths.
     """
     batch_size = as_count(batch_size, "batch_size")
-    num_rows = arrays[0].shape[0]
+    lengths = [array.shape[0] for array in arrays]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"arrays must be one or more, equally long, got rows {lengths}")
+    num_rows = lengths[0]
     if num_rows == 0:
         return np.asarray(fn(*(np.zeros((batch_size, *array.shape[1:]), array.dtype) for array in arrays)))[:0]
     results = []

@@ -43,6 +43,12 @@ def test_no_images_have_results_of_the_right_shape():
     assert rows.shape == (0, 2, 4, 4, 1) and rows.dtype == np.uint8
 
 
+@pytest.mark.parametrize("counts", [(23, 22), (3, 0), (0, 3), ()])
+def test_rows_that_do_not_belong_together_are_refused(counts):
+    with pytest.raises(ValueError, match=r"arrays must be one or more, equally long, got rows \["):
+        evaluation.map_batches(lambda *x: x[0], *(IMAGES[:count] for count in counts), batch_size=10)
+
+
 def test_no_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size"):
         evaluation.correct(_bright, IMAGES, LABELS, batch_size=0)
