@@ -47,13 +47,14 @@ def cluster_prototypes(
     """
     images, labels = _checked(points, labels)
     per_class = as_count(per_class, "per_class")
-    seeds = np.asarray(jax.random.bits(as_key(key), (int(labels.max()) + 1,), np.uint32))
+    classes = np.unique(labels)
+    seeds = np.asarray(jax.random.bits(as_key(key), (len(classes),), np.uint32))
     flat = images.reshape(len(images), -1)
     found = []
-    for label in np.unique(labels):
+    for label, seed in zip(classes, seeds.tolist(), strict=True):
         own = flat[labels == label]
         if len(own) > per_class:
-            own = _centres(own, per_class, int(seeds[label]))
+            own = _centres(own, per_class, seed)
         found.append((own, np.full(len(own), label, np.int32)))
     centres, of = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return np.clip(centres, 0, 1).reshape(len(centres), *images.shape[1:]), of

@@ -28,6 +28,16 @@ def test_centres_are_means_of_clusters_and_small_classes_stay():
     assert np.array_equal(found, np.concatenate([points[labels == label] for label in (0, 1)]))
 
 
+def test_names_of_classes_do_not_matter():
+    """Nor how large they are, which memory does not grow with."""
+    points, labels = _blobs()
+    options = {"key": jax.random.key(0), "per_class": 5}
+    found, of = training.cluster_prototypes(points, labels, **options)
+    renamed, of_renamed = training.cluster_prototypes(points, labels * 50_000_000, **options)
+    np.testing.assert_array_equal(renamed, found)
+    np.testing.assert_array_equal(of_renamed, of * 50_000_000)
+
+
 def _truth(weights, image, label, classes, norm):
     weights, image = weights.astype(float), image.astype(float)
     squares = np.sum((weights - image) ** 2, axis=1)
