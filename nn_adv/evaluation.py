@@ -173,9 +173,9 @@ def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple
       The lower and the upper end, in [0, 1].
 
     Raises:
-      ValueError: a count below 1, or successes that are not between 0 and count.
+      ValueError: a count that is no whole number of 1 or more, or successes that are none between 0 and count.
     """
-    if count < 1 or not 0 <= successes <= count:
-        raise ValueError(f"successes must be 0..count with count at least 1, got {successes} of {count}")
-    interval = stats.binomtest(int(successes), int(count)).proportion_ci(level, method="wilson")
+    count = as_count(count, "count")
+    successes = as_count(successes, "successes", low=0, high=count)
+    interval = stats.binomtest(successes, count).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
