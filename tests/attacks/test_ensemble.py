@@ -279,6 +279,21 @@ def test_options_that_a_named_attack_has_not_are_refused(name, option):
         attacks.named_attack(name, 10, **{option: 5})
 
 
+@pytest.mark.parametrize(
+    ("name", "num_classes", "options", "message"),
+    [
+        ("pgd", 3, {"num_steps": [1]}, r"num_steps must be a whole number, at least 0, got \[1\]"),
+        ("square", 3, {"num_queries": 0.5}, "num_queries must be a whole number, at least 0, got 0.5"),
+        ("pgd", 3, {"step_size": [0.1]}, "pgd takes no step_size here; make an Attack of your own for it"),
+        ("pgd", [3], {}, r"num_classes must be a whole number, at least 1, got \[3\]"),
+        (["pgd"], 3, {}, r"attack must be one of apgd-ce, .*, got \['pgd'\]"),
+    ],
+)
+def test_what_names_no_attack_is_refused(name, num_classes, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        attacks.named_attack(name, num_classes, **options)
+
+
 def test_plain_pgd_is_there_by_name():
     options = {"key": KEY, "threat": THREAT, "predict_fn": None}
     by_name = attacks.named_attack("pgd", 10).fn(LOGITS[10], *_images(10), **options)
