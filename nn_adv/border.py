@@ -147,6 +147,23 @@ def check_size(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be a number >= 0, got {value!r}")
 
 
+def as_number(value: Any, name: str, *, below: float = np.inf) -> float:
+    """Return a number of 0 or more as a plain one.
+
+    Args:
+      value: any number, but no traced one.
+      name: of the argument.
+      below: what it must be less than.
+
+    Raises:
+      ValueError: no number, several, or one that is not allowed.
+    """
+    check_size(value, name)
+    if np.ndim(value) or not value < below:
+        raise ValueError(f"{name} must be one number >= 0 and < {below}, got {np.asarray(value).tolist()}")
+    return float(value)
+
+
 def as_key(key: Any, *, count: int | None = None, name: str = "key") -> chex.PRNGKey:
     """Return one key, or with ``count`` also one per image ``[count]``, as typed ones; old-style ones become such.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nn_adv import certify, neighbors
+from nn_adv.border import as_count
 from nn_adv.threat import Threat
 
 try:
@@ -63,12 +64,11 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
         Without ``X``, those of the points themselves, each left out of its own.
 
         Raises:
-          ValueError: more neighbours than points.
+          ValueError: no whole number of neighbours, or more than points.
         """
         check_is_fitted(self)
         others = len(self.points_) - (X is None)
-        if not 1 <= n_neighbors <= others:
-            raise ValueError(f"n_neighbors must be 1 to {others}, the points there are, got {n_neighbors}")
+        n_neighbors = as_count(n_neighbors, "n_neighbors", high=others, what="the points there are")
         leave_out = np.arange(len(self.points_)) if X is None else None
         X = self.points_ if X is None else self._checked(X)[1]
         found = neighbors.nearest(self.reference_, X, n_neighbors, leave_out=leave_out)
@@ -104,7 +104,7 @@ class NearestNeighbor(ClassifierMixin, BaseEstimator):
 
     def _encoded(self, y: Any) -> np.ndarray:
         y = np.asarray(y)
-        places = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
-        if unseen := sorted(set(y[self.classes_[places] != y].tolist())):
-            raise ValueError(f"y must hold labels that fit has seen ({self.classes_.tolist()}), got {unseen[0]!r}")
-        return places
+        seen = self.classes_.tolist()  # what may not be compared with them cannot be searched for
+        if unseen := [label for label in y.ravel().tolist() if label not in seen]:
+            raise ValueError(f"y must hold labels that fit has seen ({seen}), got {unseen[0]!r}")
+        return np.searchsorted(self.classes_, y)

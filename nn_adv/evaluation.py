@@ -34,10 +34,13 @@ def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: 
       Results for all rows, in order; where there are none, the first 0 of those for rows of zeros.
 
     Raises:
-      ValueError: ``batch_size`` below 1.
+      ValueError: ``batch_size`` below 1, no arrays, or arrays of different lengths.
     """
     batch_size = as_count(batch_size, "batch_size")
-    num_rows = arrays[0].shape[0]
+    lengths = [array.shape[0] for array in arrays]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"arrays must be one or more, equally long, got rows {lengths}")
+    num_rows = lengths[0]
     if num_rows == 0:
         return np.asarray(fn(*(np.zeros((batch_size, *array.shape[1:]), array.dtype) for array in arrays)))[:0]
     results = []
@@ -170,9 +173,9 @@ def wilson_interval(successes: int, count: int, *, level: float = 0.95) -> tuple
       The lower and the upper end, in [0, 1].
 
     Raises:
-      ValueError: a count below 1, or successes that are not between 0 and count.
+      ValueError: a count that is no whole number of 1 or more, or successes that are none between 0 and count.
     """
-    if count < 1 or not 0 <= successes <= count:
-        raise ValueError(f"successes must be 0..count with count at least 1, got {successes} of {count}")
-    interval = stats.binomtest(int(successes), int(count)).proportion_ci(level, method="wilson")
+    count = as_count(count, "count")
+    successes = as_count(successes, "successes", low=0, high=count)
+    interval = stats.binomtest(successes, count).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)

@@ -60,11 +60,23 @@ def test_without_bounds_features_are_what_they_are():
         NearestNeighbor().fit(X, y).radius(X_test, y_test)
 
 
-def test_labels_that_were_not_seen_and_more_neighbours_than_points_are_refused(wine, fitted):
-    with pytest.raises(ValueError, match=r"n_neighbors must be 1 to 133, the points there are, got 134"):
-        fitted.kneighbors(wine[1], 134)
-    with pytest.raises(ValueError, match=r"y must hold labels that fit has seen \(.*\), got 'beer'"):
-        fitted.radius(wine[1][:2], np.array(["beer", "class_0"]))
+@pytest.mark.parametrize(
+    ("count", "message"), [(134, "in 1..133, the points there are, got 134"), ("1", "a whole number, .*, got '1'")]
+)
+def test_more_neighbours_than_points_are_refused(wine, fitted, count, message):
+    with pytest.raises(ValueError, match=f"^n_neighbors must be {message}$"):
+        fitted.kneighbors(wine[1], count)
+
+
+@pytest.mark.parametrize(
+    ("y", "unseen"), [(np.array(["beer", "class_0"]), "'beer'"), ([None, "class_0"], "None"), (["class_0", 1.5], "1.5")]
+)
+def test_labels_that_were_not_seen_are_refused(wine, fitted, y, unseen):
+    with pytest.raises(ValueError, match=rf"^y must hold labels that fit has seen \(.*\), got '?{unseen}'?$"):
+        fitted.radius(wine[1][:2], y)
+    whole = NearestNeighbor().fit(wine[0], np.arange(len(wine[0])) % 2)
+    with pytest.raises(ValueError, match=r"^y must hold labels that fit has seen \(\[0, 1\]\), got None$"):
+        whole.radius(wine[1][:2], [None, 1])
 
 
 @pytest.mark.slow

@@ -43,6 +43,12 @@ def test_no_images_have_results_of_the_right_shape():
     assert rows.shape == (0, 2, 4, 4, 1) and rows.dtype == np.uint8
 
 
+@pytest.mark.parametrize("counts", [(23, 22), (3, 0), (0, 3), ()])
+def test_rows_that_do_not_belong_together_are_refused(counts):
+    with pytest.raises(ValueError, match=r"arrays must be one or more, equally long, got rows \["):
+        evaluation.map_batches(lambda *x: x[0], *(IMAGES[:count] for count in counts), batch_size=10)
+
+
 def test_no_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size"):
         evaluation.correct(_bright, IMAGES, LABELS, batch_size=0)
@@ -152,7 +158,16 @@ def test_wilson_interval_matches_published_values(successes, count, low, high):
         assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / count, abs=1e-12)
 
 
-@pytest.mark.parametrize(("successes", "count"), [(0, 0), (-1, 5), (6, 5)])
-def test_shares_that_are_none_have_no_interval(successes, count):
-    with pytest.raises(ValueError, match="successes must be"):
+@pytest.mark.parametrize(
+    ("successes", "count", "message"),
+    [
+        (0, 0, "count must be at least 1, got 0"),
+        (-1, 5, "successes must be in 0..5, got -1"),
+        (6, 5, "successes must be in 0..5, got 6"),
+        (1.5, 3, "successes must be a whole number, in 0..3, got 1.5"),
+        (1, 3.9, "count must be a whole number, at least 1, got 3.9"),
+    ],
+)
+def test_shares_that_are_none_have_no_interval(successes, count, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         evaluation.wilson_interval(successes, count)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "certify": {"attacks", "border", "neighbors", "pixels", "precision", "threat"},
     "conflicts": set(),
     "data": {"border", "paths"},
-    "estimator": {"certify", "neighbors", "threat"},
+    "estimator": {"border", "certify", "neighbors", "threat"},
     "evaluation": {"border", "conflicts", "pixels", "threat"},
     "models": set(),
     "neighbors": {"border", "conflicts", "paths", "pixels", "precision", "threat"},

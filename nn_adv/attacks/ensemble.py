@@ -107,7 +107,6 @@ class EnsembleResult(NamedTuple):
     num_unbroken: tuple[int, ...]
 
 
-@functools.cache  # the same object for the same name, so that jit recognises it
 def named_attack(name: str, num_classes: int, **options: int) -> Attack:
     """Return an attack of the published ensemble, or one of its relatives, by default at its published size.
 
@@ -117,17 +116,25 @@ def named_attack(name: str, num_classes: int, **options: int) -> Attack:
       **options: ``num_steps`` and ``num_restarts``, or of "square" ``num_queries``.
 
     Raises:
-      ValueError: an unknown name, an option that the attack has not, or fewer classes than its loss needs.
+      ValueError: an unknown name, an option that the attack has not or that is no whole number, or fewer classes than
+        its loss needs.
     """
-    if name not in _NAMED:
+    if not isinstance(name, str) or name not in _NAMED:
         raise ValueError(f"attack must be one of {', '.join(_NAMED)}, got {name!r}")
-    fn, usual, least, fallback = _NAMED[name]
+    fn, _, least, fallback = _NAMED[name]
+    num_classes = as_count(num_classes, "num_classes")
     if num_classes < least:
         remedy = f": take {fallback}" if fallback else ""
         raise ValueError(f"{name} needs at least {least} classes, got {num_classes}{remedy}")
     unknown = set(options) - (_COUNTS & set(inspect.signature(fn).parameters))
     if unknown:
         raise ValueError(f"{name} takes no {', '.join(sorted(unknown))} here; make an Attack of your own for it")
+    return _made(name, num_classes, **{option: as_count(value, option, low=0) for option, value in options.items()})
+
+
+@functools.cache  # the same object for the same name, so that jit recognises it
+def _made(name: str, num_classes: int, **options: int) -> Attack:
+    fn, usual, *_ = _NAMED[name]
     if "num_targets" in usual:
         usual = usual | {"num_targets": min(usual["num_targets"], num_classes - 1)}
     return Attack(name, functools.partial(fn, **usual | options))
@@ -205,6 +212,8 @@ def ensemble(
             f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
             f"got one of {state.adversarial.shape} at attack {state.attack}"
         )
+    as_integers(state.broken_by, "state.broken_by", low=UNBROKEN, high=len(attacks) - 1, count=len(images))
+    as_count(state.num_done, "state.num_done", low=0)
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
         logits = np.asarray(_compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])

@@ -53,9 +53,11 @@ def check_question(
       leave_out: ``[B]`` index of a point, -1 for none; or None.
 
     Raises:
-      ValueError: images, labels, bounds or left-out points of a wrong shape, type or range, or images in other units
-        than the points or bounds.
+      ValueError: no reference, images, labels, bounds or left-out points of a wrong shape, type or range, or images in
+        other units than the points or bounds.
     """
+    if not isinstance(reference, (Reference, Streamed)):
+        raise ValueError(f"reference must be from neighbors.fit, shard or stream, got {type(reference).__name__}")
     bounds = check_bounds(bounds)
     images = np.asarray(as_images(images, num_pixels=reference.size, float_dtype=np.float32))
     _check_units(reference, images, bounds)  # wrong units explain pixels outside the bounds: they are told first

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
-from nn_adv.border import as_count
+from nn_adv.border import as_count, as_number
 from nn_adv.certify import search
 from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points, of_unit_length
 from nn_adv.certify.verify import Certificate, Screened, recheck
@@ -110,8 +110,7 @@ def radius(
         squared distances; leave_out out of range, batch_size below 1, tolerance not in [0, 1).
     """
     check_norm(norm)
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be a share, 0 or more and below 1, got {tolerance}")
+    tolerance = as_number(tolerance, "tolerance", below=1)
     batch_size = as_count(batch_size, "batch_size")
     question = check_question(reference, images, labels, bounds=bounds, leave_out=leave_out)
     return _radius(reference, question, np.full(len(question.labels), np.inf), norm, recheck_all, batch_size, tolerance)

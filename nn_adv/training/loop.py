@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import operator
 import os
@@ -254,7 +255,11 @@ def _described(model, images):
     if not _has_function(model):
         return text
     like = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    program = re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(model.init_with_output)(jax.random.key(0), like)))
+    program = re.sub(
+        r" at 0x[0-9a-f]+",
+        "",
+        str(jax.make_jaxpr(functools.partial(model.init_with_output, train=False))(jax.random.key(0), like)),
+    )
     return f"{text} {hashlib.sha256(program.encode()).hexdigest()}"
 
 
@@ -266,7 +271,7 @@ def _has_function(module):
 
 def _num_classes(model, image_shape):
     like = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    logits = jax.eval_shape(model.init_with_output, jax.random.key(0), like)[0]
+    logits = jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), like)[0]
     if getattr(logits, "ndim", None) != 2:
         raise ValueError(f"model must return logits [B, C], got {logits}")
     return logits.shape[1]

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 from scipy.cluster import vq
 
-from nn_adv.border import as_count, as_images, as_key, as_labels
+from nn_adv.border import as_count, as_images, as_key, as_labels, as_number
 from nn_adv.pixels import as_float
 from nn_adv.threat import Threat, check_threat, dual_norm
 
@@ -47,13 +47,14 @@ def cluster_prototypes(
     """
     images, labels = _checked(points, labels)
     per_class = as_count(per_class, "per_class")
-    seeds = np.asarray(jax.random.bits(as_key(key), (int(labels.max()) + 1,), np.uint32))
+    classes = np.unique(labels)
+    seeds = np.asarray(jax.random.bits(as_key(key), (len(classes),), np.uint32))
     flat = images.reshape(len(images), -1)
     found = []
-    for label in np.unique(labels):
+    for label, seed in zip(classes, seeds.tolist(), strict=True):
         own = flat[labels == label]
         if len(own) > per_class:
-            own = _centres(own, per_class, int(seeds[label]))
+            own = _centres(own, per_class, seed)
         found.append((own, np.full(len(own), label, np.int32)))
     centres, of = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return np.clip(centres, 0, 1).reshape(len(centres), *images.shape[1:]), of
@@ -90,7 +91,7 @@ def learn_prototypes(
     Arguments that are not listed are those of `cluster_prototypes`.
 
     Args:
-      threats: with epsilons above 0, in whose norms 1NN is to be robust.
+      threats: with finite epsilons above 0, in whose norms 1NN is to be robust.
       num_steps: of Adam.
       batch_size: images a step, drawn with replacement.
       learning_rate: at the start; it falls to 0 as a cosine.
@@ -99,20 +100,24 @@ def learn_prototypes(
       As `cluster_prototypes`.
 
     Raises:
-      ValueError: as `cluster_prototypes`, or threats that are none.
+      ValueError: as `cluster_prototypes`, labels of one class, threats that are none, or a learning rate that is
+        negative or not finite.
     """
     for threat in threats:
         check_threat(threat)
-    if not threats or any(np.ndim(threat.epsilon) or not threat.epsilon > 0 for threat in threats):
-        raise ValueError(f"threats must hold at least one Threat, each of one epsilon above 0, got {threats!r}")
+    if not threats or any(np.ndim(threat.epsilon) or not 0 < threat.epsilon < np.inf for threat in threats):
+        raise ValueError(f"threats must hold at least one Threat, each of one finite epsilon above 0, got {threats!r}")
     num_steps, batch_size = as_count(num_steps, "num_steps"), as_count(batch_size, "batch_size")
+    learning_rate = as_number(learning_rate, "learning_rate")
     start_key, batch_key = jax.random.split(as_key(key))
+    images, of = map(jnp.asarray, _checked(points, labels))
+    if (of == of[0]).all():
+        raise ValueError(f"labels must be of two classes or more, got {len(of)} of class {of[0]} alone")
     prototypes, classes = cluster_prototypes(points, labels, key=start_key, per_class=per_class)
     shape = prototypes.shape
-    images, of = map(jnp.asarray, _checked(points, labels))
     images = images.reshape(len(images), -1)
     weights = jnp.asarray(prototypes.reshape(len(prototypes), -1))
-    rate = (float(learning_rate), num_steps)
+    rate = (learning_rate, num_steps)
     state = _optimizer(rate).init(weights)
     sizes = tuple((threat.norm, float(np.asarray(threat.epsilon))) for threat in threats)
     for number in range(num_steps):

@@ -73,7 +73,7 @@ def init(model: nn.Module, recipe: Recipe, key: chex.PRNGKey, image_shape: tuple
 @functools.partial(jax.jit, static_argnames=("model", "image_shape", "grouped"))
 def _first_variables(model, key, image_shape, *, grouped):
     def one(key):
-        return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+        return model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
 
     return jax.vmap(one)(key) if grouped else one(key)
 
@@ -186,7 +186,7 @@ def count_correct(
         batch = as_float(images[indices])
 
         def logits_fn(batch):
-            return model.apply(variables, batch)
+            return model.apply(variables, batch, train=False)
 
         clean = (jnp.argmax(logits_fn(batch), axis=1) == labels) & (indices >= 0)
         robust = clean

@@ -279,6 +279,21 @@ def test_options_that_a_named_attack_has_not_are_refused(name, option):
         attacks.named_attack(name, 10, **{option: 5})
 
 
+@pytest.mark.parametrize(
+    ("name", "num_classes", "options", "message"),
+    [
+        ("pgd", 3, {"num_steps": [1]}, r"num_steps must be a whole number, at least 0, got \[1\]"),
+        ("square", 3, {"num_queries": 0.5}, "num_queries must be a whole number, at least 0, got 0.5"),
+        ("pgd", 3, {"step_size": [0.1]}, "pgd takes no step_size here; make an Attack of your own for it"),
+        ("pgd", [3], {}, r"num_classes must be a whole number, at least 1, got \[3\]"),
+        (["pgd"], 3, {}, r"attack must be one of apgd-ce, .*, got \['pgd'\]"),
+    ],
+)
+def test_what_names_no_attack_is_refused(name, num_classes, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        attacks.named_attack(name, num_classes, **options)
+
+
 def test_plain_pgd_is_there_by_name():
     options = {"key": KEY, "threat": THREAT, "predict_fn": None}
     by_name = attacks.named_attack("pgd", 10).fn(LOGITS[10], *_images(10), **options)
@@ -303,6 +318,22 @@ def test_plain_pgd_is_there_by_name():
             {"state": attacks.EnsembleState(_images(10)[0], np.zeros(23), 4, 0)},
             "and attacks, .* and 4, got .* attack 4",
         ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(3, UNBROKEN), 0, 0)},
+            r"state.broken_by must be integers \[23\], got int64 of shape \(3,\)",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, -2.0), 0, 0)},
+            r"state.broken_by must be integers \[23\], got -2.0 at index 0",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, 9), 0, 0)},
+            r"state.broken_by must be in -2\.\.3, got 9 at index 0",
+        ),
+        (
+            {"state": attacks.EnsembleState(_images(10)[0], np.full(23, UNBROKEN), 0, -1)},
+            "state.num_done must be at least 0, got -1",
+        ),
         ({"indices": np.arange(22)}, r"indices must be integers \[23\], got .* of shape \(22,\)"),
         ({"labels": np.zeros((23, 1), int)}, r"labels must be integers \[23\], got .* of shape \(23, 1\)"),
         ({"threat": Threat("linf", np.full(23, 0.1))}, r"threat must have one epsilon for all images, got \(23,\)"),
@@ -319,7 +350,7 @@ def test_bad_input_gets_one_clear_line(change, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, 1), 0, 0)])
+@pytest.mark.parametrize("state", [None, attacks.EnsembleState(_images(10)[0], np.full(23, CLEAN), 0, 0)])
 def test_probabilities_are_noticed(state):
     images, labels = _images(10)
     with pytest.warns(UserWarning, match="probabilities") as warned:

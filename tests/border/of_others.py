@@ -36,6 +36,7 @@ EXEMPT = {
     "border.as_array": "what the others begin with",
     "border.as_bounds": "two numbers: tests/test_threat.py",
     "border.as_count": "a whole number: tried in what takes k",
+    "border.as_number": "a number: tests/training/test_prototypes.py",
     "border.check_size": "a number: tests/test_threat.py",
     "data.Dataset": "made by load",
     "data.Task": "made by tasks",

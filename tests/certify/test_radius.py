@@ -231,6 +231,9 @@ def test_a_class_without_points():
         ({"tolerance": -1e-9}, "tolerance must be"),
         ({"tolerance": 1.0}, "tolerance must be"),
         ({"tolerance": np.nan}, "tolerance must be"),
+        ({"tolerance": "x"}, "tolerance must be a number >= 0, got 'x'"),
+        ({"tolerance": np.array([0.1, 0.2])}, r"tolerance must be one number >= 0 and < 1, got \[0.1, 0.2\]"),
+        ({"reference": None}, "reference must be from neighbors.fit, shard or stream, got NoneType"),
         ({"bounds": (1.0, 0.0)}, "bounds must be"),
         ({"bounds": (0.4, 0.6)}, "points of the reference must be inside the bounds"),
         ({"batch_size": 0}, "batch_size must be"),
@@ -238,9 +241,9 @@ def test_a_class_without_points():
 )
 def test_bad_input_gets_one_clear_line(change, message):
     reference, images, labels, *_ = _problem()
-    arguments = {"images": images[:2], "labels": labels[:2], "norm": "l2"} | change
+    arguments = {"reference": reference, "images": images[:2], "labels": labels[:2], "norm": "l2"} | change
     with pytest.raises(ValueError, match=message) as error:
-        certify.radius(reference, arguments.pop("images"), arguments.pop("labels"), **arguments)
+        certify.radius(*[arguments.pop(name) for name in ("reference", "images", "labels")], **arguments)
     assert "\n" not in str(error.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +185,30 @@ def test_an_epoch_in_one_program_equals_its_steps(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "accelerator")
     one_program = training.train(_MODEL, _IMAGES, [_member(0, 40)], _recipe(num_epochs=2), seeds=[0])
     _assert_same(one_program.variables, steps_apart.variables, rtol=1e-4, atol=1e-6)
+
+
+class _Asking(nn.Module):
+    """A network that must be told whether it trains."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1)))
+
+
+class _Assuming(_Asking):
+    """The same, which need not be told."""
+
+    def __call__(self, images, train=False):
+        return super().__call__(images, train)
+
+
+def test_a_module_need_not_say_whether_it_trains_by_default():
+    recipe = _recipe(objective="standard", threats=(), num_epochs=1, select_every=1)
+    one, other = (
+        training.train(model, _IMAGES, [_member(0, 40)], recipe, seeds=[0]) for model in (_Asking(), _Assuming())
+    )
+    _assert_same(one.variables, other.variables, rtol=0)
+    np.testing.assert_array_equal(one.history.clean, other.history.clean)
 
 
 def test_float_images_train_as_their_uint8_ones():

@@ -28,6 +28,16 @@ def test_centres_are_means_of_clusters_and_small_classes_stay():
     assert np.array_equal(found, np.concatenate([points[labels == label] for label in (0, 1)]))
 
 
+def test_names_of_classes_do_not_matter():
+    """Nor how large they are, which memory does not grow with."""
+    points, labels = _blobs()
+    options = {"key": jax.random.key(0), "per_class": 5}
+    found, of = training.cluster_prototypes(points, labels, **options)
+    renamed, of_renamed = training.cluster_prototypes(points, labels * 50_000_000, **options)
+    np.testing.assert_array_equal(renamed, found)
+    np.testing.assert_array_equal(of_renamed, of * 50_000_000)
+
+
 def _truth(weights, image, label, classes, norm):
     weights, image = weights.astype(float), image.astype(float)
     squares = np.sum((weights - image) ** 2, axis=1)
@@ -66,9 +76,33 @@ def test_learning_lowers_the_loss():
     assert loss(60) < 0.8 * loss(1)
 
 
-@pytest.mark.parametrize("epsilons", [(), (0.0,), (np.array([0.1, 0.2]),)])
+@pytest.mark.parametrize("epsilons", [(), (0.0,), (np.inf,), (np.array([0.1, 0.2]),)])
 def test_threats_that_are_none_are_refused(epsilons):
     points, labels = _blobs()
     threats = [Threat("l2", epsilon) for epsilon in epsilons]
-    with pytest.raises(ValueError, match="threats must hold at least one Threat, each of one epsilon above 0"):
+    message = "threats must hold at least one Threat, each of one finite epsilon above 0"
+    with pytest.raises(ValueError, match=message):
         training.learn_prototypes(points, labels, key=jax.random.key(0), per_class=2, threats=threats)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "message"),
+    [
+        (np.nan, "learning_rate must be a number >= 0, got nan"),
+        (-1, "learning_rate must be a number >= 0, got -1"),
+        ("0.1", "learning_rate must be a number >= 0, got '0.1'"),
+        (np.inf, "learning_rate must be one number >= 0 and < inf, got inf"),
+        (np.array([0.1, 0.2]), r"learning_rate must be one number >= 0 and < inf, got \[0.1, 0.2\]"),
+    ],
+)
+def test_a_learning_rate_that_is_none_is_refused(learning_rate, message):
+    options = {"key": jax.random.key(0), "per_class": 2, "threats": [Threat("l2", 0.1)]}
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        training.learn_prototypes(*_blobs(), learning_rate=learning_rate, **options)
+
+
+def test_one_class_has_nothing_to_learn():
+    points, labels = _blobs()
+    options = {"key": jax.random.key(0), "per_class": 2, "threats": [Threat("l2", 0.1)]}
+    with pytest.raises(ValueError, match="labels must be of two classes or more, got 60 of class 3 alone"):
+        training.learn_prototypes(points, np.full(60, 3), **options)

@@ -18,7 +18,7 @@ from nn_adv.certify.inputs import Question, check_question, host_pixels, host_po
 from nn_adv.certify.radius import Radius
 from nn_adv.certify.state import power_of_two
 from nn_adv.certify.verify import recheck
-from nn_adv.threat import check_norm
+from nn_adv.threat import check_norm, float64_sizes
 
 # By how much a witness is lengthened before it is rounded, until one has another label.
 _GROWTH = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
@@ -65,8 +65,8 @@ def eight_bit_radius(
       leave_out: as given to `radius`.
 
     Raises:
-      ValueError: unknown norm, images or points that are not uint8, another number of radii than of images, or images,
-        labels or left-out points as refused by `radius`.
+      ValueError: unknown norm, another one than that of the radii, images or points that are not uint8, another number
+        of radii than of images, or images, labels or left-out points as refused by `radius`.
     """
     check_norm(norm)
     question = check_question(reference, images, labels, bounds=(0, 1), leave_out=leave_out)
@@ -77,6 +77,7 @@ def eight_bit_radius(
         raise ValueError(f"found must hold {len(question.labels)} radii, one per image, got {len(found.lower)}")
     flat = question.images.reshape(len(question.labels), reference.size)
     moves = 255 * (found.adversarial.reshape(flat.shape).astype(np.float64) - host_pixels(flat, np.float64))
+    _check_radii(found, norm, moves / 255)
     adversarial, upper = flat.copy(), np.where(found.correct, np.inf, 0.0)
     is_open = found.correct & np.isfinite(found.upper)
     for number, growth in enumerate(_GROWTH):
@@ -98,6 +99,18 @@ def eight_bit_radius(
     proved = _proved_levels(reference, flat, question, found, norm)
     lower = np.where(found.correct, _raised(proved, norm), 0.0)
     return EightBitRadius(lower, upper, adversarial.reshape(question.images.shape))
+
+
+def _check_radii(found: Radius, norm: str, moves: np.ndarray) -> None:
+    """Raise ValueError where moves ``[B, d]`` to the witnesses show that the radii are of another norm."""
+    sizes = float64_sizes(norm, moves)
+    is_other = found.correct & np.isfinite(found.upper) & ~np.isclose(sizes, found.upper, rtol=1e-6, atol=0)
+    if is_other.any():
+        b = int(np.argmax(is_other))
+        raise ValueError(
+            f"norm must be that of the radii, got {norm!r}, in which the witness of image {b} is {sizes[b]:.6g} away "
+            f"in place of {found.upper[b]:.6g}"
+        )
 
 
 def _labels(reference: neighbors.Reference, images: np.ndarray, leave_out: np.ndarray) -> np.ndarray:

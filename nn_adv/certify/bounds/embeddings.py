@@ -123,7 +123,7 @@ def pca(points: chex.Array, num_components: int) -> Embedding:
         lambda images: (_flat(images) - mean) @ rows.T,
         lipschitz=float(np.sqrt(row_sums.max()) * (1 + 2.0**-50)),
         name=f"pca-{num_components}",
-        rounding=_linear_rounding(size, num_components),
+        rounding=_linear_rounding(size, num_components) * max(1.0, float(np.abs(mean).max())),
     )
 
 

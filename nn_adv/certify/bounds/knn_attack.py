@@ -25,7 +25,9 @@ def winner(labels: chex.Array, num_classes: int) -> jax.Array:
     is_vote = labels[:, :, None] == jnp.arange(num_classes)
     k = labels.shape[1]
     first = jnp.where(is_vote, jnp.arange(k)[:, None], k).min(axis=1)
-    return jnp.argmax(is_vote.sum(axis=1) * (k + 1) - first, axis=1).astype(jnp.int32)
+    counts = is_vote.sum(axis=1)
+    is_most = counts == counts.max(axis=1, keepdims=True)
+    return jnp.argmin(jnp.where(is_most, first, k), axis=1).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "norm", "bounds", "num_classes", "num_steps"))

@@ -98,3 +98,13 @@ def test_what_is_no_eight_bit_image_is_refused():
         certify.eight_bit_radius(floats, points, [0, 1], found, norm="l2")
     with pytest.raises(ValueError, match="found must hold 1 radii, one per image, got 2"):
         certify.eight_bit_radius(reference, points[:1], [0], found, norm="l2")
+
+
+@pytest.mark.parametrize(("norm", "other"), [("l2", "linf"), ("linf", "l1")])
+def test_radii_of_another_norm_are_noticed(norm, other):
+    points, labels = np.array([[10, 10], [20, 30], [90, 70]], np.uint8), np.array([0, 0, 1])
+    reference = neighbors.fit(points, labels, 2)
+    found = certify.radius(reference, points, labels, norm=norm)
+    certify.eight_bit_radius(reference, points, labels, found, norm=norm)
+    with pytest.raises(ValueError, match=f"^norm must be that of the radii, got '{other}', in which .* of image 0 is"):
+        certify.eight_bit_radius(reference, points, labels, found, norm=other)

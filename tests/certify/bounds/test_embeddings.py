@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -200,6 +201,15 @@ def test_stated_rounding_is_subtracted():
         for embed in (exact, coarse)
     )
     np.testing.assert_allclose(less, np.maximum(fine - 0.01, 0), atol=1e-6)
+
+
+def test_the_rounding_of_principal_components_grows_with_the_points():
+    """Of one pixel the map is x - 1000.5, up to its sign; a small x is lost in it."""
+    embed = embeddings.pca(np.array([[1000], [1001]], np.float32), 1)
+    image = np.array([[3e-14]], np.float32)
+    truth = abs(Fraction(float(image[0, 0])) - Fraction(1000.5))
+    off = abs(Fraction(abs(float(embed(image)[0, 0]))) - truth)
+    assert 0 < off <= embed.rounding < 1e-9
 
 
 @pytest.mark.usefixtures("free_radius")

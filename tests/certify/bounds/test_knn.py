@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nn_adv import data, neighbors
-from nn_adv.certify.bounds import knn
+from nn_adv.certify.bounds import knn, knn_attack
 from nn_adv.certify.bounds.knn_counting import lower_bound, near_points
 from nn_adv.certify.inputs import host_points
 from nn_adv.threat import NORMS
@@ -70,6 +70,13 @@ def test_vote_equals_brute_force_with_ties_and_duplicates(k, levels):
     assert np.array_equal(knn.vote(reference, images, k), _vote(points, labels, images, k))
     if k <= 2:
         assert np.array_equal(knn.vote(reference, images, k), neighbors.predict(reference, images))
+
+
+def test_votes_of_many_points_are_counted_as_they_are():
+    """49,000 to 1,000, in whichever order they come: times their number they exceed an int32."""
+    labels = np.repeat([0, 1], [49_000, 1_000]).astype(np.int32)
+    found = knn_attack.winner(np.stack([labels, labels[::-1], 1 - labels]), 2)
+    assert found.tolist() == [0, 0, 1]
 
 
 def test_vote_without_the_point_itself():
