@@ -251,15 +251,13 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
 
 def _described(model, images):
     """Return the repr of a module, and a hash of its program where a function is in it, of which repr says the name."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    address = re.compile(r" at 0x[0-9a-f]+")
+    text = address.sub("", repr(model))
     if not _has_function(model):
         return text
     like = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    program = re.sub(
-        r" at 0x[0-9a-f]+",
-        "",
-        str(jax.make_jaxpr(functools.partial(model.init_with_output, train=False))(jax.random.key(0), like)),
-    )
+    init = jax.make_jaxpr(functools.partial(model.init_with_output, train=False))
+    program = address.sub("", str(init(jax.random.key(0), like)))
     return f"{text} {hashlib.sha256(program.encode()).hexdigest()}"
 
 

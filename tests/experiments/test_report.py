@@ -378,7 +378,7 @@ def test_findings_say_what_the_mean_over_both_hides():
     results = records.index(rows)
     *_, hidden = findings.findings(results, results.common_tasks)
     assert "hides" in hidden and "behind TRADES-linf (−12.0" in hidden
-    assert "ahead of it on train images (+17.5" in hidden and "behind it on test images (−41.5" in hidden
+    assert "on train images 1NN is ahead of it (+17.5" in hidden and "on test images behind it (−41.5" in hidden
 
 
 def test_the_best_rival_is_chosen_by_its_mean():
