@@ -143,16 +143,19 @@ def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):
         return lax.while_loop(lambda s: s[4] & (s[5] < _MAX_HALVINGS), halve, start)[1:4]
 
     def climb(state):
-        multipliers, inner, value, _, count = state
-        gradient, working, error = residual(multipliers, inner)
+        multipliers, inner, value, (gradient, working, error), count = state
         step = _newton_direction(problems, inner, delta, give, gradient, working)
         trial, inner, value = backtrack(multipliers, step, gradient, inner, value, error > _TOLERANCE)
-        return trial, inner, value, jnp.any(residual(trial, inner)[2] > _TOLERANCE), count + 1
+        return trial, inner, value, residual(trial, inner), count + 1
+
+    def is_open(state):
+        *_, (_, _, error), count = state
+        return jnp.any(error > _TOLERANCE) & (count < _MAX_NEWTON_STEPS)
 
     inner, value = evaluate(multipliers)
-    start = (multipliers, inner, value, jnp.any(residual(multipliers, inner)[2] > _TOLERANCE), 0)
-    multipliers, inner, *_ = lax.while_loop(lambda s: s[3] & (s[4] < _MAX_NEWTON_STEPS), climb, start)
-    return multipliers, inner, residual(multipliers, inner)[2]
+    start = (multipliers, inner, value, residual(multipliers, inner), 0)
+    multipliers, inner, _, (_, _, error), _ = lax.while_loop(is_open, climb, start)
+    return multipliers, inner, error
 
 
 def start(norm: str, problems: Problems) -> jax.Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.certify import screening
@@ -79,9 +78,9 @@ def find(
         reference, points, queries, pixels, labels, left_out, norm, bounds, tolerance,
         stops_at_witness=np.isfinite(cutoff),
         scale=pixel_scale(points, pixels, np.where(near[:, 0] >= 0, towards, np.inf)),
-        scores=scores,
+        scores=on_host(scores),
         others=others,
-        own=screening.lowest(scores, own_class, _FIRST_CONSTRAINTS),
+        own=screening.lowest(scores, own_class, _FIRST_OPPONENTS)[:, :_FIRST_CONSTRAINTS],  # one program for both
         distance=np.zeros(len(labels)),
         candidates=[],
         best=cutoff.astype(np.float64),
@@ -145,7 +144,7 @@ def _is_own_unsure(search: Search, sq_own: np.ndarray, sq_near: np.ndarray) -> n
     """Return for which images ``[B]`` an opponent is nearest unless the scores hide an own point that is nearer."""
     sq_nearest, first = sq_near.min(axis=1), search.own[:, :1]
     ceiling = screening.score_ceiling(search, np.sqrt(sq_nearest))
-    lowest = on_host(jnp.take_along_axis(search.scores[: len(first)], first, axis=1))[:, 0]
+    lowest = np.take_along_axis(search.scores[: len(first)], first, axis=1)[:, 0]
     return (first[:, 0] >= 0) & (sq_nearest < sq_own[:, 0]) & (lowest <= ceiling)
 
 
@@ -209,7 +208,7 @@ def _widen(search: Search, images: np.ndarray) -> None:
     """Add every opponent that distances and single constraints do not rule out at the best radius known."""
     if not len(images):
         return
-    scores, size = on_host(search.scores), search.pixels.shape[1]
+    scores, size = search.scores, search.pixels.shape[1]
     limit = np.zeros(len(search.labels), np.float32)
     limit[images] = screening.distance_limit(search, images)
     ceiling = screening.score_ceiling(search, limit)

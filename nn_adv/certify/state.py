@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import chex
 import numpy as np
 
 from nn_adv.certify.inputs import Points, host_pixels
@@ -31,7 +30,7 @@ class Search:
     tolerance: float
     stops_at_witness: np.ndarray  # whether any witness below the first `best` is enough [B]
     scale: np.ndarray  # of the pixels around each image [B], from `pixel_scale`
-    scores: chex.Array  # of all points, from `screening.score` [Q, P]
+    scores: np.ndarray  # of all points, from `screening.score` [Q, P]
     others: np.ndarray  # which points are opponents [B, P]
     own: np.ndarray  # own points, nearest first [B, m]
     distance: np.ndarray  # of the nearest own point [B]

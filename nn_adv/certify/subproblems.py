@@ -22,7 +22,8 @@ from nn_adv.certify.screening import doubt
 from nn_adv.certify.state import Search
 from nn_adv.pixels import float64_pixels
 
-_WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints
+_WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints, a program each
+_FEW_PIXELS = 256  # up to which the smallest is left out: it would save less than its program takes to compile
 _BATCHES = (8, 32, 128, 256)  # padded numbers of subproblems that an accelerator solves together
 _PIECE = 16  # subproblems per call on a CPU
 _MAX_ROUNDS = 40
@@ -69,7 +70,7 @@ def advance(search: Search, subproblems: list[Subproblem]) -> None:
     """Solve each subproblem for its constraints, judge the solution, and close it or add what it missed."""
 
     def width(subproblem):
-        return _padded(len(subproblem.constraints), _WIDTHS)
+        return _width(search, subproblem)
 
     on_cpu = _is_on_cpu()
     most = _PIECE if on_cpu else _BATCHES[-1]
@@ -96,13 +97,18 @@ def _is_on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def _width(search: Search, subproblem: Subproblem) -> int:
+    few = search.pixels.shape[1] <= _FEW_PIXELS
+    return _padded(len(subproblem.constraints), _WIDTHS[1:] if few else _WIDTHS)
+
+
 def _padded(count: int, sizes: tuple[int, ...]) -> int:
     return next((size for size in sizes if size >= count), sizes[-1])
 
 
 def _solve(search: Search, subproblems: list[Subproblem], *, one_by_one: bool) -> tuple[np.ndarray, np.ndarray]:
     """Solve each for its constraints; returns the candidate witnesses and which of them solve their problem."""
-    count, width = len(subproblems), _padded(max(len(one.constraints) for one in subproblems), _WIDTHS)
+    count, width = len(subproblems), max(_width(search, one) for one in subproblems)
     size = _PIECE if one_by_one else _padded(count, _BATCHES)
     constraints = np.full((size, width), -1, np.int32)  # the filling has none: it is solved at once
     multipliers, center = np.zeros((size, width)), np.zeros((size, search.pixels.shape[1]))
