@@ -95,7 +95,8 @@ class Reference:
         """Number of points, or None inside a transformation, where it is not known."""
         if isinstance(self.index, jax.core.Tracer):
             return None
-        return int(jnp.sum(self.index != NO_POINT))
+        with jax.ensure_compile_time_eval():  # a reference that a transformation closes over is known inside it
+            return int(jnp.sum(self.index != NO_POINT))
 
 
 def sums_fit_int32(norm: str, size: int) -> bool:
