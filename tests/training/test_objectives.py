@@ -30,12 +30,13 @@ _jitted = jax.jit(_trades)
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("threats", "budget"), [((_LINF,), 27), ((_L2,), 27), ((_LINF, _L2), 50)])
 def test_forward_equivalents_of_a_step(threats, budget):
-    """One matrix of 16 M operations per forward dwarfs everything else; a pass back to the images costs the same."""
-    size, batch = 256, 128
-    images = jnp.full((batch, 16, 16, 1), 0.5)
+    """One matrix of 268 M operations per forward dwarfs everything else; a pass back to the images costs the same."""
+    size, batch = 1024, 128
+    images = jnp.full((batch, 32, 32, 1), 0.5)
 
     def apply_fn(variables, images, train, mutable=(), rngs=None):
-        logits = jnp.tanh(images.reshape(batch, -1) @ variables["params"])[:, :4]
+        inputs = images.reshape(batch, -1) + 0.25 * train  # or the compiler finds that predicting is training
+        logits = jnp.tanh(inputs @ variables["params"])[:, :4]
         return (logits, {}) if train else logits
 
     def cost(function, *args):
@@ -51,7 +52,7 @@ def test_forward_equivalents_of_a_step(threats, budget):
                 return training.trades(
                     apply_fn, {"params": weights}, training.Batch(images, jnp.zeros(batch, jnp.int32)),
                     key=jax.random.key(0), threats=threats, beta=6.0, num_steps=10,
-                    noise=[training.Noise(images, images)] * len(threats),
+                    noise=[training.Noise(scale * images, images) for scale in range(1, len(threats) + 1)],
                 )[0]  # fmt: skip
 
             return jax.grad(loss)(weights)
@@ -60,7 +61,7 @@ def test_forward_equivalents_of_a_step(threats, budget):
     forward = 2 * batch * size * size
     # The gradient to the images is not needed in the loss: each of its backward passes counts 1 there, not 2.
     trained = 1 + len(threats)
-    assert flops / forward == pytest.approx(budget - trained, abs=0.5)
+    assert flops / forward == pytest.approx(budget - trained, abs=0.75)  # what is no product is below that
 
 
 @pytest.mark.slow
