@@ -50,8 +50,8 @@ def curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
                 )
         caption = (
             f"{title}: mean over {counted(len(tasks), 'task')}, the band is ± one standard error. "
-            "Solid: exact. Dashed: attacked, an upper bound. Dotted: certified, a lower bound. Upright line: the main "
-            "radius."
+            "Solid: exact, through the radii at which all images are. Dashed: attacked, an upper bound. "
+            "Dotted: certified, a lower bound. Upright line: the main radius."
         ) + " Black: what no classifier can exceed on these images." * (CEILING in results.methods)
         found += [Panels(images, caption)] if images else []
     return [Heading("Accuracy against the radius"), *found] if found else []
@@ -67,7 +67,10 @@ def _curves(results: Results, split: str, norm: str, tasks: Sequence[str]) -> li
         for kinds in (SHOWN, ("clean", *PROVEN)):
             mean_at = functools.partial(mean_of, results, method, split, tasks=tasks, kinds=kinds)
             points = points_of_curve(mean_at, norm, results.epsilons(norm))
-            if not points or (kinds != SHOWN and all(mean.kind in ("clean", "exact") for _, mean in points)):
+            exact = [(epsilon, mean) for epsilon, mean in points if mean.kind in ("clean", "exact")]
+            if 2 * len(exact) > len(points):  # an image that is only bounded at an epsilon does not undo the others
+                points = exact
+            if not points or (kinds != SHOWN and points is exact):
                 continue
             line = figures.curve_of_means(points, method_label(method), color, marker)
             label = "highest possible" if method == CEILING else line.label

@@ -381,6 +381,15 @@ def test_findings_say_what_the_mean_over_both_hides():
     assert "on train images 1NN is ahead of it (+17.5" in hidden and "on test images behind it (−41.5" in hidden
 
 
+def test_one_bounded_radius_leaves_the_rest_of_a_curve_exact():
+    kinds = {0.25: ("exact",), 0.5: ("certified", "attacked"), 0.75: ("exact",), 1.0: ("exact",)}
+    evaluations = [evaluation("test", "l2", at, kind, 100, 90 - 40 * at) for at in kinds for kind in kinds[at]]
+    clean = evaluation("test", None, 0.0, "clean", 100, 95)
+    results = records.index([row("0v1", "1nn", [clean, *evaluations], radii={"l2": 1.0})])
+    (curve,) = pairs._curves(results, "test", "l2", results.tasks)
+    assert [epsilon for epsilon, _ in curve.points] == [0, 0.25, 0.75, 1.0] and "exact" in curve.label
+
+
 def test_the_best_rival_is_chosen_by_its_mean():
     rows = realistic_rows(num_classes=4)
     results = records.index(rows)
