@@ -168,10 +168,12 @@ class Excerpts:
         """Set the methods of several studies side by side, each under its name, on the pairs that all of them have."""
         first = next(iter(studies.values()))
         tasks = [task for task in first.tasks if all(task in one.tasks for one in studies.values())]
+        if not tasks:
+            raise ValueError(f"{', '.join(studies)} have no pair in common")
         conditions = first.results.main_conditions[:-1]  # all but the worst of them
         lines = [
             [labels.method_label(method), name, *(_percent(one.results, method, split, at, tasks) for at in conditions)]
-            for method in first.results.methods
+            for method in dict.fromkeys(method for one in studies.values() for method in one.results.methods)
             for name, one in studies.items()
             if method in one.results.methods
         ]

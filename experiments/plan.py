@@ -85,8 +85,8 @@ class Plan:
         return {"absence": self.absence(left_out, part)} if left_out else {}
 
     def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
-        """Say what is left out of the groups of a shard, and how that can be made good."""
-        return f"left out on this machine: {', '.join(unit.name for unit in left_out)}"
+        """Say what is left out of the groups of a shard, and how to make it good; for plans that have ``skipped``."""
+        raise NotImplementedError
 
     def about(self, unit: Unit) -> dict[str, Any]:
         """Return what every row says of its unit, of the data, of the machine and of the moment that made it."""

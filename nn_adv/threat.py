@@ -61,7 +61,8 @@ class Threat:
 def check_threat(threat: Threat, *, finite: bool = False) -> None:
     """Raise ValueError for anything but a `Threat` with a radius, or radii, of 0 or more.
 
-    With ``finite`` also for infinite ones: what steps by parts of the radius would step to NaN, which breaks nothing.
+    With ``finite`` also for infinite ones: attacks that step by parts of the radius would move to NaN, and count every
+    image as robust.
     """
     if not isinstance(threat, Threat):
         raise ValueError(f"threat must be a Threat, got {threat!r}")

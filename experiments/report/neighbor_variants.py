@@ -152,7 +152,7 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
             method_label(row["method"]),
             norm_label(norm),
             *map(_size, (distance, distance / 2)),
-            f"{share[0]} {_size(least)}",  # exact or a bound, as the share is
+            f"{share.split()[0]} {_size(least)}",  # exact or a bound, as the share is
             share,
         ]
         for row in sorted(run.rows, key=lambda row: results.methods.index(row["method"]))

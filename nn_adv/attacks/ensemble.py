@@ -213,7 +213,7 @@ def ensemble(
             f"got one of {state.adversarial.shape} at attack {state.attack}"
         )
     as_integers(state.broken_by, "state.broken_by", low=UNBROKEN, high=len(attacks) - 1, count=len(images))
-    as_count(state.num_done, "state.num_done", low=0)
+    as_count(state.num_done, "state.num_done", low=0, high=len(images))
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
         logits = np.asarray(_compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])

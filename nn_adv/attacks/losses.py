@@ -42,7 +42,7 @@ def cross_entropy_plain(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """Compute ``max_{j != y} z_j - z_y``: positive only where the prediction is wrong. Jittable.
+    """Compute ``max_{j != y} z_j - z_y``, ``[B]``: positive only where the prediction is wrong. Jittable.
 
     Arguments that are not listed are those of `cross_entropy`.
     """
@@ -50,7 +50,7 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def targeted_margin(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
-    """Compute ``z_t - z_y``: where it is positive the prediction is wrong. Jittable.
+    """Compute ``z_t - z_y``, ``[B]``: where it is positive the prediction is wrong. Jittable.
 
     Arguments that are not listed are those of `cross_entropy`.
 
@@ -65,7 +65,8 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """Compute the difference of logits ratio: the margin over the spread ``z_(1) - z_(3)``. Jittable.
 
     It changes neither with the scale nor with the offset of the logits (Croce & Hein 2020, arXiv 2003.01690,
-    equation 6). Values of different points have different denominators: as a measure of closeness take the margin.
+    equation 6). Values of different points have different denominators: as a measure of closeness take the margin. C is
+    3 or more.
 
     Arguments that are not listed are those of `cross_entropy`.
 
@@ -81,9 +82,10 @@ def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def targeted_dlr(logits: chex.Array, labels: chex.Array, targets: chex.Array) -> chex.Array:
-    """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (arXiv 2003.01690, equation 7). Jittable.
+    """Compute ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``, ``[B]`` (arXiv 2003.01690, eq. 7). Jittable.
 
-    Values are not to be compared between targets. Arguments that are not listed are those of `cross_entropy`.
+    C is 4 or more. Values are not to be compared between targets. Arguments that are not listed are those of
+    `cross_entropy`.
 
     Args:
       targets: class indices ``[B]``, other than the labels.

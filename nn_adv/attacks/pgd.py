@@ -65,9 +65,9 @@ def pgd(
       An `AttackResult`.
 
     Raises:
-      ValueError: negative ``num_steps`` or ``step_size``, ``num_restarts`` below 1, images or labels of a wrong type,
-        logits or predictions of a wrong shape, and outside jit images not inside the bounds, labels out of range or NaN
-        for a clean image. Probabilities are warned of there.
+      ValueError: negative ``num_steps`` or ``step_size``, ``num_restarts`` below 1, an infinite radius, images or
+        labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds,
+        labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     check_threat(threat)
     num_steps = as_count(num_steps, "num_steps", low=0)

@@ -31,9 +31,9 @@ def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashab
       fn: a function of a module.
       *args: pytrees of arrays, and functions.
       keep: find the program of the next call by its functions alone. A plain function may depend on variables that
-        change between calls, which would not be noticed, so without this only this library's and callable pytrees,
-        which depend on their arguments alone, are trusted so far. Others are traced at each call, and compiled where
-        they do anything new.
+        change between calls, which would not be noticed, so without this only callable pytrees and this library's
+        functions that close over nothing are trusted so far: they depend on their arguments alone. Others are traced at
+        each call, and compiled where they do anything new.
       **static: options that are compiled for.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(()))):
@@ -85,4 +85,5 @@ def _is_pytree(fn: Callable[..., Any]) -> bool:
 
 def _depends_on_arguments(fn: Callable[..., Any]) -> bool:
     is_ours = str(getattr(fn, "__module__", "")).startswith("nn_adv.")
-    return _is_pytree(fn) or (is_ours and getattr(fn, "__closure__", None) is None)  # a closure is new at each call
+    is_closure = getattr(fn, "__closure__", None) is not None  # a new one would be a new program
+    return _is_pytree(fn) or (is_ours and not is_closure)

@@ -69,9 +69,7 @@ class Subproblem:
 def advance(search: Search, subproblems: list[Subproblem]) -> None:
     """Solve each subproblem for its constraints, judge the solution, and close it or add what it missed."""
 
-    def width(subproblem):
-        return _width(search, subproblem)
-
+    width = functools.partial(_width, search)
     on_cpu = _is_on_cpu()
     most = _PIECE if on_cpu else _BATCHES[-1]
     order = sorted(subproblems, key=lambda subproblem: (width(subproblem), int(search.labels[subproblem.image])))
@@ -98,6 +96,7 @@ def _is_on_cpu() -> bool:
 
 
 def _width(search: Search, subproblem: Subproblem) -> int:
+    """Return the padded number of constraints of a subproblem."""
     few = search.pixels.shape[1] <= _FEW_PIXELS
     return _padded(len(subproblem.constraints), _WIDTHS[1:] if few else _WIDTHS)
 

@@ -21,6 +21,8 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 _CLASS_NAMES = {"mnist": _DIGIT_NAMES, "fashion_mnist": _FASHION_NAMES, "cifar10": _CIFAR10_NAMES}
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG"
+_PNG_DEPTH = 24  # where a PNG says its bits a channel
 
 
 def load_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -90,4 +92,6 @@ def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     if (picture.height, picture.width, picture.mode) != (*shape[:2], mode):
         found = f"{picture.height} x {picture.width} pixels of mode {picture.mode}"
         raise ValueError(f"it has {found} in place of {shape[0]} x {shape[1]} of mode {mode}")
+    if "transparency" in picture.info or (encoded.startswith(_PNG_MAGIC) and encoded[_PNG_DEPTH] > 8):
+        raise ValueError("it has transparency, or 16 bits a channel, which Pillow would leave out")
     return np.asarray(picture).reshape(shape)

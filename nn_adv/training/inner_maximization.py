@@ -8,6 +8,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nn_adv.attacks.common import logits_of
 from nn_adv.attacks.programs import run
@@ -93,7 +94,8 @@ def inner_maximization(
       A `InnerMaximum`; gradients do not flow through it.
 
     Raises:
-      ValueError: another norm, or negative ``num_steps`` or ``step_size``.
+      ValueError: another norm, an infinite radius, negative ``num_steps`` or ``step_size``, or another number of these
+        than of images.
     """
     check_threat(threat, finite=True)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
@@ -104,6 +106,8 @@ def inner_maximization(
     if step_size is None:
         step_size = 2 * threat.epsilon / max(num_steps, 1)
     check_size(step_size, "step_size")
+    if np.shape(step_size) not in ((), images.shape[:1]):
+        raise ValueError(f"step_size must be one, or one per image [{len(images)}], got shape {np.shape(step_size)}")
     threat, step_size = as_threat(threat, images), per_image(step_size, images)
     if log_target is None:
         log_target = jax.nn.log_softmax(run(logits_of, logits_fn, images))

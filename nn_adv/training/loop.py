@@ -24,6 +24,8 @@ from nn_adv.training import steps
 from nn_adv.training.recipe import Recipe
 from nn_adv.training.spread import Spread
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
 
 class Member(NamedTuple):
     """One network's data: positions in the dataset, and classes 0..C-1.
@@ -251,20 +253,28 @@ def _identity(model, images, members, recipe, seeds, steps_per_epoch):
 
 def _described(model, images):
     """Return the repr of a module, and a hash of its program where a function is in it, of which repr says the name."""
-    address = re.compile(r" at 0x[0-9a-f]+")
-    text = address.sub("", repr(model))
+    text = _ADDRESS.sub("", repr(model))
     if not _has_function(model):
         return text
+    digest = hashlib.sha256()
     like = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    init = jax.make_jaxpr(functools.partial(model.init_with_output, train=False))
-    program = address.sub("", str(init(jax.random.key(0), like)))
-    return f"{text} {hashlib.sha256(program.encode()).hexdigest()}"
+    for train in (False, True):
+
+        def call(key, images, train=train):
+            return model.init_with_output({"params": key, "dropout": key}, images, train=train)
+
+        program = jax.make_jaxpr(call)(jax.random.key(0), like)
+        digest.update(_ADDRESS.sub("", str(program)).encode())
+        for array in map(np.asarray, program.consts):  # what its functions close over
+            digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+    return f"{text} {digest.hexdigest()}"
 
 
 def _has_function(module):
     fields = (field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name"))
-    values = jax.tree.leaves([getattr(module, name) for name in fields])
-    return any(_has_function(value) if isinstance(value, nn.Module) else callable(value) for value in values)
+    values = jax.tree.leaves([getattr(module, name) for name in fields], is_leaf=callable)
+    functions = (value for value in values if callable(value) and not isinstance(value, type))
+    return any(not isinstance(value, nn.Module) or _has_function(value) for value in functions)
 
 
 def _num_classes(model, image_shape):

@@ -73,6 +73,9 @@ class Recipe:
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTATIONS)
+        for name, value in vars(self).items():  # plain numbers in tuples, so that equal recipes are equal, as text too
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         for name in ("num_epochs", "batch_size", "batch_norm_groups"):
             _check_range(name, getattr(self, name), 1, whole=True)
         if self.batch_size % self.batch_norm_groups:
@@ -85,7 +88,6 @@ class Recipe:
             _check_range(name, getattr(self, name), 0)
         for name in ("momentum", "ema_decay"):
             _check_range(name, getattr(self, name), 0, below=1)
-        # Plain numbers in tuples, so that equal recipes are equal.
         object.__setattr__(self, "threats", tuple(map(_plain_threat, _as_tuple("threats", self.threats))))
         drops = _as_tuple("drop_epochs", self.drop_epochs)
         for epoch in drops:

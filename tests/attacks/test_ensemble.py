@@ -332,7 +332,7 @@ def test_plain_pgd_is_there_by_name():
         ),
         (
             {"state": attacks.EnsembleState(_images(10)[0], np.full(23, UNBROKEN), 0, -1)},
-            "state.num_done must be at least 0, got -1",
+            "state.num_done must be in 0..23, got -1",
         ),
         ({"indices": np.arange(22)}, r"indices must be integers \[23\], got .* of shape \(22,\)"),
         ({"labels": np.zeros((23, 1), int)}, r"labels must be integers \[23\], got .* of shape \(23, 1\)"),

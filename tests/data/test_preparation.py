@@ -195,6 +195,10 @@ def _grey(image, file, save):
     save(image.convert("L"), file, "png")
 
 
+def _seen_through(image, file, save):
+    save(image, file, "png", transparency=(0, 0, 0))
+
+
 def _cut_off(image, file, save):
     content = io.BytesIO()
     save(image, content, "png")
@@ -207,6 +211,7 @@ def _cut_off(image, file, save):
         (_resized, "it has 4 x 5 pixels of mode RGB in place of 32 x 32 of mode RGB"),
         (_with_alpha, "it has 32 x 32 pixels of mode RGBA in place of"),
         (_grey, "it has 32 x 32 pixels of mode L in place of"),
+        (_seen_through, "it has transparency, or 16 bits a channel"),
         (_cut_off, "it cannot be decoded"),
         (lambda image, file, save: file.write(b"text"), "it cannot be decoded"),
     ],
@@ -214,7 +219,7 @@ def _cut_off(image, file, save):
 def test_another_kind_of_picture_is_refused_with_its_number_and_folder(mirror, tmp_path, monkeypatch, change, message):
     mirror("cifar10")
     save = PIL.Image.Image.save
-    monkeypatch.setattr(PIL.Image.Image, "save", lambda image, file, kind: change(image, file, save))
+    monkeypatch.setattr(PIL.Image.Image, "save", lambda image, file, kind, **_: change(image, file, save))
     with pytest.raises(
         ValueError, match=rf"train image 0 in .*3\.0\.2 is none of this dataset's: {message}.*; name another data_dir"
     ) as error:

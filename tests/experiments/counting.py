@@ -22,6 +22,9 @@ def make_plan(config):
 class Plan(plan.Plan):
     """See `plan.Plan`."""
 
+    def absence(self, left_out, part):
+        return f"left out here: {', '.join(unit.name for unit in left_out)}"
+
     def share(self, group, num_missing, workdir, progress):
         if any(unit.name.startswith("shares-badly") for unit in group):
             raise ValueError("nothing to share")

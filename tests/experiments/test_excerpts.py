@@ -1,6 +1,7 @@
 """What is quoted beside whole sections: sweeps of one setting, and cost."""
 
 import pathlib
+import shutil
 
 import pytest
 
@@ -35,6 +36,27 @@ def test_all_runs_of_a_sweep_are_judged_at_the_epsilons_of_the_base(run):
     assert judged and all(line[1] == line[2] == line[3] for line in judged)
     assert not any("L2 1.6" in line[0] for line in blocks[2].rows)
     assert "L2 1.6" in str(sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled)}, "epsilon", 2.0)[2].rows)
+
+
+def test_studies_stand_side_by_side_on_their_common_pairs(tmp_path):
+    rows = (RESULTS / "digits" / "rows-00000-of-00001.jsonl").read_text().splitlines(keepends=True)
+    for name, methods, tasks in (
+        ("one", ("1nn", "trades-l2"), ("0v1", "0v2")),
+        ("two", ("trades-l2",), ("0v2", "0v3")),
+    ):
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        kept = [row for row in rows for method in methods for task in tasks if f"/{task}/{method}/" in row]
+        (folder / "rows-00000-of-00001.jsonl").write_text("".join(kept))
+        shutil.copy(RESULTS / "digits" / "config.json", folder)
+    quoted = excerpts.Excerpts(tmp_path, "")
+    studies = {"first": quoted.study("one"), "second": quoted.study("two")}
+    head, _, *lines = quoted.side_by_side(studies, "test").splitlines()
+    assert head == "| test images, mean over 0v2 |  | clean | L∞ 0.1 | L2 0.8 |"
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| 1NN", "first"], ["| TRADES-l2", "first"], ["| TRADES-l2", "second"]
+    ]  # fmt: skip
+    assert lines[1].split(" | ")[2:] == lines[2].split(" | ")[2:]
 
 
 def test_runs_without_a_common_task_are_no_sweep(run):

@@ -298,7 +298,6 @@ def test_query_blocks_change_nothing(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.slow
 def test_points_left_out_may_be_traced():
     points = _random(0, 20, 4, "uint8")
     reference = neighbors.fit(points, _labels(20, 3), 3)
@@ -307,6 +306,7 @@ def test_points_left_out_may_be_traced():
     np.testing.assert_array_equal(found, neighbors.nearest(reference, points, 2, leave_out=leave_out).indices)
 
 
+@pytest.mark.slow
 def test_under_jit_and_vmap_and_without():
     points, labels = _random(0, 80, 9, "float32").reshape(80, 3, 3), _labels(80, 2)
     queries = _random(2, 6, 9, "float32").reshape(6, 3, 3)

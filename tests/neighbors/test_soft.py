@@ -101,10 +101,10 @@ def test_temperature_is_traced():
     assert soft._stream._cache_size() == start
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf, 1e-38])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf, 1e-38, [0.1, 0.2], "x"])
 def test_no_temperature_is_refused(temperature):
     reference = neighbors.fit(np.zeros((2, 3), np.float32), [0, 1], 2)
-    with pytest.raises(ValueError, match="temperature must be 1e-30 or more, and finite"):
+    with pytest.raises(ValueError, match="temperature must be "):
         neighbors.soft_logits(reference, np.zeros((1, 3), np.float32), temperature)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -153,7 +154,8 @@ class _Activated(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        return self.activation(nn.Dense(2)(images.reshape(len(images), -1)))
+        logits = nn.Dense(2)(images.reshape(len(images), -1))
+        return self.activation(logits, train)
 
 
 def _twice(model, other_model, tmp_path, other_images=_IMAGES):
@@ -163,12 +165,15 @@ def _twice(model, other_model, tmp_path, other_images=_IMAGES):
 
 
 def test_functions_in_a_network_are_told_apart_by_what_they_do(tmp_path):
-    def leaky():
-        return _Activated(functools.partial(nn.leaky_relu, negative_slope=0.2))
+    def scaled(weights, in_training=1.0):
+        weights = jnp.asarray(weights)
+        return _Activated(functools.partial(lambda x, train: x * weights * (in_training if train else 1.0)))
 
-    _twice(leaky(), leaky(), tmp_path / "same")
-    with pytest.raises(ValueError, match="holds another training \\(different model\\)"):
-        _twice(_Activated(lambda x: x), _Activated(lambda x: -x), tmp_path / "other")
+    one = scaled([1.0, 2.0])
+    _twice(one, scaled([1.0, 2.0]), tmp_path / "same")  # two functions, at two addresses
+    for number, other in enumerate((scaled([1.0, 2.5]), scaled([1.0, 2.0], in_training=2.0))):
+        with pytest.raises(ValueError, match="holds another training \\(different model\\)"):
+            _twice(one, other, tmp_path / str(number))
 
 
 def test_images_of_another_shape_are_another_training(tmp_path):

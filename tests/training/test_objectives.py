@@ -216,6 +216,7 @@ def test_outside_jit_a_function_may_change_between_calls():
         ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
         ({"beta": float("nan")}, "beta must be a number >= 0, got nan"),
         ({"step_sizes": (0.1, -0.1)}, "step_size must be a number >= 0, got -0.1"),
+        ({"step_sizes": (np.ones(2), 0.1)}, r"step_size must be one, or one per image \[6\], got shape \(2,\)"),
         (
             {"threats": (Threat("l2", np.inf),)},
             "epsilon must be finite here, got inf: give the size",

@@ -62,7 +62,7 @@ def test_wrong_values(changes, message):
 
 def test_numbers_of_numpy_are_numbers():
     recipe = training.Recipe(threats=_LINF, num_epochs=np.int64(3), learning_rate=np.float64(0.1))
-    assert recipe == training.Recipe(threats=_LINF, num_epochs=3, learning_rate=0.1)
+    assert repr(recipe) == repr(training.Recipe(threats=_LINF, num_epochs=3, learning_rate=0.1))
 
 
 def test_schedules():

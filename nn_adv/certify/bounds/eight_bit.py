@@ -50,11 +50,11 @@ def eight_bit_radius(
 ) -> EightBitRadius:
     """Bound the distance to the nearest 8-bit image that 1NN gives another label, from radii of `radius`.
 
-    Distances between 8-bit images are multiples of 1/255 in l1 and linf and roots of whole numbers over 255 in l2, so
-    a lower bound, proved again in whole numbers, is raised to the next of them. In linf a witness is lengthened to
-    whole levels, and the two bounds mostly meet. Witnesses are judged by `neighbors.nearest` in integers, as they are
-    when they are read from a file. Where no rounded witness has another label, the training image it is nearest to
-    does.
+    Distances between 8-bit images are multiples of 1/255 in l1 and linf and roots of whole numbers over 255 in l2, so a
+    lower bound, proved again in whole numbers, is raised to the next of them. In linf a witness is lengthened to whole
+    levels, and the two bounds mostly meet. Witnesses are judged by `neighbors.nearest` in integers, as they are when
+    they are read from a file. All opponents are checked once more, in memory. Where no rounded witness has another
+    label, the training image it is nearest to does.
 
     Args:
       reference: of uint8 points, as given to `radius`.
