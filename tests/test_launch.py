@@ -14,7 +14,7 @@ _ASKED = ["--config=configs/binary_tasks.py:digits", "--workdir=/shared/a run"]
 _SRUN = 'shift; export SLURM_PROCID SLURM_NTASKS=3; for SLURM_PROCID in 0 1 2; do "$@" || exit 1; done'
 _GCLOUD = 'for argument; do case $argument in --command=*) cd "$HOME" && bash -c "${argument#--command=}";; esac; done'
 # The second shard is killed at its first start.
-_PYTHON = """printf '%s|' "$@" >> "$LOG"; echo "$TPU_PROCESS_BOUNDS" >> "$LOG"
+_PYTHON = """line=$(printf '%s|' "$@"); echo "$line$TPU_PROCESS_BOUNDS" >> "$LOG"  # at once: shards run side by side
 case "$*" in *--shard=1/3) if [ ! -e "$LOG.killed" ]; then touch "$LOG.killed"; kill -9 $$; fi;; esac"""
 
 
