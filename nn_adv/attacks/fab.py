@@ -76,8 +76,8 @@ def fab(
 
     Args:
       key: as for `pgd`; only restarts use it.
-      threat: the perturbations allowed. The radius decides success, and how far away restarts begin: at most half of
-        it, and half of the distance found. Steps do not use it.
+      threat: the perturbations allowed. The radius, which may be infinite, decides success, and how far away restarts
+        begin: at most half of it, and half of the distance found. Steps do not use it.
       num_steps: gradient steps per run, at least 1.
       num_restarts: runs from random points beside the first, which begins at the image, make up this number. Where all
         of the gradient at an image is zero, only they get away from it.

@@ -22,7 +22,7 @@ from nn_adv.neighbors.inputs import flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
 
-LEAST_TEMPERATURE = 1e-30  # squared distances over it stay within float32, up to 1e8
+_LEAST_TEMPERATURE = 1e-30  # squared distances over it stay within float32, up to 1e8
 
 
 class _Moments(NamedTuple):
@@ -62,8 +62,8 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     """
     if not isinstance(reference, Reference):
         raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
-    if not isinstance(temperature, jax.core.Tracer) and as_number(temperature, "temperature") < LEAST_TEMPERATURE:
-        raise ValueError(f"temperature must be {LEAST_TEMPERATURE} or more, got {temperature}")
+    if not isinstance(temperature, jax.core.Tracer) and as_number(temperature, "temperature") < _LEAST_TEMPERATURE:
+        raise ValueError(f"temperature must be {_LEAST_TEMPERATURE} or more, got {temperature}")
     queries = as_float(flatten_queries(reference, queries))
     if reference.mapped is not None:
         queries = precision.matmul_t(queries, reference.linear_map)

@@ -226,3 +226,11 @@ def test_workers_share_what_they_compile_unless_the_user_keeps_it_elsewhere(monk
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     with workers._environment(workers.cores()[0], str(tmp_path)):
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/mine"
+
+
+def test_workers_take_large_pages_beside_what_the_user_sets(monkeypatch, tmp_path):
+    for given, wanted in (("", "glibc.malloc.hugetlb=1"), ("glibc.a=1", "glibc.malloc.hugetlb=1:glibc.a=1")):
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+        with workers._environment(workers.cores()[0], str(tmp_path)):
+            assert os.environ["GLIBC_TUNABLES"] == wanted
+        assert os.environ["GLIBC_TUNABLES"] == given
