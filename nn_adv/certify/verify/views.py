@@ -1,7 +1,8 @@
 """Images among the points they are classified by: distances with a bound on their error, prediction, witness.
 
-NumPy float64 for `recheck`. Inner products of d numbers err by ``gamma(d)`` of the product of lengths, whatever the
-order of summation (Higham 2002, "Accuracy and stability of numerical algorithms", 3.1).
+NumPy float64 for `recheck`, and whole numbers for uint8 images among uint8 points. Inner products of d numbers err by
+``gamma(d)`` of the product of lengths, whatever the order of summation (Higham 2002, "Accuracy and stability of
+numerical algorithms", 3.1).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from nn_adv.certify.verify.linear import LinearMap, make_map, mapped_values, rai
 from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
+_EXACT_TERMS = 1024  # products of integers up to 2^7 whose sums float32 holds, in any order: up to 2^24
 _RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
@@ -40,7 +42,8 @@ class Base(NamedTuple):
 class View(NamedTuple):
     """One image: as given and as values [d], distances [n] and their errors, masks [n] of own points and opponents.
 
-    Distances are measured from ``start [k]``, the mapped values, which is off by ``moved`` in l2.
+    Distances are measured from ``start [k]``, the mapped values, which is off by ``moved`` in l2. Between uint8 images
+    and points the errors cover both the distance of pixels and that of the integers, over 255^2.
     """
 
     image: np.ndarray
@@ -100,7 +103,10 @@ def views(
     """
     values = pixel_values(images)
     starts, moved = mapped_values(base.linear_map, values)
-    if known is None:
+    are_integers = base.linear_map is None and base.points.dtype == np.uint8 and images.dtype == np.uint8
+    if known is None and are_integers:
+        all_distances = _integer_distances(base.points, images)
+    elif known is None:
         all_distances, lengths, point_lengths = _distances(base.points, starts)
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
@@ -110,7 +116,8 @@ def views(
         other = used & ~own & may_win(base.copies, leave_out[k])
         if known is None:
             distances = all_distances[k]
-            errors = _errors(distances, lengths[k], point_lengths, base, moved[k])
+            none = np.zeros(len(used))
+            errors = none if are_integers else _errors(distances, lengths[k], point_lengths, base, moved[k])
         else:
             is_known = np.zeros(len(used), bool)
             is_known[known[k]] = True
@@ -118,6 +125,8 @@ def views(
             distances[is_known] = sq_lengths(pixel_values(base.points[is_known]) - starts[k])
             errors = np.where(is_known, gamma(starts.shape[1] + 8) * distances + raised(distances, moved[k]), 0)
             other &= is_known
+        if are_integers:
+            errors += np.where(np.isfinite(distances), _pixel_rounding(distances, starts.shape[1]), 0)
         yield View(images[k], values[k], starts[k], float(moved[k]), distances, errors, own, other)
 
 
@@ -134,6 +143,31 @@ def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.n
         distances[:, block] += sq_norms[block]
         distances[:, block] += own_sq_norms[:, None]
     return distances, np.sqrt(own_sq_norms), np.sqrt(sq_norms)
+
+
+def _integer_distances(points: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return squared distances [c, n] of pixels v / 255, exact up to the division: sums of float32 products are."""
+    queries = images.astype(np.float32) - 128
+    doubled, sq_norms = -2 * queries, sq_lengths(queries.astype(np.float64))
+    distances = np.empty((len(images), len(points)))
+    for start in range(0, len(points), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        rows = points[block].astype(np.float32) - 128
+        found = sq_norms[:, None] + sq_lengths(rows.astype(np.float64))
+        for first in range(0, rows.shape[1], _EXACT_TERMS):
+            terms = slice(first, first + _EXACT_TERMS)
+            found += doubled[:, terms] @ rows[:, terms].T
+        np.divide(found, 255.0**2, out=distances[:, block])
+    return distances
+
+
+def _pixel_rounding(distances: np.ndarray, size: int) -> np.ndarray:
+    """Bound how far squared distances D of ``size`` pixels v / 255 move when each of those is rounded to float32.
+
+    A difference moves by s = 2^-23 sqrt(size) at most, and so D by 2 sqrt(D) s + s^2.
+    """
+    moved = 2.0**-23 * math.sqrt(size)
+    return 2.05 * (np.sqrt(np.maximum(distances, 0)) + moved) * moved
 
 
 def _errors(distances: np.ndarray, length: np.ndarray, point_lengths: np.ndarray, base: Base, moved) -> np.ndarray:
@@ -181,15 +215,9 @@ def reached_within(base: Base, some: Sequence[View], epsilons: np.ndarray) -> np
 def is_correct(base: Base, view: View) -> bool:
     """Return whether the nearest point is of the own class; near ties are decided exactly, equal ones by the index."""
     used = view.own | view.other
-    errors = view.errors
-    if base.points.dtype == np.uint8 and view.image.dtype == np.uint8:
-        # Integers are the distances of v / 255; rounding those to float32 moves a difference by s = 2^-23 sqrt(d) at
-        # most, and its square D by 2 sqrt(D) s + s^2.
-        moved = 2.0**-23 * math.sqrt(view.values.size)
-        errors = errors + 2.05 * (np.sqrt(np.maximum(view.distances, 0)) + moved) * moved
-    reach = (view.distances + errors).min(where=used, initial=np.inf)
+    reach = (view.distances + view.errors).min(where=used, initial=np.inf)
     with np.errstate(invalid="ignore"):  # a point too far for float64 has an infinite distance, of an infinite error
-        near = np.flatnonzero(used & (view.distances - errors <= reach)) if reach < np.inf else np.zeros(0, int)
+        near = np.flatnonzero(used & (view.distances - view.errors <= reach)) if reach < np.inf else np.zeros(0, int)
     is_own = view.own[near]
     if is_own.all() or not is_own.any():
         return bool(is_own.any())
