@@ -202,6 +202,7 @@ class Pool:
                     said = pipe.recv()
                 except (EOFError, OSError):
                     job = at_work.pop(place)
+                    texts.pop(place, None)
                     for lost in self._lost(place, units.get(place), jobs[job], done() | failed):
                         failed.add(lost.unit)
                         yield lost
@@ -220,6 +221,7 @@ class Pool:
                         units[place] = unit
                     case _Done():
                         del at_work[place]
+                        texts.pop(place, None)
                         give(place)
                     case Failed():
                         failed.add(said.unit)

@@ -12,7 +12,7 @@ import scipy
 
 from nn_adv.border import as_bounds, as_images, as_labels
 from nn_adv.neighbors import Reference, Streamed
-from nn_adv.neighbors.inputs import check_leave_out, check_squares, other_units, within_unit_range
+from nn_adv.neighbors.inputs import check_leave_out, check_reference, check_squares, other_units, within_unit_range
 from nn_adv.neighbors.reference import NO_POINT
 from nn_adv.neighbors.sharded import on_host
 
@@ -56,8 +56,7 @@ def check_question(
       ValueError: no reference, images, labels, bounds or left-out points of a wrong shape, type or range, or images in
         other units than the points or bounds.
     """
-    if not isinstance(reference, (Reference, Streamed)):
-        raise ValueError(f"reference must be from neighbors.fit, shard or stream, got {type(reference).__name__}")
+    check_reference(reference)
     bounds = check_bounds(bounds)
     images = np.asarray(as_images(images, num_pixels=reference.size, float_dtype=np.float32))
     _check_units(reference, images, bounds)  # wrong units explain pixels outside the bounds: they are told first

@@ -23,8 +23,17 @@ _MEAN_SIZE = 2.0
 _LEAST, _MOST = 2.0**-50, 2.0**60
 
 
+def check_reference(reference: Reference | Streamed, *, on_disk: bool = True) -> None:
+    """Raise ValueError for what is no reference, and where ``on_disk`` is not possible for points on disk."""
+    if not isinstance(reference, (Reference, Streamed)):
+        raise ValueError(f"reference must be from neighbors.fit, shard or stream, got {type(reference).__name__}")
+    if not on_disk and isinstance(reference, Streamed):
+        raise ValueError("reference must be from neighbors.fit or shard here, got points on disk")
+
+
 def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> chex.Array:
     """Return queries as ``[Q, d]``, uint8 or float32, after checking them; inside jit, their shape and dtype."""
+    check_reference(reference)
     queries = as_images(queries, name="queries", num_pixels=reference.size, float_dtype=np.float32)
     problem = other_units(reference, queries, "queries")
     if problem and queries.dtype == np.uint8:
@@ -39,12 +48,14 @@ def flatten_queries(reference: Reference | Streamed, queries: chex.Array) -> che
 def check_metric(reference: Reference | Streamed, norm: str) -> None:
     """Raise ValueError for an unknown norm, and for one that the points of a linear map are not measured in."""
     check_norm(norm)
+    check_reference(reference)
     if reference.mapped is not None and norm != "l2":
         raise ValueError(f"norm must be 'l2' for a reference with a linear_map, got {norm!r}")
 
 
 def check_unmapped(reference: Reference | Streamed) -> None:
     """Raise ValueError for points with a linear map, where distances between pixels are meant."""
+    check_reference(reference)
     if reference.mapped is not None:
         raise ValueError("reference must be fitted without a linear_map, got one with it")
 

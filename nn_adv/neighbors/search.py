@@ -18,7 +18,7 @@ from jax import lax
 from nn_adv.border import as_count
 from nn_adv.neighbors import sharded
 from nn_adv.neighbors.blocks import finish, nearest_in_blocks, nearest_of
-from nn_adv.neighbors.inputs import check_leave_out, check_metric, flatten_queries
+from nn_adv.neighbors.inputs import check_leave_out, check_metric, check_reference, flatten_queries
 from nn_adv.neighbors.reference import NO_POINT, Reference
 from nn_adv.neighbors.screens import make_screen
 from nn_adv.neighbors.streamed import Streamed
@@ -117,6 +117,7 @@ def nearest_in_class(
     Raises:
       ValueError: as in `nearest`.
     """
+    check_reference(reference)
     k = as_count(k, "k")
     if not isinstance(label, jax.core.Tracer):
         label = as_count(label, "label", low=0, high=reference.num_classes - 1)

@@ -18,7 +18,7 @@ from jax import lax
 from nn_adv import precision
 from nn_adv.border import as_number
 from nn_adv.neighbors import sharded
-from nn_adv.neighbors.inputs import flatten_queries
+from nn_adv.neighbors.inputs import check_reference, flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
 
@@ -60,8 +60,7 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     Raises:
       ValueError: queries as in `nearest`, points on disk, or outside jit a temperature out of range.
     """
-    if not isinstance(reference, Reference):
-        raise ValueError("reference must be from fit or shard: soft_logits need points in memory")
+    check_reference(reference, on_disk=False)
     if not isinstance(temperature, jax.core.Tracer) and as_number(temperature, "temperature") < _LEAST_TEMPERATURE:
         raise ValueError(f"temperature must be {_LEAST_TEMPERATURE} or more, got {temperature}")
     queries = as_float(flatten_queries(reference, queries))

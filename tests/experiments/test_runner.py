@@ -1,5 +1,6 @@
 """The run loop, in one process and in several: what is stored, skipped, failed, killed and gone on with."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -200,6 +201,13 @@ def test_progress_reaches_the_end_whatever_fails(tmp_path, names):
     workers.run_group(plan, plan.groups[0], set(), tmp_path, events.append)
     advanced = sum(event.advance for event in events if isinstance(event, workers.Told))
     assert advanced == pytest.approx(len(plan.groups[0]))
+
+
+def test_progress_does_not_tell_what_is_over(tmp_path):
+    with workers.Pool(counting.__name__, config("a", "b"), tmp_path, 1) as pool:
+        events = list(pool.run({0: ["a"], 1: ["b"]}, set))
+    texts = [event.text for event in events if isinstance(event, workers.Told)]
+    assert [text for text, _ in itertools.groupby(texts)] == ["", "a", "", "b"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_adv import neighbors
+from nn_adv import certify, neighbors
 from nn_adv.neighbors import search
 from tests.neighbors import truths
 
@@ -419,3 +419,25 @@ def test_accuracy_on_cifar10_jpeg_copy(tfds_dir):
     found = neighbors.nearest(reference, cifar.test_images[6785:6786], 2)
     difference = cifar.train_images[np.asarray(found.indices[0])].astype(int) - cifar.test_images[6785]
     np.testing.assert_array_equal((difference**2).sum(axis=(1, 2, 3)), [4298844, 4298878])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda points, images: neighbors.nearest(points, images),
+        lambda points, images: neighbors.nearest_in_class(points, images, 0),
+        lambda points, images: neighbors.class_distances(points, images),
+        lambda points, images: neighbors.predict(points, images),
+        lambda points, images: neighbors.soft_logits(points, images, 1.0),
+        lambda points, images: certify.vote(points, images, 1),
+        lambda points, images: certify.vote_bounds(points, images, [0], k=1, norm="l2"),
+        lambda points, images: certify.margin_bound(points, images, [0], distance_norm="l2", threat_norm="l2"),
+        lambda points, images: certify.embedded_radius(points, images, [0], embed=None, norm="l2"),
+        lambda points, images: certify.eight_bit_radius(points, images, [0], None, norm="l2"),
+    ],
+)
+def test_points_that_were_not_fitted(call):
+    points = np.eye(4, dtype=np.float32)
+    for given, kind in ((points, "ndarray"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"^reference must be from neighbors.fit, shard or stream, got {kind}$"):
+            call(given, points[:1])

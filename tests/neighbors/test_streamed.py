@@ -72,7 +72,7 @@ def test_wrong_points(tmp_path):
         neighbors.stream(np.zeros((3, 2), ">f4"), [0, 0, 0], 1)
     with pytest.raises(ValueError, match="reference must be from fit: give stream the mesh"):
         neighbors.shard(neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), mesh((1, 1)))
-    with pytest.raises(ValueError, match="reference must be from fit or shard: soft_logits need points in memory"):
+    with pytest.raises(ValueError, match="reference must be from neighbors.fit or shard here, got points on disk"):
         neighbors.soft_logits(
             neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), np.zeros((1, 2), np.uint8), 1.0
         )

@@ -24,7 +24,7 @@ from nn_adv.border import as_count, as_images, as_labels
 from nn_adv.certify.bounds.margins import norm_ratio
 from nn_adv.certify.inputs import host_pixels
 from nn_adv.certify.radius import Radius, radius
-from nn_adv.neighbors.inputs import check_leave_out
+from nn_adv.neighbors.inputs import check_leave_out, check_reference
 from nn_adv.threat import check_norm, float64_sizes
 
 _IMAGES_AT_A_TIME = 1024
@@ -205,6 +205,7 @@ def embedded_radius(
       ValueError: unknown norm, images that show that L is larger than stated, or as `radius`.
     """
     check_norm(norm)
+    check_reference(reference)
     images = np.asarray(as_images(images, float_dtype=np.float32))
     size = math.prod(images.shape[1:])
     labels = as_labels(labels, reference.num_classes, count=len(images))

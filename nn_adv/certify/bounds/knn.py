@@ -19,7 +19,7 @@ from nn_adv.border import as_count
 from nn_adv.certify.bounds import knn_attack
 from nn_adv.certify.bounds.knn_counting import lower_bound, near_points
 from nn_adv.certify.inputs import Points, check_question, check_scale, host_pixels, host_points
-from nn_adv.neighbors.inputs import check_unmapped
+from nn_adv.neighbors.inputs import check_reference, check_unmapped
 from nn_adv.threat import check_norm, float64_sizes
 
 # Points of the own class and of the others that the attack looks at: further ones hardly ever come to vote.
@@ -66,6 +66,7 @@ def vote(
     Raises:
       ValueError: as in `neighbors.nearest`.
     """
+    check_reference(reference)
     k = min(as_count(k, "k"), len(reference.labels))
     indices = neighbors.nearest(reference, queries, k, leave_out=leave_out).indices
     is_point = indices >= 0
@@ -107,13 +108,12 @@ def vote_bounds(
       ValueError: unknown norm, a number below 1, points on disk or with a linear map, or what `check_question` refuses.
     """
     check_norm(norm)
+    check_reference(reference, on_disk=False)
     check_unmapped(reference)
     k, num_near, num_steps, batch_size = (
         as_count(value, name)
         for name, value in (("k", k), ("num_near", num_near), ("num_steps", num_steps), ("batch_size", batch_size))
     )
-    if not isinstance(reference, neighbors.Reference):
-        raise ValueError("reference must be from fit or shard: vote_bounds need points in memory")
     clean, labels, bounds, left_out = check_question(reference, images, labels, bounds=bounds, leave_out=leave_out)
     check_scale(reference, clean)
     points = host_points(reference)
