@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 # With a space or two that stand in front of it in a table, which so stays one.
-_PLAIN = {"   L∞": " Linf", "∞": "inf", " ≤": "<=", "≤": "<=", " ≥": ">=", "≥": ">=", " ±": "+-", "±": "+-"}
+_PLAIN = {" ≤": "<=", "≤": "<=", " ≥": ">=", "≥": ">=", " ±": "+-", "±": "+-"}
 _PLAIN |= {"−": "-", "–": "-", "—": "-"}
 
 

@@ -248,7 +248,7 @@ def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
     for (what, one), (color, _) in zip(sets.items(), figures.PALETTE, strict=False):
         shares = [100 * count / one["images"] for count in one["histogram"]]
         lines.append(figures.Curve(list(zip(middles, shares, strict=True)), what, color))
-    title = f"{found['data']}, {labels.norm_label(norm)}"
+    title = f"{found['data']}, {norm}"
     xlabel = "distance to the nearest image of another class"
     drawing = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
     return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", drawing)
@@ -261,7 +261,7 @@ def _votes(name: str, found: Mapping[str, Any]) -> page.Image:
             [("lower", "certified", {"linestyle": ":"}), ("upper", "what attacks find", {"linestyle": "--"})]
         )
     ]
-    title = f"{found['data']}, {labels.norm_label(found['norm'])}"
+    title = f"{found['data']}, {found['norm']}"
     drawing = figures.curves(lines, title=title, xlabel="k", ylabel="mean radius")
     return page.Image(page.file_name(name), f"{title}: mean bounds on the radius of the vote of k neighbours", drawing)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.report import figures, named
-from experiments.report.labels import condition_label, norm_label
+from experiments.report.labels import condition_label
 from experiments.report.named import by_condition, exact, one_image, percent, points
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.provenance import alerts, command_blocks, incomplete
@@ -145,7 +145,7 @@ def _figures(own: pd.DataFrame, name: str) -> list[Block]:
         image = Image(file, f"Points overstated against the temperature, {title}", drawing)
         panels.setdefault(condition.norm, []).append(image)
     caption = "{}: points by which PGD through the soft 1NN overstates robust accuracy (at most, of bounds)."
-    return [Panels(images, caption.format(norm_label(norm or ""))) for norm, images in panels.items()]
+    return [Panels(images, caption.format(norm or "")) for norm, images in panels.items()]
 
 
 def _provenance(rows: Sequence[Row]) -> Table:
@@ -158,8 +158,7 @@ def _provenance(rows: Sequence[Row]) -> Table:
         "attacks": [_settings(row["attack"]) for row in rows if not _is_variant(row)],
         "radii": [f"{row['radii']['by']}, re-checked: {row['radii']['rechecked']}" for row in rows],
         "images only bounded": [
-            f"{row['task']}, {norm_label(row['norm'])}: {row['radii']['images_only_bounded'][row['norm']]}"
-            for row in rows
+            f"{row['task']}, {row['norm']}: {row['radii']['images_only_bounded'][row['norm']]}" for row in rows
         ],
         "versions": [", ".join(f"{name}={version}" for name, version in row["versions"].items()) for row in rows],
         "device": [row["device"] for row in rows],

@@ -17,7 +17,6 @@ from experiments.report.labels import (
     counted,
     error_points,
     method_label,
-    norm_label,
     percent,
 )
 from experiments.report.means import Line, Mean, main_table
@@ -219,7 +218,7 @@ def _even(results: Results) -> bool:
 def summary(run: Run) -> str:
     """Return the main table in at most 100 columns; the groups wrap if there are many norms."""
     results = index(run.rows)
-    heads = ["clean" if one.norm is None else norm_label(one.norm) for one in results.main_conditions]
+    heads = ["clean" if one.norm is None else one.norm for one in results.main_conditions]
     lines = [["", *heads * len(results.splits)]]
     for line in main_table(results, _shown_tasks(results)):
         means = [mean for split in results.splits for mean in line.cells[split].values()]

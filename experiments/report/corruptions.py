@@ -20,7 +20,7 @@ _TITLES = {
 }
 _READING = (
     "Per cent of the images that are classified correctly, means over {}. Nobody searches for the worst change here: "
-    "these are accuracies, not robust ones. mean L2: how far the change moves an image, on average."
+    "these are accuracies, not robust ones. mean l2: how far the change moves an image, on average."
 )
 
 
@@ -89,7 +89,7 @@ def _tables(own: pd.DataFrame) -> list[Block]:
     for name, lines in _by_corruption(own):
         means, (title, unit) = _means(lines), _TITLES[name]
         sizes = lines.groupby("strength")["mean_l2"].mean()
-        rows = [*_texts(means), ["mean L2", *(f"{sizes[strength]:.2f}" for strength in means.columns)]]
+        rows = [*_texts(means), ["mean l2", *(f"{sizes[strength]:.2f}" for strength in means.columns)]]
         found.append(Table([f"{title} ({unit})", *(f"{strength:g}" for strength in means.columns)], rows))
     return found
 

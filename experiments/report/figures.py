@@ -20,7 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
-from experiments.report.labels import condition_label, in_grey_levels, method_label, norm_label, radius
+from experiments.report.labels import condition_label, in_grey_levels, method_label, radius
 from experiments.report.means import Mean, weakest
 from experiments.report.records import Condition
 
@@ -159,7 +159,7 @@ def accuracy_curves(lines: Sequence[Curve], main: Condition, *, title: str) -> D
             axes.annotate(radius(main), place, ha="center", fontsize=9, color="#444444", annotation_clip=False)
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100.5)
-        axes.set_xlabel(f"{norm_label(main.norm or '')} radius" + (" in 1/255" if scale == 255 else ""))
+        axes.set_xlabel(f"{main.norm or ''} radius" + (" in 1/255" if scale == 255 else ""))
         axes.set_ylabel("accuracy in %")
         axes.set_title(title, pad=16)
 

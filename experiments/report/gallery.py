@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.pictures import Pictures
 from experiments.report import figures
-from experiments.report.labels import method_label, norm_label
+from experiments.report.labels import method_label
 from experiments.report.page import Block, Heading, Image, Table, Text, file_name
 from experiments.report.records import Row, method_key, norm_key, task_key
 
@@ -17,7 +17,7 @@ _READING = (
     "Images that the method classifies correctly. Changed, of 1NN: the witness at the exact radius, the least change "
     "to another label. Changed, of networks: the least change that FAB finds; there may be a smaller one. Difference: "
     "what was added, magnified; grey is nothing. Distances are of pixels in [0, 1], those of the nearest training "
-    "images in L2."
+    "images in l2."
 )
 
 
@@ -47,7 +47,7 @@ def _table(of: Mapping[str, tuple[Row, Pictures]]) -> Table:
     return Table(
         ["", "clean", *("changed", "difference") * len(norms), "own class", "other class"],
         [line for _, own in sorted(lines.items()) for line in own],
-        groups=[("", 2), *((norm_label(norm), 2) for norm in norms), ("nearest training image", 2)],
+        groups=[("", 2), *((norm, 2) for norm in norms), ("nearest training image", 2)],
     )
 
 

@@ -6,7 +6,6 @@ from experiments.methods import NEIGHBOR, is_neighbor
 from experiments.report.means import Mean
 from experiments.report.records import Condition
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _SIGNS = {"attacked": "≤", "certified": "≥", "exact": "=", "ceiling": "≤", "clean": ""}
 _MOST_GREY_LEVELS = 32.5  # 0.2 is 51/255 too, but nobody calls it so
 MISSING = "–"
@@ -27,18 +26,11 @@ def method_label(method: str) -> str:
     return f"{name}-{rest}" if rest else name
 
 
-def norm_label(norm: str) -> str:
-    """Write a norm's name, e.g. L∞."""
-    return _NORMS.get(norm, norm)
-
-
 def condition_label(condition: Condition) -> str:
-    """Write a condition, e.g. "L∞ 8/255"."""
+    """Write a condition, e.g. "linf 8/255"."""
     if condition.norm is None:
         return "clean"
-    return (
-        norm_label(condition.norm) if condition.epsilon is None else f"{norm_label(condition.norm)} {radius(condition)}"
-    )
+    return condition.norm if condition.epsilon is None else f"{condition.norm} {radius(condition)}"
 
 
 def condition_phrase(condition: Condition) -> str:

@@ -26,7 +26,6 @@ from experiments.report.labels import (
     condition_label,
     counted,
     method_label,
-    norm_label,
 )
 from experiments.report.means import Mean, points_of_curve, share, standard_error
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
@@ -168,7 +167,7 @@ def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
     counts = sorted({(item["split"], item["count"]) for row in rows for item in row["evaluations"]}, reverse=True)
     images = " and ".join(f"the first {count} {split} images" for split, count in counts)
     where = "test images" if "test" in results.splits else f"{results.splits[0]} images"
-    sorted_by = "the mean of all robust columns" if sort_by == "mean" else f"{norm_label(sort_by)} on {where}"
+    sorted_by = "the mean of all robust columns" if sort_by == "mean" else f"{sort_by} on {where}"
     return _READING.format(images=images, sorted_by=sorted_by)
 
 
@@ -196,7 +195,7 @@ def _curve_blocks(results: Results, names: Sequence[str]) -> list[Block]:
             points = {name: points_of_curve(one, norm, results.epsilons(norm)) for name, one in of_models.items()}
             lines = {name: line for name, line in points.items() if len(line) > 2}
             if set(lines) - {NEIGHBOR}:
-                title = f"{split} images, {norm_label(norm)}"
+                title = f"{split} images, {norm}"
                 drawing = figures.accuracy_curves(_curves(lines), condition, title=title)
                 name = file_name("leaderboard", "curve", norm, split)
                 images.append(Image(name, f"Accuracy against the radius, {title}", drawing))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.labels import condition_label, norm_label
+from experiments.report.labels import condition_label
 from experiments.report.page import Block, Bullets, Table, Text
 from experiments.report.records import Condition, Row, norm_key
 
@@ -61,7 +61,7 @@ def findings(own: pd.DataFrame) -> list[str]:
     for norm, items in sorted(own.groupby("norm", sort=False), key=lambda pair: norm_key(str(pair[0]))):
         mean = _mean_points(items)
         best, worst = mean.index[0], mean.index[-1]
-        text = f"{norm_label(str(norm))}, {len(mean)} attacks. In the mean over the radii {best} overstates least "
+        text = f"{norm}, {len(mean)} attacks. In the mean over the radii {best} overstates least "
         text += f"({mean.iloc[0]:.1f} points) and {worst} most ({mean.iloc[-1]:.1f})"
         ratios = items.drop_duplicates("attack").dropna(subset=["median_ratio"]).set_index("attack")["median_ratio"]
         if len(ratios):
@@ -84,7 +84,7 @@ def _table(norm: str, items: pd.DataFrame) -> Table:
         library = f" ({first['package']})" if first["package"] else ""
         rows.append([f"{name}{library}", first["sees"], *(points(item) for _, item in own.iterrows()), *_found(first)])
     radii = [f"{condition_label(condition)} ({exact(own)})" for condition, own in by_condition(items)]
-    header = [f"{norm_label(norm)} attack", "sees", *radii, "ratio", "within 1 %", "queries", "gradients"]
+    header = [f"{norm} attack", "sees", *radii, "ratio", "within 1 %", "queries", "gradients"]
     return Table(header=header, rows=rows)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.methods import NEIGHBOR
 from experiments.report import figures, rates
-from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
+from experiments.report.labels import condition_label, counted, method_label, percent
 from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, incomplete, provenance_blocks
@@ -75,7 +75,7 @@ def _curve_blocks(results: Results) -> list[Block]:
     split = results.single_splits[-1]
     alt = f"Robust accuracy on {split} images"
     images = [
-        _panel(results, split, Condition(norm, main), file_name("curve", split, norm), f"{alt}, {norm_label(norm)}")
+        _panel(results, split, Condition(norm, main), file_name("curve", split, norm), f"{alt}, {norm}")
         for norm, main in results.main_epsilons.items()
     ]
     over = f", mean over {counted(len(results.tasks), 'task')}" if _several(results) else ""
@@ -150,7 +150,7 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
     lines = [
         [
             method_label(row["method"]),
-            norm_label(norm),
+            norm,
             *map(_size, (distance, distance / 2)),
             f"{share.split()[0]} {_size(least)}",  # exact or a bound, as the share is
             share,
@@ -173,7 +173,7 @@ def _separation_blocks(run: Run, results: Results) -> list[Block]:
     halves = {norm: distance / 2 for norm, distance in plain[0]["separation"].items()}
     alt = "Share of training images that keep their label"
     images = [
-        _panel(results, "train", Condition(norm, half), file_name("train", norm), f"{alt}, {norm_label(norm)}")
+        _panel(results, "train", Condition(norm, half), file_name("train", norm), f"{alt}, {norm}")
         for norm, half in halves.items()
     ]
     note = (
@@ -196,9 +196,7 @@ def _promises(results: Results, row) -> list[str]:
         main = results.main_epsilons[norm]
         if (least := row["least_radius"].get("train", {}).get(norm)) is None:
             continue
-        text = (
-            f"{norm_label(norm)}: d0 / 2 is {_size(distance / 2)}; the smallest radius of the training images judged "
-        )
+        text = f"{norm}: d0 / 2 is {_size(distance / 2)}; the smallest radius of the training images judged "
         text += f"is {_size(least)}. At {condition_label(Condition(norm, main))}, "
         text += "beyond" if main > distance / 2 else "within"
         share = _share(results, row["method"], Condition(norm, main)).removeprefix("= ")
@@ -215,7 +213,7 @@ def _panel(results: Results, split: str, marked: Condition, name: str, alt: str)
         mean_at = functools.partial(mean_of, results, method, split, tasks=results.tasks, kinds=("clean", *PROVEN))
         if points := points_of_curve(mean_at, norm, results.epsilons(norm)):
             lines.append(figures.curve_of_means(points, method_label(method), color, marker))
-    drawing = figures.accuracy_curves(lines, marked, title=f"{split} images, {norm_label(norm)}")
+    drawing = figures.accuracy_curves(lines, marked, title=f"{split} images, {norm}")
     return Image(name, alt, drawing)
 
 

@@ -13,7 +13,6 @@ from experiments.report.labels import (
     condition_label,
     counted,
     method_label,
-    norm_label,
     percent,
     signed_points,
 )
@@ -39,11 +38,11 @@ def curve_blocks(results: Results, tasks: Sequence[str]) -> list[Block]:
     """Draw the accuracy against the radius, norm by norm and split by split, as means over ``tasks``."""
     found: list[Block] = []
     for norm, epsilon in results.main_epsilons.items():
-        title = f"Accuracy against the {norm_label(norm)} radius"
+        title = f"Accuracy against the {norm} radius"
         images = []
         for split in results.single_splits:
             if lines := _curves(results, split, norm, tasks):
-                panel = f"{split} images, {norm_label(norm)}"
+                panel = f"{split} images, {norm}"
                 drawing = figures.accuracy_curves(lines, Condition(norm, epsilon), title=panel)
                 images.append(
                     Image(file_name(results.dataset, "curve", norm, split), f"{title}, {split} images", drawing)

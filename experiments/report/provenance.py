@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.configuration import flatten
-from experiments.report.labels import counted, method_label, norm_label
+from experiments.report.labels import counted, method_label
 from experiments.report.page import Block, Bullets, Heading, Table, Text
 from experiments.report.records import Results, Row, Run
 
@@ -86,7 +86,7 @@ def _general(rows: Sequence[Row], results: Results) -> Table:
         ("seeds", _values(row["seed"] for row in rows)),
         ("finished", " to ".join(dict.fromkeys((min(finished), max(finished)))) if finished else ""),
     ]
-    epsilons = ", ".join(f"{norm_label(norm)} {value:.6g}" for norm, value in results.main_epsilons.items())
+    epsilons = ", ".join(f"{norm} {value:.6g}" for norm, value in results.main_epsilons.items())
     lines += [
         (f"data: {results.dataset}", _values(row.get("dataset_note") for row in rows)),
         ("tasks", f"{len(results.tasks)}: {', '.join(results.tasks)}"),

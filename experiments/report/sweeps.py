@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.report import figures
-from experiments.report.labels import condition_label, counted, method_label, norm_label, percent
+from experiments.report.labels import condition_label, counted, method_label, percent
 from experiments.report.means import mean_of
 from experiments.report.page import Block, Image, Panels, Table, Text, file_name
 from experiments.report.records import Condition, Results, Run, index
@@ -42,7 +42,7 @@ def blocks(runs: Mapping[float, Run], setting: str, base: float) -> list[Block]:
         title = condition_label(condition)
         scale = "linear" if setting == "seed" else "log"
         drawing = figures.curves(curves, title=title, xlabel=setting, ylabel="accuracy in %", xscale=scale)
-        norm = norm_label(condition.norm) if condition.norm else "clean"
+        norm = condition.norm or "clean"
         panels.append(
             Image(file_name(setting, condition.norm or "clean"), f"Accuracy against {setting}, {norm}", drawing)
         )

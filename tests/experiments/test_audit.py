@@ -116,7 +116,7 @@ def test_an_image_that_breaks_inside_its_radius_is_named(finished, tmp_path):
 def test_the_report_shows_points_beside_the_exact_answer(finished):
     workdir, page = finished
     text = (page.parent / "report.md").read_text()
-    assert re.search(r"\| attack \| L∞ 0\.1 \(= \d+\.\d\) \| L∞ 0\.2 \(= \d+\.\d\) \|", text)
+    assert re.search(r"\| attack \| linf 0\.1 \(= \d+\.\d\) \| linf 0\.2 \(= \d+\.\d\) \|", text)
     assert "none broke at a smaller distance" in text
     assert len(list((page.parent / "figures").glob("*.png"))) == 2
     with open(page.parent / "audit.csv", newline="") as file:

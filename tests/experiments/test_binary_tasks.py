@@ -486,9 +486,9 @@ _POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 @pytest.mark.parametrize(
     ("environment", "signs"),
     [
-        ({"PYTHONIOENCODING": "ascii"}, ("<", "+-", "Linf")),
-        pytest.param(_POSIX, ("<", "+-", "Linf"), marks=pytest.mark.slow),
-        pytest.param({"LC_ALL": "C"}, ("≤", "±", "L∞"), marks=pytest.mark.slow),  # Python takes UTF-8 for it
+        ({"PYTHONIOENCODING": "ascii"}, ("<", "+-")),
+        pytest.param(_POSIX, ("<", "+-"), marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, ("≤", "±"), marks=pytest.mark.slow),  # Python takes UTF-8 for it
     ],
 )
 def test_no_terminal_and_no_name_of_a_folder_ends_a_run(finished, tmp_path, environment, signs):

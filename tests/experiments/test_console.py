@@ -13,14 +13,14 @@ import pytest
 from experiments import console
 
 ROOT = pathlib.Path(console.__file__).parent
-TABLE = "       clean     L∞     L2\n1NN    100.0  ≤98.6  =70.0\n               ±0.3     ±–"
+TABLE = "       clean   linf     l2\n1NN    100.0  ≤98.6  =70.0\n               ±0.3     ±–"
 
 
 @pytest.mark.parametrize(
     ("encoding", "expected"),
     [
         ("utf-8", TABLE),
-        ("ascii", "       clean   Linf     L2\n1NN    100.0 <=98.6  =70.0\n              +-0.3    +--"),
+        ("ascii", "       clean   linf     l2\n1NN    100.0 <=98.6  =70.0\n              +-0.3    +--"),
     ],
 )
 def test_tables_stay_tables(encoding, expected):

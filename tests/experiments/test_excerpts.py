@@ -24,7 +24,7 @@ def test_a_sweep_has_a_column_for_each_value_in_order_and_a_panel_for_each_condi
     assert [image.name for image in panels.images] == ["beta-clean.png", "beta-linf.png", "beta-l2.png"]
     assert table.header == ["beta", "2", "10"]
     assert all(line[1] == line[2] for line in table.rows)
-    assert any(line[0] == "TRADES-l2, test images, L2 0.8" for line in table.rows)
+    assert any(line[0] == "TRADES-l2, test images, l2 0.8" for line in table.rows)
 
 
 def test_all_runs_of_a_sweep_are_judged_at_the_epsilons_of_the_base(run):
@@ -32,10 +32,10 @@ def test_all_runs_of_a_sweep_are_judged_at_the_epsilons_of_the_base(run):
         row | {"main_radii": {norm: 2 * radius for norm, radius in row["main_radii"].items()}} for row in run.rows
     ]
     blocks = sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled), 0.5: run}, "epsilon", 1.0)
-    judged = [line for line in blocks[2].rows if "L2 0.8" in line[0]]
+    judged = [line for line in blocks[2].rows if "l2 0.8" in line[0]]
     assert judged and all(line[1] == line[2] == line[3] for line in judged)
-    assert not any("L2 1.6" in line[0] for line in blocks[2].rows)
-    assert "L2 1.6" in str(sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled)}, "epsilon", 2.0)[2].rows)
+    assert not any("l2 1.6" in line[0] for line in blocks[2].rows)
+    assert "l2 1.6" in str(sweeps.blocks({1.0: run, 2.0: run._replace(rows=doubled)}, "epsilon", 2.0)[2].rows)
 
 
 def test_studies_stand_side_by_side_on_their_common_pairs(tmp_path):
@@ -52,7 +52,7 @@ def test_studies_stand_side_by_side_on_their_common_pairs(tmp_path):
     quoted = excerpts.Excerpts(tmp_path, "")
     studies = {"first": quoted.study("one"), "second": quoted.study("two")}
     head, _, *lines = quoted.side_by_side(studies, "test").splitlines()
-    assert head == "| test images, mean over 0v2 |  | clean | L∞ 0.1 | L2 0.8 |"
+    assert head == "| test images, mean over 0v2 |  | clean | linf 0.1 | l2 0.8 |"
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| 1NN", "first"], ["| TRADES-l2", "first"], ["| TRADES-l2", "second"]
     ]  # fmt: skip

@@ -92,8 +92,8 @@ def test_names_in_the_scatter_lie_in_the_axes_on_no_other_name_and_on_no_dot(see
 
 def test_the_report_says_what_networks_are_listed_for_and_what_to_know(tmp_path):
     page = _write(tmp_path, ROWS).with_suffix(".md").read_text()
-    assert "| A | mlp | L∞ 8/255, extra data | 90.50 of 1000 | 90.00 | agrees within 0.5 |" in page
-    assert "| B | mlp | L∞ 8/255 |" in page and "| a note on B |" in page
+    assert "| A | mlp | linf 8/255, extra data | 90.50 of 1000 | 90.00 | agrees within 0.5 |" in page
+    assert "| B | mlp | linf 8/255 |" in page and "| a note on B |" in page
 
 
 def test_training_images_are_those_of_1nn_where_no_others_are_known(tmp_path):

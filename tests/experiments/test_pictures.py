@@ -81,7 +81,7 @@ def test_the_report_shows_an_image_once_and_every_method_below_it(made):
     rows = [row("0v1", method, [], classes=("cat", "dog")) for method in ("trades-l2", "1nn")]
     heading, part, table, note = gallery.picture_blocks(rows, {row["unit"]: made[0] for row in rows})
     assert part == page.Heading("0v1", 3) and "grey is nothing" in note.text
-    assert table.groups == [("", 2), ("L∞", 2), ("L2", 2), ("nearest training image", 2)]
+    assert table.groups == [("", 2), ("linf", 2), ("l2", 2), ("nearest training image", 2)]
     assert [line[0] for line in table.rows] == ["1NN", "TRADES-l2"] * 2
     first, second, third, _ = table.rows
     assert first[1].caption == "cat, test image 4" and third[1].caption == "dog, test image 0"

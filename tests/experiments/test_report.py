@@ -78,8 +78,8 @@ def test_every_section_is_in_the_contents_and_says_how_it_is_made(full):
 
 
 def test_headings_of_one_text_have_names_of_their_own():
-    blocks = [page.Heading(text) for text in ("L∞ 8/255", "L2 8/255", "∞", "l 8/255")]
-    names = [name for name, _ in page._anchored([*blocks, page.Text("L2 8/255")])]
+    blocks = [page.Heading(text) for text in ("L∞ 8/255", "l2 8/255", "∞", "l 8/255")]
+    names = [name for name, _ in page._anchored([*blocks, page.Text("l2 8/255")])]
     assert names == ["l-8-255", "l2-8-255", "section", "l-8-255-2", ""]
 
 
@@ -117,7 +117,7 @@ def test_the_pairs_are_listed_with_1nn_and_the_best_trades_network():
         rows.append(row("0v1", method, found, classes=("cat", "dog"), seed=1))
     results = records.index(rows)
     _, table, _ = pairs.pair_table_blocks(results)
-    assert table.groups == [("", 1), ("train images, L2 1.74", 3), ("test images, L∞ 8/255", 3)]
+    assert table.groups == [("", 1), ("train images, l2 1.74", 3), ("test images, linf 8/255", 3)]
     assert table.sortable and table.rows == [
         ["0v1 cat / dog", "= 80.0", "≤ 30.0", "+50.0", "= 50.0", "≤ 60.0", "−10.0"],
         ["0v2 cat / dog", "–", "–", "–", "= 50.0", "≤ 45.0", "+5.0"],
@@ -302,8 +302,8 @@ def test_a_single_task_has_intervals_over_its_images(tmp_path):
     evaluations = [evaluation("test", None, 0.0, "clean", 200, 160), evaluation("test", "linf", 0.2, "exact", 200, 3)]
     evaluations.append(evaluation("test", "linf", 8 / 255, "exact", 263, 81))
     text = write(tmp_path, [row("all", "1nn", evaluations)]).markdown.read_text()
-    assert "| 1NN, seed 0, test images | L∞ 8/255 | = 30.8 | 263 | 25.5 to 36.6 |" in text
-    assert "L∞ 0.2" not in text
+    assert "| 1NN, seed 0, test images | linf 8/255 | = 30.8 | 263 | 25.5 to 36.6 |" in text
+    assert "linf 0.2" not in text
 
 
 def test_no_rows_is_one_line(tmp_path):
@@ -358,7 +358,7 @@ def _two_methods(first, second, split="test"):
 def test_findings_favour_whom_the_numbers_favour(first, second, words):
     results = records.index(_two_methods(first, second))
     (sentence,) = findings.findings(results, results.common_tasks)
-    assert sentence.startswith("Test images, L∞ 8/255: 1NN is " + words)
+    assert sentence.startswith("Test images, linf 8/255: 1NN is " + words)
 
 
 def test_findings_say_what_the_mean_over_both_hides():
@@ -436,12 +436,12 @@ def test_the_heat_map_compares_with_the_best_trades_network_of_each_pair():
     assert pairs.pair_differences(results, "test", condition) == pytest.approx({(0, 1): -0.1, (0, 2): 0.05})
     # Of -0.1 and 0.05 the standard error is 0.075; Student's t of one degree of freedom has 12.706 of them each way.
     ends = " to ".join(labels.signed_points(-0.025 + sign * 12.7062 * 0.075) for sign in (-1, 1))
-    assert _tally(results) == ["test images, L∞ 8/255", "2", "1", "0", "1", "−2.5", ends]
+    assert _tally(results) == ["test images, linf 8/255", "2", "1", "0", "1", "−2.5", ends]
 
 
 def _tally(results):
     (table,) = [block for block in pairs.tally_blocks(results) if isinstance(block, page.Table)]
-    (line,) = [line for line in table.rows if line[0] == "test images, L∞ 8/255"]
+    (line,) = [line for line in table.rows if line[0] == "test images, linf 8/255"]
     return line
 
 
