@@ -73,12 +73,13 @@ def blocks(run: Run) -> list[Block]:
 
 
 def collapsed_networks(rows: Sequence[Row]) -> list[str]:
-    """Name the units on pairs that are hardly better than a constant prediction, which has half of them."""
+    """Name the classifiers of pairs that are hardly better than a constant prediction, which has half of them."""
     found = []
     for row in rows:
         clean = [item["robust"] / item["count"] for item in row["evaluations"] if item["kind"] == "clean"]
         if parse_pair(row["task"]) and any(accuracy <= 0.5 + _COLLAPSED for accuracy in clean):
-            found.append(row["unit"])
+            seed = f", seed {row['seed']}" * (row["seed"] > 0)
+            found.append(f"{method_label(row['method'])} on {row['task']}{seed}")
     return found
 
 

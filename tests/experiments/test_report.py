@@ -457,7 +457,7 @@ def test_networks_that_are_hardly_better_than_chance_are_named():
         row(task, "trades-l2", [evaluation("train", None, 0.0, "clean", 100, count)])
         for task, count in (("0v1", 50), ("0v2", 59), ("0v3", 61))
     ]
-    assert binary_tasks.collapsed_networks(rows) == ["digits/0v1/trades-l2/0", "digits/0v2/trades-l2/0"]
+    assert binary_tasks.collapsed_networks(rows) == ["TRADES-l2 on 0v1", "TRADES-l2 on 0v2"]
 
 
 def test_what_each_attack_left_is_pooled_over_tasks():
