@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse, stats
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from nn_adv.border import as_count, as_images, as_labels, check_size
+from nn_adv.border import as_array, as_count, as_images, as_labels, check_size
 from nn_adv.conflicts import conflicts
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
@@ -37,10 +37,11 @@ def map_batches(fn: Callable[..., chex.Array], *arrays: chex.Array, batch_size: 
       ValueError: ``batch_size`` below 1, no arrays, or arrays of different lengths.
     """
     batch_size = as_count(batch_size, "batch_size")
-    lengths = [array.shape[0] for array in arrays]
-    if len(set(lengths)) != 1:
-        raise ValueError(f"arrays must be one or more, equally long, got rows {lengths}")
-    num_rows = lengths[0]
+    arrays = tuple(as_array(array, "arrays") for array in arrays)
+    shapes = [array.shape for array in arrays]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+        raise ValueError(f"arrays must be one or more, equally long, got shapes {shapes}")
+    num_rows = shapes[0][0]
     if num_rows == 0:
         return np.asarray(fn(*(np.zeros((batch_size, *array.shape[1:]), array.dtype) for array in arrays)))[:0]
     results = []
@@ -104,8 +105,7 @@ def robust_curve(radii: np.ndarray, correct: np.ndarray, epsilons: Sequence[floa
     if radii.ndim != 1 or radii.shape != correct.shape:
         raise ValueError(f"radii and correct must be [N] both, got shapes {radii.shape} and {correct.shape}")
     _check_epsilons(at)
-    if not np.all(radii >= 0):
-        raise ValueError(f"radii must be at least 0, got {radii[~(radii >= 0)][0]}")
+    check_size(radii, "radii")
     return correct & (radii >= at[:, None])
 
 

@@ -45,7 +45,7 @@ def test_no_images_have_results_of_the_right_shape():
 
 @pytest.mark.parametrize("counts", [(23, 22), (3, 0), (0, 3), ()])
 def test_rows_that_do_not_belong_together_are_refused(counts):
-    with pytest.raises(ValueError, match=r"arrays must be one or more, equally long, got rows \["):
+    with pytest.raises(ValueError, match=r"arrays must be one or more, equally long, got shapes \["):
         evaluation.map_batches(lambda *x: x[0], *(IMAGES[:count] for count in counts), batch_size=10)
 
 
@@ -72,8 +72,9 @@ def test_robust_curve_looks_each_radius_up():
     ("radii", "correct", "epsilons", "message"),
     [
         ([0.1], [True, False], [0.1], "shapes"),
-        ([0.1, np.nan], [True, True], [0.1], "radii must be at least 0, got nan"),
-        ([0.1, -0.1], [True, True], [0.1], "radii must be at least 0, got -0.1"),
+        ([0.1, np.nan], [True, True], [0.1], "radii must be a number >= 0, got array"),
+        ([0.1, -0.1], [True, True], [0.1], "radii must be a number >= 0, got array"),
+        (["a"], [True], [0.1], "radii must be a number >= 0, got array"),
         ([0.1], [True], 0.1, r"epsilons must be \[E\], got shape \(\)"),
         ([0.1], [True], [np.nan], "epsilons must be a number >= 0"),
     ],
@@ -171,3 +172,9 @@ def test_wilson_interval_matches_published_values(successes, count, low, high):
 def test_shares_that_are_none_have_no_interval(successes, count, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         evaluation.wilson_interval(successes, count)
+
+
+def test_lists_are_arrays():
+    assert evaluation.map_batches(lambda x: x * 2, [1, 2, 3], batch_size=2).tolist() == [2, 4, 6]
+    with pytest.raises(ValueError, match="arrays must be one or more, equally long"):
+        evaluation.map_batches(lambda x: x, np.float32(1), batch_size=2)

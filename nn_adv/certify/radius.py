@@ -40,7 +40,8 @@ class Radius(NamedTuple):
       adversarial: float32 witness ``[B, ...]``, which 1NN gives another label; the image itself where there is none, or
         where it has another label already.
       status: "exact" where lower and upper agree to the tolerance, else "bounded" ``[B]``.
-      correct: whether 1NN gives the clean image its label ``[B]``; where not, lower and upper are 0.
+      correct: whether 1NN gives the clean image its label ``[B]``, in exact arithmetic (`neighbors.predict` decides in
+        float64); where not, lower and upper are 0.
       opponent: index of the point the witness is nearest to, the lowest of several ``[B]``; -1 without a witness.
       certificate: what proves ``lower``; its points are those given to `neighbors.fit`.
     """
@@ -147,8 +148,9 @@ def decide(
 def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size, tolerance) -> Radius:
     """Search batch by batch, then check everything."""
     check_scale(reference, question.images)
+    given = host_points(reference)
     reference, unit = of_unit_length(reference)
-    points = host_points(reference)
+    points = given if reference.linear_map is None else host_points(reference)
     images = question.images.reshape(len(question.labels), points.stored.shape[1])
     left_out = np.where(question.leave_out >= 0, points.positions[question.leave_out], -1)
     asked = question._replace(images=images, leave_out=left_out)
@@ -160,13 +162,13 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
         solved += [one._replace(image=start + one.image) for one in of_part]
     found = search.Found(*map(np.concatenate, zip(*parts, strict=True)))
     certificate = _certificate(found.anchors, solved)
+    certificate = certificate._replace(multipliers=certificate.multipliers * unit**2)
     checked = recheck(
-        points.measured, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
-        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out, linear_map=points.linear_map,
+        given.measured, points.labels, images, question.labels, certificate, found.adversarial, norm=norm,
+        bounds=question.bounds, index=points.indices.astype(np.int64), leave_out=left_out, linear_map=given.linear_map,
         screened=None if recheck_all else Screened(found.screened, found.near),
     )  # fmt: skip
-    is_close = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
-    is_exact = is_close & (np.isfinite(checked.upper) | np.isinf(checked.lower))
+    is_exact = checked.upper * (1 - tolerance) - _ABSOLUTE_TOLERANCE * found.scale <= checked.lower
     has_witness = checked.correct & np.isfinite(checked.upper)
     adversarial = np.where(has_witness[:, None], found.adversarial, host_pixels(images, np.float32))
     return Radius(
@@ -180,7 +182,6 @@ def _radius(reference, question: Question, cutoff, norm, recheck_all, batch_size
             anchors=points.original(certificate.anchors),
             opponent=points.original(certificate.opponent),
             constraints=points.original(certificate.constraints),
-            multipliers=certificate.multipliers * unit**2,
         ),
     )
 

@@ -195,7 +195,8 @@ def _by_one_constraint(linear_map, queries, opponents, anchors, is_opponent, is_
             products = (other - query) @ (own - query).T
             lengths = jnp.sqrt(jnp.maximum(sq_other[:, None] + sq_own - 2 * products, 0))
         else:
-            lengths = lax.map(lambda point: _dual_norm(norm, other - point), own).T
+            dual = {"l1": jnp.inf, "l2": 2, "linf": 1}[norm]
+            lengths = lax.map(lambda point: jnp.linalg.norm(other - point, dual, axis=1), own).T
         heights = (sq_other[:, None] - sq_own) / 2
         is_usable = is_own & (lengths > 0)
         lower = jnp.where(is_usable, heights / jnp.where(lengths > 0, lengths, 1), -jnp.inf)
@@ -211,12 +212,6 @@ def _by_one_constraint(linear_map, queries, opponents, anchors, is_opponent, is_
         return sq_other, jnp.where(is_opponent, lower, jnp.inf)
 
     return lax.map(one, (queries, opponents, anchors, is_opponent, is_own))
-
-
-def _dual_norm(norm: str, vectors: chex.Array) -> jax.Array:
-    if norm == "l2":
-        return jnp.sqrt(jnp.sum(jnp.square(vectors), axis=1))
-    return (jnp.sum if norm == "linf" else jnp.max)(jnp.abs(vectors), axis=1)
 
 
 def in_tiles(search: Search, opponents: dict[int, np.ndarray], *, norm: str) -> dict[int, np.ndarray]:

@@ -92,14 +92,16 @@ def class_distances(reference: Reference | Streamed, queries: chex.Array, *, nor
         return finish(jnp.stack(found, axis=1), norm, norm == "l2", _are_integers(reference, queries))
 
 
-def predict(reference: Reference | Streamed, queries: chex.Array, *, norm: str = "l2") -> jax.Array:
+def predict(
+    reference: Reference | Streamed, queries: chex.Array, *, norm: str = "l2", leave_out: chex.Array | None = None
+) -> jax.Array:
     """Return the class of every query's nearest point, ``[Q]`` int32; ties go to the lowest index. Jittable.
 
     A uint8 image and its float32 copy get the same class, except where two points are equally far from the integers, or
     so nearly that the rounding of ``v / 255`` decides between floats. Inside jit a query that is not finite gets class
     -1. Arguments and errors are those of `nearest`.
     """
-    index = nearest(reference, queries, norm=norm).indices[:, 0]
+    index = nearest(reference, queries, norm=norm, leave_out=leave_out).indices[:, 0]
     return jnp.where(index < 0, -1, jnp.asarray(reference.labels)[index])
 
 
@@ -121,10 +123,10 @@ def nearest_in_class(
     k = as_count(k, "k")
     if not isinstance(label, jax.core.Tracer):
         label = as_count(label, "label", low=0, high=reference.num_classes - 1)
+    queries = lax.stop_gradient(flatten_queries(reference, queries))
     if isinstance(reference, Streamed):
-        mine = np.flatnonzero(reference.labels == label)
-        return _nearest_streamed(reference, flatten_queries(reference, queries), None, mine, k=k, norm="l2")
-    return _nearest_in_class(reference, flatten_queries(reference, queries), jnp.asarray(label, jnp.int32), k=k)
+        return _nearest_streamed(reference, queries, None, np.flatnonzero(reference.labels == label), k=k, norm="l2")
+    return _nearest_in_class(reference, queries, jnp.asarray(label, jnp.int32), k=k)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "norm"))

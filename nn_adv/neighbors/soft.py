@@ -46,7 +46,8 @@ def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Num
     ``E_c[D] / T^2``, is exact up to float32 rounding; it keeps ``[C, Q, d]`` floats for the backward pass, whatever
     the number of points. The reference is a constant. A second derivative is right, but its memory grows with the
     points. Distances are expanded around the mean of the points in float32: their absolute error, about 1e-7 of the
-    squared norms, is divided by T; squares of distances below 1.1e-19 are 0. Of a reference with a linear map, q and z
+    squared norms, is divided by T; squares of distances below 1.1e-19 are 0, and where the
+    nearest point of a class has a D / T above 3e38 its logit is NaN. Of a reference with a linear map, q and z
     are the mapped ones, and the gradient is that in pixels.
 
     Args:

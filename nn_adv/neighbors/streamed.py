@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import pathlib
 from collections.abc import Iterator
 
 import chex
@@ -97,6 +98,16 @@ class Streamed:
         return jax.tree.map(jnp.asarray, slab) if self.mesh is None else place(slab, self.mesh)
 
 
+def _open(path: pathlib.Path) -> np.ndarray:
+    try:
+        mapped = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):
+        mapped = None
+    if not isinstance(mapped, np.ndarray):
+        raise ValueError(f"points must be a .npy file of one array, {path} is none")
+    return mapped
+
+
 def stream(
     points: str | os.PathLike | np.ndarray,
     labels: chex.Array,
@@ -121,7 +132,7 @@ def stream(
       ValueError: as `fit`; or points of another dtype, which would have to be converted.
       OSError: a file that cannot be read.
     """
-    mapped = np.load(as_path(points), mmap_mode="r") if isinstance(points, (str, os.PathLike)) else points
+    mapped = _open(as_path(points, "points")) if isinstance(points, (str, os.PathLike)) else points
     array = as_array(mapped, "points")
     dtype = getattr(mapped, "dtype", array.dtype)  # of another byte order than the array's, perhaps
     if dtype != array.dtype or (jnp.issubdtype(dtype, jnp.floating) and dtype != np.float32):

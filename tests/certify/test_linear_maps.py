@@ -7,6 +7,8 @@ import pytest
 
 from nn_adv import certify, neighbors
 from nn_adv.certify.verify import recheck
+from nn_adv.certify.verify.linear import make_map
+from nn_adv.certify.verify.multipliers import multiplier_bounds
 from nn_adv.threat import Threat
 from tests.certify.truths import mapped, nearest, predict, true_radius
 
@@ -138,6 +140,24 @@ def test_small_maps_of_large_pixels_keep_the_radii():
     )
 
 
+@pytest.mark.parametrize("matrix", [[[1, 0], [0, 1e-39]], [[1e10, 0], [0, 1e-30]]])
+def test_numbers_that_are_lost_when_a_map_is_scaled_prove_nothing(matrix):
+    points, image = np.array([[0.5, 0], [0.5, 1]], np.float32), np.array([[0.5, 0.2]], np.float32)
+    reference = neighbors.fit(points, [0, 1], 2, linear_map=np.array(matrix, np.float32))
+    assert int(neighbors.predict(reference, np.array([[0.5, 0.9]], np.float32))[0]) == 1
+    found = certify.radius(reference, image, [0], norm="l2", bounds=(0, 1))
+    assert found.lower[0] <= 0.3 * (1 + 1e-6) <= found.upper[0] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("multiplier", [1, 1e-50, 1e-90, 1.1e-100])
+def test_multipliers_prove_no_more_where_lengths_underflow(multiplier):
+    matrix, points = np.float32(1e-37) * np.eye(2, dtype=np.float32), np.array([[0, 0], [0.6, 0.6]], np.float32)
+    whom = (np.array([0]), np.array([1]), np.array([[0]]), np.array([[multiplier]]))
+    options = {"norm": "l2", "bounds": None, "linear_map": make_map(matrix, "l2")}
+    (found,) = multiplier_bounds((points @ matrix.T).astype(np.float32), points[:1], *whom, **options)
+    assert 0 < found <= np.sqrt(0.18) * (1 + 1e-6)
+
+
 def test_what_is_equal_after_the_map_is_one_point():
     # The map sees the sum of the pixels alone: points 1 and 2 are one to it, and so are 0 and 3.
     linear_map, labels = np.ones((1, 2), np.float32), np.array([0, 0, 1, 1])
@@ -216,7 +236,7 @@ def test_the_recheck_refuses_what_is_tampered_with(norm, bounds):
             flat,
             labels,
             certificate,
-            found.adversarial,
+            witnesses,
             **arguments | {"linear_map": linear_map[:, 1:]},
         )
 

@@ -441,3 +441,19 @@ def test_points_that_were_not_fitted(call):
     for given, kind in ((points, "ndarray"), (None, "NoneType")):
         with pytest.raises(ValueError, match=f"^reference must be from neighbors.fit, shard or stream, got {kind}$"):
             call(given, points[:1])
+
+
+def test_no_gradient_flows_through_distances():
+    reference = neighbors.fit(np.eye(4, dtype=np.float32), [0, 0, 1, 1], 2)
+
+    def distance(queries):
+        return neighbors.nearest_in_class(reference, queries, 1).distances.sum() + queries.sum()
+
+    assert np.array_equal(jax.grad(distance)(jnp.full((2, 4), 0.5)), np.ones((2, 4)))
+
+
+def test_predictions_without_a_point():
+    points = np.eye(3, dtype=np.float32)
+    reference = neighbors.fit(points, [0, 1, 2], 3)
+    assert neighbors.predict(reference, points, leave_out=[0, -1, 2]).tolist() == [1, 1, 0]
+    assert neighbors.predict(neighbors.fit(points[:1], [0], 1), points[:1], leave_out=[0]).tolist() == [-1]

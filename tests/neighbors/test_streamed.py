@@ -70,6 +70,12 @@ def test_wrong_points(tmp_path):
         neighbors.stream(np.zeros((3, 2)), [0, 0, 0], 1)
     with pytest.raises(ValueError, match="points must be uint8 or float32, as they are on disk, got dtype >f4"):
         neighbors.stream(np.zeros((3, 2), ">f4"), [0, 0, 0], 1)
+    np.savez(tmp_path / "points.npz", np.zeros((3, 2), np.uint8))
+    (tmp_path / "points.csv").write_text("1,2\n")
+    (tmp_path / "empty.npy").touch()
+    for name in ("points.npz", "points.csv", "empty.npy"):
+        with pytest.raises(ValueError, match=f"points must be a .npy file of one array, .*{name} is none"):
+            neighbors.stream(tmp_path / name, [0, 0, 0], 1)
     with pytest.raises(ValueError, match="reference must be from fit: give stream the mesh"):
         neighbors.shard(neighbors.stream(np.zeros((3, 2), np.uint8), [0, 0, 0], 1), mesh((1, 1)))
     with pytest.raises(ValueError, match="reference must be from neighbors.fit or shard here, got points on disk"):

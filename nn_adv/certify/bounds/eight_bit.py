@@ -66,13 +66,15 @@ def eight_bit_radius(
 
     Raises:
       ValueError: unknown norm, another one than that of the radii, images or points that are not uint8, another number
-        of radii than of images, or images, labels or left-out points as refused by `radius`.
+        of radii than of images, radii of another question, or images, labels or left-out points as refused by `radius`.
     """
     check_norm(norm)
     question = check_question(reference, images, labels, bounds=(0, 1), leave_out=leave_out)
     for name, dtype in (("images", question.images.dtype), ("points of the reference", reference.dtype)):
         if dtype != np.uint8:
             raise ValueError(f"{name} must be uint8, got {dtype}")
+    if not isinstance(found, Radius):
+        raise ValueError(f"found must be what certify.radius returned, got {type(found).__name__}")
     if len(found.lower) != len(question.labels):
         raise ValueError(f"found must hold {len(question.labels)} radii, one per image, got {len(found.lower)}")
     flat = question.images.reshape(len(question.labels), reference.size)
@@ -116,8 +118,7 @@ def _check_radii(found: Radius, norm: str, moves: np.ndarray) -> None:
 def _labels(reference: neighbors.Reference, images: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
     """Predict as many images as there are, few sizes being compiled."""
     filled = np.resize(np.arange(len(images)), power_of_two(len(images)))
-    found = neighbors.nearest(reference, images[filled], leave_out=leave_out[filled])
-    return np.asarray(reference.labels)[np.asarray(found.indices)[: len(images), 0]]
+    return np.asarray(neighbors.predict(reference, images[filled], leave_out=leave_out[filled]))[: len(images)]
 
 
 def _levels(norm: str, images: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -141,10 +142,15 @@ def _proved_levels(reference, images: np.ndarray, question: Question, found: Rad
         return 255 * np.maximum(0.0, found.lower * (1 - 1e-12) - slack)
     points = host_points(reference)
     levels, own = points.stored[points.positions].astype(np.float32), images.astype(np.float32)
-    return recheck(
+    checked = recheck(
         levels, np.asarray(reference.labels)[: len(levels)], own, question.labels, found.certificate, own,
         norm=norm, bounds=(0.0, 255.0), leave_out=question.leave_out,
-    ).lower  # fmt: skip
+    )  # fmt: skip
+    if (is_other := checked.correct != found.correct).any():
+        b = int(np.argmax(is_other))
+        got = f"image {b} is classified {'correctly' if found.correct[b] else 'wrongly'} in them, but not here"
+        raise ValueError(f"found must be the radii of these images, labels, points and left-out points: {got}")
+    return checked.lower
 
 
 def _raised(levels: np.ndarray, norm: str) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import scipy
 
 from nn_adv import neighbors
-from nn_adv.border import as_count, as_images, as_labels
+from nn_adv.border import as_count, as_images, as_labels, as_number
 from nn_adv.certify.bounds.margins import norm_ratio
 from nn_adv.certify.inputs import host_pixels
 from nn_adv.certify.radius import Radius, radius
@@ -55,10 +55,9 @@ class Embedding:
     rounding: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not 0 < self.lipschitz < math.inf:
-            raise ValueError(f"lipschitz must be positive and finite, got {self.lipschitz}")
-        if not 0 <= self.rounding < math.inf:
-            raise ValueError(f"rounding must be at least 0 and finite, got {self.rounding}")
+        if not as_number(self.lipschitz, "lipschitz"):
+            raise ValueError("lipschitz must be above 0, got 0")
+        as_number(self.rounding, "rounding")
 
     def __call__(self, images: chex.Array) -> np.ndarray:
         """Embed images ``[B, ...]``, some at a time; ``[B, e]`` float64, which `neighbors.fit` takes as points.
@@ -137,8 +136,8 @@ def average_pool(image_shape: tuple[int, int, int], window: int) -> Embedding:
     Raises:
       ValueError: sides that are no multiple of the window.
     """
-    height, width, channels = image_shape
-    if window < 1 or height % window or width % window:
+    height, width, channels = _check_shape(image_shape)
+    if height % as_count(window, "window") or width % window:
         raise ValueError(f"window must divide the sides of {image_shape}, got {window}")
     shape = (height // window, window, width // window, window, channels)
 
@@ -159,8 +158,7 @@ def low_pass(image_shape: tuple[int, int, int], cutoff: int) -> Embedding:
     Raises:
       ValueError: cutoff not in 1..min(H, W).
     """
-    if not 1 <= cutoff <= min(image_shape[:2]):
-        raise ValueError(f"cutoff must be in 1..{min(image_shape[:2])}, got {cutoff}")
+    cutoff = as_count(cutoff, "cutoff", high=min(_check_shape(image_shape)[:2]))
 
     def transform(images):
         pictures = _flat(images).reshape(len(images), *image_shape)
@@ -168,6 +166,12 @@ def low_pass(image_shape: tuple[int, int, int], cutoff: int) -> Embedding:
         return coefficients[:, :cutoff, :cutoff].reshape(len(images), -1)
 
     return _orthogonal(transform, image_shape, cutoff**2 * image_shape[2], f"lowpass-{cutoff}")
+
+
+def _check_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if np.shape(image_shape) != (3,):
+        raise ValueError(f"image_shape must be (H, W, C), got {image_shape}")
+    return image_shape
 
 
 def embedded_radius(
@@ -185,7 +189,7 @@ def embedded_radius(
 
     With r the l2 radius of the embedded image and c from `norm_ratio`, ``lower = (r - rounding) / (L c)``. Pixel
     bounds are not used for it. ``upper`` needs the images of the points: the first wrong image on the way to the
-    opponent in whose cell the embedded witness lies.
+    opponent in whose cell the embedded witness lies, by the map as it is computed.
 
     Args:
       reference: ``neighbors.fit(embed(points), ...)``.
@@ -195,17 +199,21 @@ def embedded_radius(
       norm: "l1", "l2" or "linf", of the perturbation in pixels.
       leave_out: ``[B]`` indices of points each image may not use, or None.
       points: the images ``[n, ...]`` behind the reference, in the order of `fit`; without them ``upper`` is inf.
-      **options: of `radius`, which finds r.
+      **options: of `radius`, which finds r, but for its bounds.
 
     Returns:
       As `radius`, with ``lower``, ``upper`` and ``adversarial`` in pixels and status "bounded"; the certificate is of
       r, in the embedded space.
 
     Raises:
-      ValueError: unknown norm, images that show that L is larger than stated, or as `radius`.
+      ValueError: unknown norm, no embedding, images that show that L is larger than stated, or as `radius`.
     """
     check_norm(norm)
     check_reference(reference)
+    if not isinstance(embed, Embedding):
+        raise ValueError(f"embed must be an Embedding, got {type(embed).__name__}")
+    if "bounds" in options:
+        raise ValueError("bounds must be left out: those of pixels say nothing of embedded images")
     images = np.asarray(as_images(images, float_dtype=np.float32))
     size = math.prod(images.shape[1:])
     labels = as_labels(labels, reference.num_classes, count=len(images))
@@ -275,8 +283,7 @@ def _segment(reference, embed, images, labels, opponent, points, norm: str, leav
         return np.clip(moved, np.minimum(images, targets), np.maximum(images, targets))
 
     def is_wrong(moved):
-        nearest = neighbors.nearest(reference, embed(moved).astype(np.float32), leave_out=leave_out)
-        return np.asarray(reference.labels)[np.asarray(nearest.indices)[:, 0]] != labels
+        return np.asarray(neighbors.predict(reference, embed(moved).astype(np.float32), leave_out=leave_out)) != labels
 
     low, high = np.zeros(len(images)), np.ones(len(images))
     exists = (opponent >= 0) & is_wrong(targets)

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.verify.rounding import dual_norms, gamma, sq_lengths
-
-_LEAST_LENGTH = 1e-300  # so that no infinite radius is multiplied by 0
+from nn_adv.certify.verify.rounding import LEAST_LENGTH, dual_norms, gamma, sq_lengths
 
 
 class LinearMap(NamedTuple):
@@ -39,15 +37,15 @@ def make_map(matrix: np.ndarray, norm: str) -> LinearMap:
     frobenius = math.sqrt(float(np.sum(matrix**2))) * error
     if norm == "l1":
         longest = math.sqrt(float(np.sum(matrix**2, axis=0).max())) * error
-        return LinearMap(matrix, frobenius, longest + _LEAST_LENGTH)
+        return LinearMap(matrix, frobenius, longest + LEAST_LENGTH)
     gram = matrix @ matrix.T if count <= size else matrix.T @ matrix
     # Products err by gamma(max(k, d)) of the Frobenius norm squared, eigenvalues by a modest multiple of the roundoff.
     largest = float(np.linalg.eigvalsh(gram)[-1]) + 64 * gamma(count + size) * frobenius**2
     spectral = min(math.sqrt(max(largest, 0.0)) * error, frobenius)
     if norm == "l2":
-        return LinearMap(matrix, frobenius, spectral + _LEAST_LENGTH)
+        return LinearMap(matrix, frobenius, spectral + LEAST_LENGTH)
     of_rows = math.sqrt(float(np.sum(np.abs(matrix).sum(axis=1) ** 2)))
-    return LinearMap(matrix, frobenius, min(spectral * math.sqrt(size), of_rows) * error + _LEAST_LENGTH)
+    return LinearMap(matrix, frobenius, min(spectral * math.sqrt(size), of_rows) * error + LEAST_LENGTH)
 
 
 def mapped_values(linear_map: LinearMap | None, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,9 @@ import numpy as np
 from nn_adv.certify.verify.linear import LinearMap, in_pixels, mapped_values
 from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, quotient, sq_lengths
 
-# Multipliers outside this range count as 0, so that no product of them and float32 numbers over- or underflows.
+# Multipliers outside this range count as 0, so that no product of them and two float32 numbers over- or underflows.
 _MULTIPLIER_RANGE = (1e-100, 1e100)
+_UNDERFLOW = 1e-150  # more than a length loses whose squares underflow, as they do where a linear map is tiny
 _MAX_ROOT_STEPS = 60
 # Numbers in one [S, M, d] array: 16 MB.
 _CHUNK = 2**21
@@ -104,7 +105,7 @@ def _combined(gaps, multipliers, norm) -> tuple[np.ndarray, np.ndarray]:
 def _l2(target, w, drift, low, high) -> np.ndarray:
     """Free: H / ||w||. Box: r^2 / 2 >= H - phi(w), phi(w) = sum max_t (w_k t - t^2 / 2) (weak duality)."""
     error = gamma(w.shape[1] + 8)
-    length = np.sqrt(sq_lengths(w)) * (1 + error) + drift
+    length = np.sqrt(sq_lengths(w)) * (1 + error) + drift + _UNDERFLOW
     t = np.clip(w, low, high)
     # phi is convex with gradient t and |t| <= |w|: moving w by the drift adds at most |w| drift. Its terms are >= 0.
     phi = np.sum(t * (w - t / 2), axis=1) * (1 + error) + (length + drift) * drift

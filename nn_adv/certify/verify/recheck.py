@@ -109,19 +109,26 @@ def recheck(
         the mapped ones then, float32; or None.
 
     Raises:
-      ValueError: an unknown norm, an image outside the bounds, or a linear map that fits images and points not.
+      ValueError: an unknown norm, arrays of other shapes, an image outside the bounds, or a linear map that fits images
+        and points not.
     """
     if norm not in ("l1", "l2", "linf"):
         raise ValueError(f"norm must be 'l1', 'l2' or 'linf', got {norm!r}")
+    # Arrays of JAX would stay in float32, whose rounding is not accounted for.
+    points, labels, images, image_labels, adversarial = map(
+        np.asarray, (points, labels, images, image_labels, adversarial)
+    )
+    adversarial = pixel_values(adversarial).astype(np.float32)
+    _check_shapes(points, labels, images, image_labels, adversarial)
     if bounds is not None:
         bounds = (float(np.float32(bounds[0])), float(np.float32(bounds[1])))
     box_room(pixel_values(images), bounds)
     indices = np.arange(len(points)) if index is None else np.asarray(index)
-    if linear_map is not None and linear_map.shape != (points.shape[1], images.shape[1]):
+    shape = (images.shape[1],) * 2 if linear_map is None else linear_map.shape
+    if shape != (points.shape[1], images.shape[1]):
         wanted = f"[{points.shape[1]}, {images.shape[1]}], from images to points"
-        raise ValueError(f"linear_map must be {wanted}, got shape {linear_map.shape}")
-    base = make_base(points, np.asarray(labels), indices, norm, bounds, linear_map)
-    image_labels = np.asarray(image_labels)
+        raise ValueError(f"linear_map must be {wanted}, got {'none' if linear_map is None else f'shape {shape}'}")
+    base = make_base(points, labels, indices, norm, bounds, linear_map)
     leave_out = np.full(len(images), -1) if leave_out is None else np.asarray(leave_out)
     listed = _listed_bounds(base, images, image_labels, certificate, leave_out)
     result = Recheck(np.zeros(len(images)), np.full(len(images), np.inf), np.zeros(len(images), bool))
@@ -151,6 +158,14 @@ def recheck(
                 left = []
         _screen_all(base, left, result)
     return result
+
+
+def _check_shapes(points, labels, images, image_labels, adversarial) -> None:
+    if points.ndim != 2 or labels.shape != points.shape[:1]:
+        raise ValueError(f"points must be [n, d] with labels [n], got shapes {points.shape} and {labels.shape}")
+    if images.ndim != 2 or image_labels.shape != images.shape[:1] or adversarial.shape != images.shape:
+        shapes = f"{images.shape}, {image_labels.shape} and {adversarial.shape}"
+        raise ValueError(f"images must be [B, d] with image_labels [B] and adversarial [B, d], got shapes {shapes}")
 
 
 def _known_points(near: np.ndarray, listed: list[dict[int, float]]) -> list[np.ndarray]:
@@ -199,9 +214,10 @@ def _screen_all(base: Base, left: list[tuple[int, View]], result: Recheck) -> No
     """Bound the opponents of views, those with many in linf together first; the bounds of images go to ``result``."""
     targets = {b: min(result.lower[b], result.upper[b]) for b, _ in left}
     many = []
-    for b, view in left if base.norm == "linf" else []:
+    for b, view in left:
         view.other[:] &= _is_below(base, view, slice(None), targets[b])
-        if base.linear_map is None and np.isfinite(targets[b]) and view.other.sum() > _MANY * len(base.points):
+        takes_product = base.norm == "linf" and base.linear_map is None and np.isfinite(targets[b])
+        if takes_product and view.other.sum() > _MANY * len(base.points):
             many.append((b, view))
     if many:
         reached = reached_within(base, [view for _, view in many], np.array([targets[b] for b, _ in many]))
@@ -216,7 +232,7 @@ def _screen(base: Base, view: View, target: float) -> float:
 
     The nearest come first: no bound over all is above theirs, so the others need not be proved any farther.
     """
-    opponents = np.flatnonzero(view.other & _is_below(base, view, slice(None), target))
+    opponents = np.flatnonzero(view.other)
     opponents = opponents[np.argsort(view.distances[opponents])]
     size = _FIRST_OPPONENTS
     while len(opponents):

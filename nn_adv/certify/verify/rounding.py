@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _UNIT_ROUNDOFF = 2.0**-53
-_LEAST_LENGTH = 1e-300  # no division by zero
+LEAST_LENGTH = 1e-300  # no division by zero, and no infinite radius times zero
 
 
 def gamma(count: int) -> float:
@@ -34,9 +34,9 @@ def dual_norms(norm: str, vectors: np.ndarray) -> np.ndarray:
 
 
 def quotient(target: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Return ``target / length`` rounded down, 0 where the target is not positive or NaN."""
+    """Return ``target / length`` rounded down, 0 where the target is not positive or one of them is NaN."""
     with np.errstate(over="ignore"):
-        return np.where(target > 0, target / np.maximum(length, _LEAST_LENGTH) * (1 - gamma(8)), 0)
+        return np.fmax(np.where(target > 0, target / np.maximum(length, LEAST_LENGTH) * (1 - gamma(8)), 0), 0)
 
 
 def box_room(values: np.ndarray, bounds: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:

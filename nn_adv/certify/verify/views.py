@@ -17,7 +17,7 @@ from nn_adv.certify.verify.linear import LinearMap, make_map, mapped_values, rai
 from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, sq_lengths
 
 _BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
-_EXACT_TERMS = 1024  # products of integers up to 2^7 whose sums float32 holds, in any order: up to 2^24
+_EXACT_TERMS = 1024  # products of integers up to 2^7: float32 holds their sums, up to 2^24, and twice those
 _RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 

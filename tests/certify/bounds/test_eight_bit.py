@@ -96,6 +96,8 @@ def test_what_is_no_eight_bit_image_is_refused():
         certify.eight_bit_radius(reference, points / np.float32(255), [0, 1], found, norm="l2")
     with pytest.raises(ValueError, match="points of the reference must be uint8, got float32"):
         certify.eight_bit_radius(floats, points, [0, 1], found, norm="l2")
+    with pytest.raises(ValueError, match="found must be what certify.radius returned, got NoneType"):
+        certify.eight_bit_radius(reference, points[:1], [0], None, norm="l2")
     with pytest.raises(ValueError, match="found must hold 1 radii, one per image, got 2"):
         certify.eight_bit_radius(reference, points[:1], [0], found, norm="l2")
 
@@ -108,3 +110,18 @@ def test_radii_of_another_norm_are_noticed(norm, other):
     certify.eight_bit_radius(reference, points, labels, found, norm=norm)
     with pytest.raises(ValueError, match=f"^norm must be that of the radii, got '{other}', in which .* of image 0 is"):
         certify.eight_bit_radius(reference, points, labels, found, norm=other)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_radii_with_other_points_left_out_are_noticed(norm):
+    points, labels = np.random.default_rng(3).integers(0, 256, (12, 6)).astype(np.uint8), np.arange(12) % 2
+    reference = neighbors.fit(points, labels, 2)
+    images, own = points[:4], np.arange(4)
+    with_all = certify.radius(reference, images, labels[:4], norm=norm, bounds=(0, 1))
+    without = certify.radius(reference, images, labels[:4], norm=norm, bounds=(0, 1), leave_out=own)
+    assert with_all.correct.all() and not without.correct.all()
+    first = int(np.argmin(without.correct))
+    with pytest.raises(ValueError, match=f"^found must be the radii .*: image {first} is classified correctly in them"):
+        certify.eight_bit_radius(reference, images, labels[:4], with_all, norm=norm, leave_out=own)
+    with pytest.raises(ValueError, match=f"^found must be the radii .*: image {first} is classified wrongly in them"):
+        certify.eight_bit_radius(reference, images, labels[:4], without, norm=norm)

@@ -238,12 +238,19 @@ def test_constants_that_the_images_contradict_are_refused():
         )
     with pytest.raises(ValueError, match="window"):
         embeddings.average_pool(SHAPE, 3)
-    with pytest.raises(ValueError, match="cutoff"):
+    with pytest.raises(ValueError, match="window must be a whole number, at least 1, got 2.0"):
+        embeddings.average_pool(SHAPE, 2.0)
+    with pytest.raises(ValueError, match="cutoff must be in 1..4, got 5"):
         embeddings.low_pass(SHAPE, 5)
+    with pytest.raises(ValueError, match="cutoff must be a whole number, in 1..4, got 2.0"):
+        embeddings.low_pass(SHAPE, 2.0)
+    for make in (embeddings.average_pool, embeddings.low_pass):
+        with pytest.raises(ValueError, match=r"image_shape must be \(H, W, C\), got \(4, 4\)"):
+            make(SHAPE[:2], 2)
     for count in (0, SIZE + 1):
         with pytest.raises(ValueError, match="num_components"):
             embeddings.pca(points, count)
-    for constant in (0, -1, np.nan, np.inf):
+    for constant in (0, -1, np.nan, np.inf, "1", None):
         with pytest.raises(ValueError, match="lipschitz must be"):
             embeddings.Embedding(flat, constant, "mine")
     assert embeddings.Embedding(flat, 1.0, "mine")(points[:0]).shape == (0, SIZE)
@@ -254,6 +261,10 @@ def test_constants_that_the_images_contradict_are_refused():
         reference = neighbors.fit(embed(points), labels, 2)
         options = {"embed": embed, "norm": "l2", "points": points[1:]}
         embeddings.embedded_radius(reference, points, labels, **options)
+    with pytest.raises(ValueError, match="embed must be an Embedding, got function"):
+        embeddings.embedded_radius(reference, points, labels, **options | {"embed": flat})
+    with pytest.raises(ValueError, match="bounds must be left out: those of pixels"):
+        embeddings.embedded_radius(reference, points, labels, **options | {"points": points, "bounds": (0, 1)})
     with pytest.raises(ValueError, match="rounding must be"):
         embeddings.Embedding(flat, 1.0, "mine", rounding=-1)
     with pytest.raises(ValueError, match="fn of mine must give finite"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nn_adv import neighbors
 from nn_adv.certify.verify import Certificate, Screened, recheck
 from nn_adv.certify.verify.multipliers import multiplier_bounds
 from tests.certify import truths
@@ -301,6 +303,58 @@ def test_bad_arguments():
         _recheck(problem, _nothing(), "l3", None)
     with pytest.raises(ValueError, match="images must be inside"):
         _recheck(problem._replace(image=problem.image + np.float32(2)), _nothing(), "l2", (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": np.zeros((3, 2, 2))}, r"points must be \[n, d\] with labels \[n\], got shapes \(3, 2, 2\)"),
+        ({"labels": [0, 1]}, r"points must be \[n, d\] with labels \[n\], got shapes \(3, 2\) and \(2,\)"),
+        ({"images": np.zeros((1, 1, 2), np.float32)}, r"images must be \[B, d\] with image_labels \[B\]"),
+        ({"image_labels": [0, 0]}, r"images must be \[B, d\] with image_labels \[B\].*, got shapes \(1, 2\), \(2,\)"),
+        ({"images": np.zeros((1, 3)), "adversarial": np.zeros((1, 3))}, r"linear_map must be \[2, 3\].*, got none"),
+        ({"linear_map": np.eye(3)}, r"linear_map must be \[2, 2\], from images to points, got shape \(3, 3\)"),
+    ],
+)
+def test_arrays_that_do_not_fit(change, message):
+    images = np.zeros((1, 2), np.float32)
+    given = {"points": np.eye(3, 2, dtype=np.float32), "labels": [0, 1, 1], "images": images, "image_labels": [0]}
+    given |= {"certificate": _nothing(), "adversarial": images, "norm": "l2", "bounds": None}
+    with pytest.raises(ValueError, match=message):
+        recheck(**given | change)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_arrays_of_jax_and_lists_are_checked_in_float64_too(norm):
+    rng = np.random.default_rng(0)
+    points, images = (rng.random((count, 256), dtype=np.float32) for count in (60, 8))
+    labels, moved = np.arange(60) % 3, np.clip(images + np.float32(0.2), 0, 1)
+    image_labels = np.array([truths.predict(points, labels, image) for image in images])
+    certificate = Certificate(np.zeros((8, 1), int), *(np.zeros(shape, int) for shape in (0, 0, (0, 1), (0, 1))))
+    arrays = (points, labels, images, image_labels)
+    expected = recheck(*arrays, certificate, moved, norm=norm, bounds=(0.0, 1.0))
+    for convert in (jnp.asarray, lambda values: np.asarray(values, np.float64).tolist()):
+        found = recheck(*map(convert, arrays), certificate, convert(moved), norm=norm, bounds=(0.0, 1.0))
+        assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("bounds", BOXES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_point_to_be_ignored_may_be_no_number(norm, bounds):
+    points = np.array([[0, 0], [1, 1], [np.nan, 0.5]], np.float32)
+    image = np.full((1, 2), 0.2, np.float32)
+    kept, all_of_them = (
+        recheck(points[:count], np.array([0, 1, -1])[:count], image, [0], _nothing(), image, norm=norm, bounds=bounds)
+        for count in (2, 3)
+    )
+    assert all_of_them.correct.all() and 0 <= all_of_them.lower[0] <= kept.lower[0] < np.inf
+
+
+def test_a_witness_in_integers_is_one_of_pixels():
+    points = np.array([[1], [3]], np.uint8)
+    found = recheck(points, [0, 1], points[:1], [0], _nothing(), np.array([[2]], np.uint8), norm="l2", bounds=(0, 1))
+    predicted = neighbors.predict(neighbors.fit(points, [0, 1], 2), np.full((1, 1), np.float32(2) / np.float32(255)))
+    assert np.isfinite(found.upper[0]) == (int(predicted[0]) == 1)
 
 
 @pytest.mark.quick_cases(2)
