@@ -1,7 +1,8 @@
 """Attacks: search for a perturbation that changes the prediction. What they miss is not proven robust.
 
 All can be jitted but the ensemble and the calls in the manner of other libraries. Outside jit each is one program: one
-that is kept where ``logits_fn`` is a `jax.tree_util.Partial`, one that is compiled at every call for a plain function.
+that is kept where ``logits_fn`` is a `jax.tree_util.Partial`; a plain function is traced at every call, since it may
+have changed, and compiled where it has.
 """
 
 from nn_adv.attacks.apgd import apgd

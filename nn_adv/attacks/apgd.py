@@ -19,6 +19,7 @@ from nn_adv.attacks.common import (
     better,
     check_clean_logits,
     check_inputs,
+    check_loss,
     finite_or_zero,
     fold_in_each,
     higher,
@@ -90,6 +91,7 @@ def apgd(
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
     targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
     usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
+    check_loss(loss_fn or usual_loss, clean_logits, labels, *(() if targets is None else (targets[:, 0],)))
     functions = (logits_fn, loss_fn or usual_loss, predict_fn)
     arrays = (images, labels, clean_logits, targets, starts, keys, threat)
     return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)
@@ -130,7 +132,6 @@ def _evaluate(logits_fn, loss_fn, points, labels, target):
     def total_loss(points):
         logits = logits_of(logits_fn, points)
         loss = loss_fn(logits, labels, *(() if target is None else (target,)))
-        chex.assert_equal_shape([loss, labels])
         return jnp.sum(loss), (loss, logits)
 
     (_, (loss, logits)), gradient = jax.value_and_grad(total_loss, has_aux=True)(points)

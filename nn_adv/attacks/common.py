@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn_adv.border import as_images, as_integers, as_key, as_labels
+from nn_adv.border import as_count, as_images, as_integers, as_key, as_labels
 from nn_adv.threat import Threat, as_threat, check_threat
 
 _PROBABILITY_TOLERANCE = 1e-2  # a softmax in bfloat16 is off by up to a few thousandths
@@ -92,8 +93,9 @@ def fold_in_each(keys: chex.PRNGKey, index: chex.Numeric) -> chex.PRNGKey:
 
 
 def better(best: Visited, other: Visited) -> Visited:
-    """Keep for each image what breaks it, then what has the higher loss; the first of equals."""
-    wins = (other.success & ~best.success) | ((other.success == best.success) & (other.loss > best.loss))
+    """Keep for each image what breaks it, then what has the higher loss; the first of equals, but no NaN."""
+    is_higher = (other.loss > best.loss) | jnp.isnan(best.loss)
+    wins = (other.success & ~best.success) | ((other.success == best.success) & is_higher)
     return where_each(wins, other, best)
 
 
@@ -136,8 +138,8 @@ def attack_in_turn(attack: Callable[[chex.Numeric], Visited], count: int, best: 
 
 
 def higher(best: Highest, other: Highest) -> Highest:
-    """Keep for each image the point of the higher loss, misclassified or not; the first of equals."""
-    return where_each(other.loss > best.loss, other, best)
+    """Keep for each image the point of the higher loss, misclassified or not; the first of equals, but no NaN."""
+    return where_each((other.loss > best.loss) | jnp.isnan(best.loss), other, best)
 
 
 def where_each(condition, yes, no):
@@ -160,10 +162,11 @@ def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.A
       ValueError: ``count``, which callers name ``num_targets``, outside 1 to C - 1.
     """
     num_classes = logits.shape[1]
-    if not 1 <= count < num_classes:
-        raise ValueError(f"num_targets must be None or 1 to {num_classes - 1} for {num_classes} classes, got {count}")
+    count = as_count(count, "num_targets", high=num_classes - 1, what=f"there are {num_classes} classes")
     own = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1]
+    logits = jnp.asarray(logits)
+    finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # of other classes; below it the label
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, finite), count)[1]
 
 
 def finite_or_zero(gradient: chex.Array) -> chex.Array:
@@ -205,6 +208,18 @@ def check_clean_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
     if not isinstance(logits, jax.core.Tracer):
         check_logit_values(np.asarray(logits))
     return logits
+
+
+def check_loss(loss_fn: Callable[..., chex.Array], logits: chex.Array, *classes: chex.Array) -> None:
+    """Raise ValueError for a loss that does not take logits ``[B, C]`` and these classes, or gives no ``[B]``."""
+    try:
+        inspect.signature(loss_fn).bind(logits, *classes)
+    except TypeError:
+        wanted = "logits, labels and targets" if len(classes) > 1 else "logits and labels, without num_targets"
+        raise ValueError(f"loss_fn must take {wanted}, got {getattr(loss_fn, '__name__', loss_fn)}") from None
+    loss = jax.eval_shape(loss_fn, logits, *classes)
+    if getattr(loss, "shape", None) != logits.shape[:1]:
+        raise ValueError(f"loss_fn must return a loss for each image, [{len(logits)}], got {loss}")
 
 
 def check_logit_values(logits: np.ndarray, rows: np.ndarray | None = None, *, stacklevel: int = 4) -> None:

@@ -170,9 +170,9 @@ def ensemble(
     rounding, which can grow. For deterministic classifiers. Not jittable; every attack is compiled once.
 
     Args:
-      logits_fn: differentiable, float images ``[B, ...]`` to logits ``[B, C]``. Pass the same function again to have
-        it compiled only once; ``jax.tree_util.Partial(fn, variables)`` shares what is compiled among networks that
-        differ in their variables alone.
+      logits_fn: differentiable, float images ``[B, ...]`` to logits ``[B, C]``. A plain function is traced in each
+        call, and must not change during one; ``jax.tree_util.Partial(fn, variables)`` is traced once for all networks
+        that differ in their variables alone.
       images: ``[N, ...]`` floating point, inside the bounds; float64 is rounded to float32, unless JAX has it enabled.
       labels: ``[N]``.
       key: a typed key.
@@ -192,21 +192,27 @@ def ensemble(
     Raises:
       ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
         epsilon for each image, two attacks of one name, logits of a wrong shape or, for a clean image, NaN,
-        ``batch_size`` below 1, indices of another length, a state that does not fit, or an attack that leaves the ball
-        or the bounds with what it claims to break; ``on_batch`` was given what had been found before.
+        ``batch_size`` below 1, indices of another length, a state of other images, attacks or of a larger threat, or an
+        attack that leaves the ball or the bounds with what it claims to break; ``on_batch`` was given what had been
+        found before.
     """
     batch_size = as_count(batch_size, "batch_size")
     images, labels, indices, key = _check_inputs(images, labels, indices, key, threat)
     logits_fn, predict_fn = traceable(logits_fn), predict_fn and traceable(predict_fn)
+    compiled = functools.partial(run, kept={})  # for all batches of this call
     num_filled = max(batch_size, _LEAST_ROWS)
     shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
     num_classes = jax.eval_shape(_classify, logits_fn, predict_fn, *shapes)[0].shape[1]
     as_labels(labels, num_classes)
     attacks = standard_attacks(num_classes) if attacks is None else tuple(attacks)
+    if others := [one for one in attacks if not isinstance(one, Attack)]:
+        raise ValueError(f"attacks must be a list of Attack, as named_attack makes them, got {others[0]!r} in it")
     if len({attack.name for attack in attacks}) < len(attacks):
         raise ValueError(f"attacks must have different names, got {', '.join(attack.name for attack in attacks)}")
     if state is None:
         state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
+    elif not isinstance(state, EnsembleState):
+        raise ValueError(f"state must be an EnsembleState, as on_batch is given, got {type(state).__name__}")
     elif state.adversarial.shape != images.shape or not CLEAN <= state.attack < len(attacks):
         raise ValueError(
             f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
@@ -214,9 +220,13 @@ def ensemble(
         )
     as_integers(state.broken_by, "state.broken_by", low=UNBROKEN, high=len(attacks) - 1, count=len(images))
     as_count(state.num_done, "state.num_done", low=0, high=len(images))
+    moved = state.broken_by >= 0
+    if not np.array_equal(state.adversarial[~moved], images[~moved]):
+        raise ValueError("state must be of the same images, got others that are unbroken in it")
+    _check_allowed("of the state", moved, np.asarray(state.adversarial), images, threat)
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        logits = np.asarray(_compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])
+        logits = np.asarray(compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])
         check_logit_values(logits, first, stacklevel=3)
     # Changed in place from here on: a copy for each batch would cost more than many a batch.
     state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
@@ -233,15 +243,15 @@ def ensemble(
             filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
                 found = images[filled]
-                logits, success = map(np.asarray, _compiled(_classify, logits_fn, predict_fn, found, labels[filled]))
+                logits, success = map(np.asarray, compiled(_classify, logits_fn, predict_fn, found, labels[filled]))
                 check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
-                attack = functools.partial(_compiled, _attack, attack=attacks[place].fn)
+                attack = functools.partial(compiled, _attack, attack=attacks[place].fn)
                 claimed, found = map(np.asarray, attack(logits_fn, predict_fn, *inputs))
                 _check_allowed(attacks[place].name, claimed, found, images[filled], threat)
                 # Judged again, as the clean images were: a claim may be wrong, or owe itself to rounding.
-                success = claimed & np.asarray(_compiled(_classify, logits_fn, predict_fn, found, inputs[1])[1])
+                success = claimed & np.asarray(compiled(_classify, logits_fn, predict_fn, found, inputs[1])[1])
             is_broken = success[: len(batch)]
             state.broken_by[batch[is_broken]] = place
             state.adversarial[batch[is_broken]] = found[: len(batch)][is_broken]
@@ -251,23 +261,20 @@ def ensemble(
 
     names = tuple(attack.name for attack in attacks)
     is_broken = state.broken_by != UNBROKEN
-    loss = _margins(logits_fn, predict_fn, state.adversarial, labels, batch_size)
+    classify = functools.partial(compiled, _classify, logits_fn, predict_fn)
+    loss = _margins(classify, state.adversarial, labels, batch_size)
     distance = float64_sizes(threat.norm, state.adversarial - images).astype(images.dtype)
     left = count_unbroken(state.broken_by, len(attacks))
     return EnsembleResult(state.adversarial, is_broken, loss, distance, state.broken_by, names, left)
 
 
-def _margins(logits_fn, predict_fn, points, labels, batch_size) -> np.ndarray:
+def _margins(classify, points, labels, batch_size) -> np.ndarray:
     """Return the margins of points ``[N, ...]``, by the program that classified the clean images."""
     found = [np.zeros(0, points.dtype)]
     for start in range(0, len(points), batch_size):
         rows = np.arange(start, min(start + batch_size, len(points)))
         filled = np.resize(rows, max(batch_size, _LEAST_ROWS))
-        logits, _ = _compiled(_classify, logits_fn, predict_fn, points[filled], labels[filled])
-        logits, own = np.array(logits)[: len(rows)], labels[rows, None]
-        of_label = np.take_along_axis(logits, own, axis=1)[:, 0]
-        np.put_along_axis(logits, own, -np.inf, axis=1)
-        found.append(logits.max(axis=1) - of_label)
+        found.append(np.asarray(margin(classify(points[filled], labels[filled])[0], labels[filled]))[: len(rows)])
     return np.concatenate(found)
 
 
@@ -285,9 +292,6 @@ def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:
     """Count the images left by the clean classification and then by each attack, ``[1 + attacks]``."""
     places = range(CLEAN, num_attacks)
     return tuple(int(np.sum((broken_by == UNBROKEN) | (broken_by > place))) for place in places)
-
-
-_compiled = functools.partial(run, keep=True)  # for each batch, and for the next call with the same functions
 
 
 def _attack(logits_fn, predict_fn, images, labels, key_data, threat, *, attack):

@@ -17,8 +17,6 @@ from nn_adv.attacks.common import (
     finite_or_zero,
     fold_in_each,
     highest_others,
-    is_judged_wrong,
-    is_wrong,
     judged,
     logits_of,
     nothing_found,
@@ -109,11 +107,6 @@ def _search(
     num_runs = 1 if targets is None else targets.shape[1]
     logits_fn = functools.partial(logits_of, logits_fn)
 
-    def judge(points):
-        if predict_fn is None:
-            return is_wrong(logits_fn(points), labels)
-        return is_judged_wrong(predict_fn, points, labels)
-
     def step(target, points, nearest):
         gap, normal = _border(logits_fn, points, labels, target, threat.norm)
         # The same border seen from the image: gap and normal belong to the linearisation at the current point.
@@ -125,12 +118,12 @@ def _search(
         alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), _ALPHA_MAX), images)
         points = (1 - alpha) * (points + _ETA * from_point) + alpha * (images + _ETA * from_image)
         points = threat.clip(points)
-        found = judge(points)
+        found = judged(predict_fn, logits_fn(points), points, labels)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
         nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
         return where_each(found, images + _BETA * (points - images), points), nearest
 
-    def run(number, nearest):
+    def run_once(number, nearest):
         target = None if targets is None else targets[:, number % num_runs]
         # Half of an infinite radius is nowhere: such a restart begins at the image again.
         reach = jnp.minimum(nearest.distance, threat.epsilon) / 2
@@ -140,7 +133,7 @@ def _search(
 
     is_wrong_clean = judged(predict_fn, clean_logits, images, labels)
     clean = _Nearest(images, jnp.where(is_wrong_clean, 0, jnp.inf).astype(images.dtype))
-    nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
+    nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run_once, clean)
     success = nearest.distance <= threat.epsilon
     adversarial = where_each(success, nearest.images, images)
     return AttackResult(adversarial, success, margin(logits_fn(adversarial), labels), nearest.distance)

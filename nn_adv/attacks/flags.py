@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from nn_adv.attacks.common import are_probabilities, example_keys, finite_or_zero, logits_of
 from nn_adv.attacks.losses import cross_entropy, margin
-from nn_adv.attacks.programs import run, traceable
+from nn_adv.attacks.programs import depends_on_arguments, run, traceable
 from nn_adv.border import as_count, as_images, as_labels
 
 _LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
@@ -45,8 +45,9 @@ def flags(logits_fn: Callable[[chex.Array], chex.Array], images: chex.Array, lab
     found = []
     logits, again = (np.asarray(run(logits_of, logits_fn, images)) for _ in range(2))
     as_labels(labels, logits.shape[1])
-    difference = float(np.max(np.abs(logits - again)))
-    if difference > _ROUNDING * max(float(np.max(np.abs(logits))), 1):
+    is_finite = np.isfinite(logits) & np.isfinite(again)
+    difference = np.max(np.abs(np.subtract(logits, again, where=is_finite, out=np.zeros_like(logits))))
+    if difference > _ROUNDING * max(float(np.max(np.abs(logits[is_finite]), initial=0)), 1):
         found.append(
             f"random outputs: two calls on the same images differ by up to {difference:.3g}; average over its random "
             "numbers (attacks.eot)"
@@ -102,7 +103,9 @@ def eot(
       ValueError: no key, several, or ``num_samples`` below 1.
     """
     keys = example_keys(key, np.arange(as_count(num_samples, "num_samples")))
-    return Partial(_mean_logits, traceable(random_logits_fn), keys)
+    if depends_on_arguments(random_logits_fn):
+        return Partial(_mean_logits, traceable(random_logits_fn), keys)
+    return lambda images: _mean_logits(random_logits_fn, keys, images)  # which may change, as attacks see
 
 
 def _mean_logits(random_logits_fn, keys, images):

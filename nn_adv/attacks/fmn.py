@@ -133,7 +133,7 @@ def _search(
         moved = points + per_image(length / jnp.where(size > 0, size, 1), images) * slope
         return project(dataclasses.replace(threat, epsilon=radius), moved, images), radius, best
 
-    def run(number, best):
+    def run_once(number, best):
         target = None if targets is None else targets[:, number % num_runs]
         reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(threat, images)) / 2
         around = random_start(dataclasses.replace(threat, epsilon=reach), fold_in_each(keys, number), images)
@@ -147,7 +147,7 @@ def _search(
     wrong = judged(predict_fn, clean_logits, images, labels)
     distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
     clean = AttackResult(images, wrong, margin(clean_logits, labels), distance)
-    return jax.lax.fori_loop(0, num_restarts * num_runs, run, clean)
+    return jax.lax.fori_loop(0, num_restarts * num_runs, run_once, clean)
 
 
 def _size_of_box(threat, images):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nn_adv.attacks.common import (
     AttackResult,
@@ -14,6 +15,7 @@ from nn_adv.attacks.common import (
     better,
     check_clean_logits,
     check_inputs,
+    check_loss,
     finite_or_zero,
     fold_in_each,
     is_wrong,
@@ -54,7 +56,7 @@ def pgd(
       key: one typed key, or one per image ``[B]`` from `example_keys`; it is consumed here.
       threat: the perturbations allowed.
       num_steps: gradient steps per restart; 0 only tries the random starts.
-      step_size: length of a step in the threat's norm, pixel units; a scalar or one per image ``[B]``. None for ``2.5
+      step_size: length of a step in the threat's norm, pixel units; one, or one per image ``[B]``. None for ``2.5
         epsilon / num_steps``, which reaches any point of the ball from any other (Madry et al. 2018, arXiv 1706.06083).
       num_restarts: independent random starts, at least 1.
       loss_fn: logits and labels to losses ``[B]``, from `nn_adv.attacks.losses`.
@@ -66,8 +68,8 @@ def pgd(
 
     Raises:
       ValueError: negative ``num_steps`` or ``step_size``, ``num_restarts`` below 1, an infinite radius, images or
-        labels of a wrong type, logits or predictions of a wrong shape, and outside jit images not inside the bounds,
-        labels out of range or NaN for a clean image. Probabilities are warned of there.
+        labels of a wrong type, logits, losses or predictions of a wrong shape, and outside jit images not inside the
+        bounds, labels out of range or NaN for a clean image. Probabilities are warned of there.
     """
     check_threat(threat)
     num_steps = as_count(num_steps, "num_steps", low=0)
@@ -76,9 +78,12 @@ def pgd(
         step_size = 2.5 * threat.epsilon / max(num_steps, 1)
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
     check_size(step_size, "step_size")
+    if np.shape(step_size) not in ((), images.shape[:1]):
+        raise ValueError(f"step_size must be one, or one per image [{len(images)}], got shape {np.shape(step_size)}")
     if images.shape[0] == 0:
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
+    check_loss(loss_fn, clean_logits, labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat, step_size)
     return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
@@ -24,53 +25,66 @@ _of_functions: Any = jax.jit(lambda fn, static, *args: fn(*args, **dict(static))
 _of_texts: collections.OrderedDict[tuple[int, bytes], Any] = collections.OrderedDict()  # the last used at the end
 
 
-def run(fn: Callable[..., Any], *args: Any, keep: bool = False, **static: Hashable) -> Any:
+def run(fn: Callable[..., Any], *args: Any, kept: dict[Hashable, Callable] | None = None, **static: Hashable) -> Any:
     """Return ``fn(*args, **static)``, compiled unless it is part of a larger program already.
 
     Args:
       fn: a function of a module.
       *args: pytrees of arrays, and functions.
-      keep: find the program of the next call by its functions alone. A plain function may depend on variables that
-        change between calls, which would not be noticed, so without this only callable pytrees and this library's
-        functions that close over nothing are trusted so far: they depend on their arguments alone. Others are traced at
-        each call, and compiled where they do anything new.
+      kept: the caller's programs by their functions, for as long as no plain function among these changes. One may
+        depend on variables that change between calls, which would not be noticed, so without this only callable pytrees
+        and this library's functions that close over nothing are found by themselves: they depend on their arguments
+        alone. Others are traced at each call, and compiled where they do anything new.
       **static: options that are compiled for.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(args), jnp.zeros(()))):
         return fn(*args, **static)
-    is_trusted = keep or all(_depends_on_arguments(arg) for arg in args if callable(arg))
+    is_trusted = all(depends_on_arguments(arg) for arg in args if callable(arg))
     args = tuple(traceable(arg) if callable(arg) else arg for arg in args)
     if is_trusted:
         if _of_functions._cache_size() >= _MOST_KEPT:
             _of_functions.clear_cache()
         return _of_functions(fn, tuple(static.items()), *args)
-    return _run_traced(lambda *args: fn(*args, **static), args)
-
-
-def _run_traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Trace a function, and look its program up by the program's text; arrays it closes over are arguments of that."""
     leaves, structure = jax.tree.flatten(args)
+    kept = {} if kept is None else kept
+    asked = (fn, tuple(static.items()), structure, *((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    if asked not in kept:
+        kept[asked] = _traced(lambda *args: fn(*args, **static), structure, leaves)
+    return kept[asked](leaves)
+
+
+def _traced(fn: Callable[..., Any], structure: Any, leaves: list[Any]) -> Callable[[list[Any]], Any]:
+    """Trace a function, and look its program up by the program's text; arrays it closes over are arguments of that."""
     # What is in the structure, functions among it, would stay with the arguments of what is traced.
     jaxpr, shapes = jax.make_jaxpr(lambda leaves: fn(*jax.tree.unflatten(structure, leaves)), return_shape=True)(leaves)
     # All arguments are in the text: it must say which of them is used.
     pure = jax.jit(lambda consts, leaves: jaxpr_as_fun(jaxpr.replace(consts=consts))(*leaves), keep_unused=True)
     lowered = pure.lower(jaxpr.consts, leaves)
     text = lowered.as_text()
-    key = len(leaves), hashlib.sha256(text.encode()).digest()
+    where = [str(getattr(leaf, "sharding", "")) for leaf in leaves], jax.config.values["jax_default_device"]
+    key = len(leaves), hashlib.sha256(f"{text} {where}".encode()).digest()
     program = _of_texts.pop(key, None) or lowered.compile()
     if "callback" not in text:  # the text does not say which function of the host is called
         _of_texts[key] = program
         if len(_of_texts) > _MOST_KEPT:
             _of_texts.popitem(last=False)
-    return jax.tree.unflatten(jax.tree.structure(shapes), program(jaxpr.consts, leaves))
+    return lambda leaves: jax.tree.unflatten(jax.tree.structure(shapes), program(jaxpr.consts, leaves))
 
 
 def traceable(fn: Callable[..., Any]) -> Partial:
     """Make a pytree of a function, so that jit traces the arrays bound to it and compiles for the function itself.
 
     Callable pytrees, such as modules of Flax NNX, are traced with their own arrays.
+
+    Raises:
+      ValueError: a Partial that binds True or False, which a function could not branch on.
     """
     if isinstance(fn, Partial):
+        if any(isinstance(leaf, bool) for leaf in jax.tree.leaves(fn)):
+            raise ValueError(
+                "a Partial must not bind True or False, which would be traced: bind it in the function, once, "
+                "Partial(functools.partial(fn, train=False), variables)"
+            )
         return fn
     return Partial(_call, fn) if _is_pytree(fn) else Partial(fn)
 
@@ -83,7 +97,10 @@ def _is_pytree(fn: Callable[..., Any]) -> bool:
     return not jax.tree_util.all_leaves([fn])
 
 
-def _depends_on_arguments(fn: Callable[..., Any]) -> bool:
+def depends_on_arguments(fn: Callable[..., Any]) -> bool:
+    """Tell whether a function is trusted to depend on its arguments alone, those bound to it among them."""
+    if isinstance(fn, Partial) and not jax.tree.leaves(fn):  # a plain function, made a pytree of
+        return depends_on_arguments(fn.func)
     is_ours = str(getattr(fn, "__module__", "")).startswith("nn_adv.")
     is_closure = getattr(fn, "__closure__", None) is not None  # a new one would be a new program
     return _is_pytree(fn) or (is_ours and not is_closure)

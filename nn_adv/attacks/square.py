@@ -20,6 +20,7 @@ from nn_adv.attacks.common import (
     better,
     check_clean_logits,
     check_inputs,
+    check_loss,
     fold_in_each,
     judged,
     logits_of,
@@ -28,7 +29,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_count
+from nn_adv.border import as_count, as_number
 from nn_adv.threat import Threat, perturbation_size, project
 
 # The share of pixels in a square is halved at these queries of 10,000 (section 5 of the paper).
@@ -76,14 +77,15 @@ def square(
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
     num_queries = as_count(num_queries, "num_queries")
-    if not 0 < initial_share <= 1:
+    if not 0 < as_number(initial_share, "initial_share") <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
     if images.shape[0] == 0:
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
+    check_loss(loss_fn, clean_logits, labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat)
-    return run(_search, *functions, *arrays, num_queries=num_queries, initial_share=initial_share)
+    return run(_search, *functions, *arrays, num_queries=num_queries, initial_share=float(initial_share))
 
 
 def _search(

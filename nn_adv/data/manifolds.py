@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nn_adv.border import as_count
+from nn_adv.border import as_count, as_integers, as_number
 from nn_adv.data.dataset import Dataset
 
 _LENGTH = 0.25  # of each side of a manifold
@@ -44,13 +44,12 @@ def manifolds(
         as_count(value, name)
         for value, name in ((num_pixels, "num_pixels"), (num_train, "num_train"), (num_test, "num_test"))
     )
-    for dimension in dimensions:
-        as_count(dimension, "dimensions", high=num_pixels)
+    dimensions = np.asarray(as_integers(dimensions, "dimensions", low=1, high=num_pixels)).tolist()
     if not len(dimensions) or len(set(dimensions)) < len(dimensions):
         raise ValueError(f"dimensions must hold one or more numbers, none twice, got {tuple(dimensions)}")
-    if not 0 < gap <= 0.4:
+    if not 0 < as_number(gap, "gap") <= 0.4:
         raise ValueError(f"gap must be above 0 and at most 0.4, got {gap}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(as_count(seed, "seed", low=0))
     arrays: dict[str, Any] = {}
     for split, count in (("train", num_train), ("test", num_test)):
         images = [_points(rng, count, k, num_pixels, side * gap / 2) for k in dimensions for side in (-1, 1)]

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 
+from nn_adv.border import as_count, as_number
 from nn_adv.data.dataset import Dataset
 
 KINDS = ("all", "one_vs_rest", "pairs")
@@ -66,10 +67,10 @@ def tasks(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if train_per_class is not None and train_per_class < 1:
-        raise ValueError(f"train_per_class must be None or at least 1, got {train_per_class}")
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be in [0, 1), got {holdout}")
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset must be a data.Dataset, as data.load returns, got {type(dataset).__name__}")
+    train_per_class = train_per_class if train_per_class is None else as_count(train_per_class, "train_per_class")
+    holdout = as_number(holdout, "holdout", below=1)
     if dataset.num_classes < 2:
         raise ValueError(f"dataset must have two classes or more, got {dataset.num_classes} in {dataset.title}")
     members = [_members(dataset, label, train_per_class, holdout) for label in range(dataset.num_classes)]

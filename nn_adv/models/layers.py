@@ -108,8 +108,7 @@ class Normalize(nn.Module):
         """Normalise images ``[B, H, W, C]``."""
         mean = self._constant(self.names[0], self.mean, images)
         std = self._constant(self.names[1], self.std, images)
-        images = images if mean is None else images - mean
-        return images if std is None else images / std
+        return normalize(images, mean, std)
 
     def _constant(self, name, default, images):
         if default is None:
@@ -123,11 +122,12 @@ class Normalize(nn.Module):
 
 def normalize(images: chex.Array, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> chex.Array:
     """Subtract ``mean`` and divide by ``std``, one value per channel or one for all; None leaves that part out."""
-    if mean is not None:
-        images = images - jnp.asarray(mean, images.dtype)
-    if std is not None:
-        images = images / jnp.asarray(std, images.dtype)
-    return images
+
+    def of_channels(values):  # an array of another length would make channels
+        return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[-1:])
+
+    centred = images if mean is None else images - of_channels(mean)
+    return centred if std is None else centred / of_channels(std)
 
 
 def standardise(images: chex.Array) -> chex.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn_adv.attacks.common import logits_of
+from nn_adv.attacks.common import finite_or_zero, logits_of
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_images, as_key, check_size
 from nn_adv.threat import Threat, as_threat, check_threat, per_image, perturbation_size
@@ -94,15 +94,16 @@ def inner_maximization(
       A `InnerMaximum`; gradients do not flow through it.
 
     Raises:
-      ValueError: another norm, an infinite radius, negative ``num_steps`` or ``step_size``, or another number of these
-        than of images.
+      ValueError: another norm, an infinite radius, negative ``num_steps`` or ``step_size``, another number of these
+        than of images, or noise for others.
     """
     check_threat(threat, finite=True)
     images = as_images(images, bounds=threat.bounds, takes_uint8=False)
     if threat.norm not in NORMS:
         raise ValueError(f"TRADES takes threats in {' or '.join(NORMS)}, got {threat.norm!r}")
     num_steps = as_count(num_steps, "num_steps", low=0)
-    chex.assert_equal_shape([images, *noise])
+    if not isinstance(noise, Noise) or any(np.shape(part) != images.shape for part in noise):
+        raise ValueError(f"noise must be from draw_noise for images of shape {images.shape}, got other numbers")
     if step_size is None:
         step_size = 2 * threat.epsilon / max(num_steps, 1)
     check_size(step_size, "step_size")
@@ -122,6 +123,7 @@ def _ascend(logits_fn, images, log_target, noise, threat, step_size, *, num_step
 
     def step(adversarial, _):
         value, gradient = jax.value_and_grad(divergence)(adversarial)
+        gradient = finite_or_zero(gradient)
         return move(threat, adversarial, gradient, images, noise.replacement, step_size), value
 
     start = images + _START_SCALE * noise.start

@@ -186,7 +186,8 @@ def adversarial(
     """Compute the cross entropy on PGD examples (Madry et al. 2018, arXiv 1706.06083, 2.1). Jittable.
 
     With several threats it is the mean over them (Tramer & Boneh 2019, arXiv 1904.13000, section 3, "avg"). Each PGD
-    starts at a random point and keeps the iterate of the highest loss, of misclassified images as well.
+    starts at a random point, also where the image is misclassified, and keeps its best iterate as `attacks.pgd` does:
+    a misclassified one before others, then the one of the highest loss.
 
     Arguments that are not listed are those of `trades`.
 
@@ -209,7 +210,7 @@ def adversarial(
     for threat, step_size, threat_key in zip(threats, step_sizes, jax.random.split(key, len(threats)), strict=True):
         attack_key, dropout_key = jax.random.split(threat_key)
         step_size = 2 * threat.epsilon / max(num_steps, 1) if step_size is None else step_size
-        # No point counts as broken: the loss is to be highest, whether the prediction is wrong or not.
+        # No image counts as broken from the start: its loss is to rise, whether the prediction is wrong or not.
         found = attacks.pgd(
             predict, *batch, key=attack_key, threat=threat, num_steps=num_steps, step_size=step_size,
             predict_fn=Partial(_as_labelled, batch.labels),
@@ -235,13 +236,15 @@ def standard(
 
 
 def _as_batch(batch, bounds):
+    if not isinstance(batch, Batch):
+        raise ValueError(f"batch must be a training.Batch(images, labels), got {type(batch).__name__}")
     images = as_images(batch.images, bounds=bounds, takes_uint8=False)
     return Batch(images, as_labels(batch.labels, count=images.shape[0]))
 
 
 def _per_threat(threats, step_sizes):
-    if not threats:
-        raise ValueError("threats must hold at least one Threat, got none")
+    if isinstance(threats, Threat) or not threats:
+        raise ValueError(f"threats must be a list of one Threat or more, got {threats or 'none'}")
     for threat in threats:
         check_threat(threat)
     if step_sizes is None:
@@ -272,6 +275,7 @@ def _train_forward(apply_fn, variables, batch_stats, images, dropout_key):
     """Logits of the network as it trains, and its running statistics afterwards."""
     variables = {**variables, "batch_stats": batch_stats} if batch_stats else variables
     logits, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # half precisions would round the loss
     return logits, jax.lax.stop_gradient(updated.get("batch_stats", {}))
 
 

@@ -103,9 +103,13 @@ def learn_prototypes(
       ValueError: as `cluster_prototypes`, labels of one class, threats that are none, or a learning rate that is
         negative or not finite.
     """
-    for threat in threats:
+    for threat in [threats] if isinstance(threats, Threat) else threats:
         check_threat(threat)
-    if not threats or any(np.ndim(threat.epsilon) or not 0 < threat.epsilon < np.inf for threat in threats):
+    if (
+        isinstance(threats, Threat)
+        or not threats
+        or any(np.ndim(threat.epsilon) or not 0 < threat.epsilon < np.inf for threat in threats)
+    ):
         raise ValueError(f"threats must hold at least one Threat, each of one finite epsilon above 0, got {threats!r}")
     num_steps, batch_size = as_count(num_steps, "num_steps"), as_count(batch_size, "batch_size")
     learning_rate = as_number(learning_rate, "learning_rate")

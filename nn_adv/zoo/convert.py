@@ -37,7 +37,9 @@ def from_state_dict(
     """Turn a state dict into variables for ``model.apply``.
 
     The names of modules from the outermost to a leaf, joined by dots, are the key; only the leaves of dense,
-    convolutional and normalisation layers are called differently. Kernels have their axes exchanged.
+    convolutional and normalisation layers are called differently. Kernels have their axes exchanged. A dense layer
+    behind a flattening ("mlp", "small_cnn") takes its inputs in the order height, width, channels, where PyTorch has
+    channels first: exchange the columns of such a kernel yourself.
 
     Args:
       model: a network of `nn_adv.models` whose modules bear the names of the state dict.

@@ -177,8 +177,8 @@ def test_windows_shrink_as_published():
     [
         ({"num_steps": -1}, "num_steps"),
         ({"num_restarts": 0}, "num_restarts"),
-        ({"num_targets": 0}, "num_targets must be None or 1 to 3"),
-        ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
+        ({"num_targets": 0}, "num_targets must be in 1..3"),
+        ({"num_targets": 4}, "num_targets must be in 1..3, there are 4 classes, got 4"),
         ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((2, 4), np.uint8)}, "floating point"),
         ({"labels": np.array([0, 4])}, r"labels must be in 0\.\.3, got 4 at index 1"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nn_adv import attacks
+from nn_adv.attacks import programs
 from nn_adv.attacks.ensemble import CLEAN, UNBROKEN
 from nn_adv.threat import Threat, perturbation_size, sum_per_image
 
@@ -238,12 +239,13 @@ def test_one_compilation_serves_all_batches_and_radii():
     images, labels = _images(10)
     attack = (attacks.Attack("short", functools.partial(attacks.apgd, num_steps=3)),)
     counts = []
+    programs._of_texts.clear()
     for epsilon in (0.01, 0.02, 0.04):
-        attacks.ensemble(
-            logits_fn, images, labels, key=KEY, threat=Threat("linf", epsilon), attacks=attack, batch_size=8
-        )
-        counts.append(len(traces))
-    assert counts[0] == counts[2]
+        options = {"key": KEY, "threat": Threat("linf", epsilon), "attacks": attack, "batch_size": 8}
+        attacks.ensemble(logits_fn, images, labels, **options)
+        counts.append((len(traces), len(programs._of_texts)))
+        traces.clear()
+    assert counts[1] == counts[2] and counts[1][1] == counts[0][1]
 
 
 def test_one_compilation_serves_networks_that_differ_in_their_variables():
@@ -338,6 +340,9 @@ def test_plain_pgd_is_there_by_name():
         ({"labels": np.zeros((23, 1), int)}, r"labels must be integers \[23\], got .* of shape \(23, 1\)"),
         ({"threat": Threat("linf", np.full(23, 0.1))}, r"threat must have one epsilon for all images, got \(23,\)"),
         ({"attacks": [attacks.named_attack("square", 10)] * 2}, "different names, got square, square"),
+        ({"attacks": ["apgd-ce"]}, "attacks must be a list of Attack, as named_attack makes them, got 'apgd-ce' in it"),
+        ({"attacks": attacks.named_attack("square", 10)}, "attacks must be a list of Attack, .*, got 'square' in it"),
+        ({"state": {}}, "state must be an EnsembleState, as on_batch is given, got dict"),
         ({"predict_fn": lambda x: LOGITS[10](x)}, r"predict_fn must return a class per image, \[128\], got .*128, 10"),
     ],
 )
@@ -364,3 +369,37 @@ def test_probabilities_are_noticed(state):
             state=state,
         )
     assert warned[0].filename == __file__
+
+
+def test_a_plain_function_that_changes_between_calls_is_noticed():
+    images, labels = _images(2)
+    scale = 1.0
+
+    def logits_fn(points):
+        return scale * LOGITS[2](points)
+
+    run = functools.partial(attacks.ensemble, logits_fn, images, labels, key=KEY, threat=THREAT, attacks=())
+    assert run().num_unbroken[0] == len(images) - 2
+    scale = -1.0
+    assert run().num_unbroken[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": Threat("linf", 0.001)}, "attack of the state left the ball or the bounds: distance"),
+        ({"images": lambda images: images[::-1]}, "state must be of the same images, got others that are unbroken"),
+    ],
+)
+def test_a_state_of_another_question_is_refused(change, message):
+    kept = []
+    attack = attacks.named_attack("pgd", 10, num_steps=3)
+    found = _run(
+        10, attacks=(attack,), on_batch=lambda state: kept.append(state._replace(adversarial=state.adversarial.copy()))
+    )
+    assert (found.broken_by >= 0).any() and not found.success.all()
+    images, labels = _images(10)
+    images = change.pop("images", np.asarray)(images)
+    options = {"key": KEY, "threat": THREAT, "attacks": (attack,), "batch_size": 8, "state": kept[-1]} | change
+    with pytest.raises(ValueError, match=message):
+        attacks.ensemble(LOGITS[10], images, labels, **options)

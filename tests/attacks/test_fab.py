@@ -166,8 +166,8 @@ def test_more_restarts_and_targets_never_lose():
     [
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_restarts": 0}, "num_restarts must be at least 1, got 0"),
-        ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
-        ({"num_targets": 0}, "num_targets must be None or 1 to 3"),
+        ({"num_targets": 4}, "num_targets must be in 1..3, there are 4 classes, got 4"),
+        ({"num_targets": 0}, "num_targets must be in 1..3"),
         ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((4, 6, 6, 2), np.uint8)}, "floating point"),
     ],

@@ -124,3 +124,24 @@ def test_eot_breaks_a_random_network_that_one_sample_does_not():
         return int(np.sum(np.argmax(judge(found.adversarial), axis=1) == labels))
 
     assert left(100) < left(1), (left(100), left(1))
+
+
+def test_a_random_classifier_that_changes_is_noticed():
+    sign = 1.0
+
+    def random_logits(images, key):
+        return sign * PROBLEM.logits_fn(images) + 0.01 * jax.random.normal(key, (len(images), 1))
+
+    mean = attacks.eot(random_logits, key=jax.random.key(0), num_samples=2)
+    options = {"key": jax.random.key(0), "threat": Threat("linf", 0.0), "num_steps": 1}
+    before = attacks.pgd(mean, PROBLEM.images, PROBLEM.labels, **options).success
+    sign = -1.0
+    assert not np.array_equal(attacks.pgd(mean, PROBLEM.images, PROBLEM.labels, **options).success, before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_infinite_hide_nothing():
+    def vanished(images):
+        return PROBLEM.logits_fn(images).at[:, 0].set(-jnp.inf)
+
+    assert not any("random" in found for found in attacks.flags(vanished, PROBLEM.images, np.ones(20, int)))

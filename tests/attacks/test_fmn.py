@@ -141,7 +141,7 @@ def test_result_does_not_depend_on_the_batch(norm, size):
         ({"norm": "l3"}, "norm must be one of l1, l2, linf, got 'l3'"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_restarts": 0}, "num_restarts must be at least 1, got 0"),
-        ({"num_targets": 4}, "num_targets must be None or 1 to 3 for 4 classes, got 4"),
+        ({"num_targets": 4}, "num_targets must be in 1..3, there are 4 classes, got 4"),
         ({"bounds": (1.0, 0.0)}, "bounds must be"),
         ({"key": 0}, "key must be a key from jax.random.key, got 0"),
         ({"images": np.zeros((4, 6, 6, 2), np.uint8)}, "floating point"),

@@ -106,3 +106,35 @@ def test_bad_arguments_are_refused(change, message):
     )
     with pytest.raises(ValueError, match=message):
         attacks.pgd(lambda x: x, **(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("attack", "change", "message"),
+    [
+        (attacks.pgd, {"step_size": np.ones(3)}, r"step_size must be one, or one per image \[4\], got shape \(3,\)"),
+        (attacks.pgd, {"loss_fn": lambda *_: jnp.zeros(())}, r"loss_fn must return a loss for each image, \[4\], got"),
+        (attacks.apgd, {"loss_fn": lambda *_: jnp.zeros(())}, r"loss_fn must return a loss for each image, \[4\], got"),
+        (
+            attacks.apgd,
+            {"loss_fn": losses.margin, "num_targets": 1},
+            "loss_fn must take logits, labels and targets, got",
+        ),
+        (
+            attacks.apgd,
+            {"loss_fn": losses.targeted_margin},
+            "loss_fn must take logits and labels, without num_targets, got",
+        ),
+        (
+            attacks.apgd,
+            {"num_targets": 1.0},
+            "num_targets must be a whole number, in 1..1, there are 2 classes, got 1.0",
+        ),
+        (attacks.square, {"initial_share": "0.8"}, "initial_share must be a number >= 0, got '0.8'"),
+    ],
+)
+def test_losses_and_sizes_that_do_not_fit_are_named(attack, change, message):
+    images = np.full((4, 2, 3, 4), 0.5, np.float32)
+    logits_fn = functools.partial(_linear_logits, np.ones(DIMENSION, np.float32), -12.0)
+    options = {"key": jax.random.key(0), "threat": Threat("linf", 0.1)} | change
+    with pytest.raises(ValueError, match=message):
+        attack(lambda points: logits_fn(points.reshape(4, -1)), images, np.zeros(4, int), **options)

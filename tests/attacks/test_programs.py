@@ -1,5 +1,6 @@
 """Attacks that are called outside jit again and again: what is compiled for them does not pile up."""
 
+import functools
 import gc
 import weakref
 
@@ -184,3 +185,29 @@ def test_functions_of_a_call_are_let_go():
     del logits_fn
     gc.collect()
     assert alive() is None
+
+
+def test_a_partial_that_binds_a_truth_value_is_refused():
+    def logits_fn(weights, images, train):
+        return _linear(weights, images) if not train else images
+
+    with pytest.raises(ValueError, match="^a Partial must not bind True or False, which would be traced: bind it in"):
+        _pgd(Partial(logits_fn, _WEIGHTS, train=False))
+    bound = Partial(functools.partial(logits_fn, train=False), _WEIGHTS)
+    np.testing.assert_array_equal(_pgd(bound), _pgd(Partial(_linear, _WEIGHTS)))
+
+
+def test_a_plain_function_runs_where_its_images_are(eight_devices):
+    del eight_devices
+    first, second = jax.devices()[:2]
+    for device in (first, second):
+        images = jax.device_put(_IMAGES, device)
+        found = attacks.pgd(
+            lambda images: 3 * _linear(_WEIGHTS, images),
+            images,
+            _LABELS,
+            key=jax.random.key(0),
+            threat=_THREAT,
+            num_steps=1,
+        )
+        assert found.adversarial.devices() == {device}

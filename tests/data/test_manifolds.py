@@ -41,6 +41,9 @@ def test_a_seed_gives_the_same_points():
         ({"dimensions": (2, 2)}, "dimensions must hold .*none twice"),
         ({"gap": 0.0}, "gap must be above 0"),
         ({"num_train": 0}, "num_train"),
+        ({"dimensions": 3}, r"dimensions must be integers \[N\], got int64 of shape \(\)"),
+        ({"gap": "0.2"}, "gap must be a number >= 0, got '0.2'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_wrong_values_are_refused_by_name(changes, message):

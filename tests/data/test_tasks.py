@@ -107,15 +107,19 @@ def test_tasks_hold_indices_only(digits):
     ("options", "message"),
     [
         ({"kind": "triples"}, "kind must be one of all, one_vs_rest, pairs, got 'triples'"),
-        ({"train_per_class": 0}, "train_per_class must be None or at least 1, got 0"),
-        ({"holdout": 1.0}, r"holdout must be in \[0, 1\), got 1.0"),
-        ({"holdout": -0.1}, r"holdout must be in \[0, 1\), got -0.1"),
+        ({"train_per_class": 0}, "train_per_class must be at least 1, got 0"),
+        ({"holdout": 1.0}, "holdout must be one number >= 0 and < 1, got 1.0"),
+        ({"holdout": -0.1}, "holdout must be a number >= 0, got -0.1"),
+        ({"holdout": "0.1"}, "holdout must be a number >= 0, got '0.1'"),
+        ({"train_per_class": 2.0}, "train_per_class must be a whole number, at least 1, got 2.0"),
         ({"holdout": 0.9, "train_per_class": 2}, "beside a holdout of 0.9"),
     ],
 )
 def test_bad_option_is_named(digits, options, message):
     with pytest.raises(ValueError, match=message):
         data.tasks(digits, **options)
+    with pytest.raises(ValueError, match="dataset must be a data.Dataset, as data.load returns, got str"):
+        data.tasks("digits")
 
 
 def test_empty_class_is_named():

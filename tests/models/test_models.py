@@ -205,3 +205,10 @@ def test_equal_options_give_equal_networks():
 def test_wrong_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         models.create(name, **options)
+
+
+@pytest.mark.parametrize("name", ["mlp", "dm_preact_resnet18"])
+def test_normalisation_adds_no_channels(name):
+    model = models.create(name, 3, mean=(0.1, 0.2, 0.3), std=0.5)
+    with pytest.raises(ValueError, match="^Incompatible .* for broadcasting"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))

@@ -210,7 +210,7 @@ def test_outside_jit_a_function_may_change_between_calls():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threats": ()}, "threats must hold at least one Threat, got none"),
+        ({"threats": ()}, "threats must be a list of one Threat or more, got none"),
         ({"threats": (Threat("l1", 1.0),)}, "TRADES takes threats in l2 or linf, got 'l1'"),
         ({"step_sizes": (0.1,)}, "step_sizes must be one per threat \\(2\\), got 1"),
         ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
@@ -226,3 +226,42 @@ def test_outside_jit_a_function_may_change_between_calls():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         _trades(**options)
+
+
+def test_losses_of_half_precision_networks_are_in_float32():
+    half = models.create("mlp", 3, hidden_sizes=(16,)).clone()
+
+    def apply_fn(variables, images, **options):
+        found = half.apply(variables, images, **options)
+        if isinstance(found, tuple):
+            return found[0].astype(jnp.bfloat16), found[1]
+        return found.astype(jnp.bfloat16)
+
+    loss, aux = _trades(apply_fn=apply_fn)
+    assert loss.dtype == aux.logits.dtype == jnp.float32
+
+
+def test_gradients_that_are_no_numbers_do_not_reach_the_images():
+    noise = training.draw_noise(jax.random.key(0), _IMAGES)
+
+    def logits_fn(images):
+        flat = images.reshape(len(images), -1)
+        return jnp.stack([flat[:, 0], jnp.sqrt(0 * flat[:, 1]) + flat[:, 2]], axis=1)
+
+    for threat in (_LINF, _L2):
+        found = training.inner_maximization(logits_fn, _IMAGES, noise=noise, threat=threat, num_steps=2)
+        assert np.isfinite(found.images).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threats": _LINF}, "threats must be a list of one Threat or more, got Threat"),
+        ({"batch": tuple(_BATCH)}, r"batch must be a training.Batch\(images, labels\), got tuple"),
+        ({"noise": [jax.random.key(0)]}, r"noise must be from draw_noise for images of shape \(6, 4, 4, 1\)"),
+    ],
+)
+def test_what_does_not_fit_an_objective_is_named(change, message):
+    options = {"batch": _BATCH, "threats": (_LINF,), "beta": 1.0, "num_steps": 1, "key": jax.random.key(0)} | change
+    with pytest.raises(ValueError, match=message):
+        training.trades(_MODEL.apply, _VARIABLES, **options)
