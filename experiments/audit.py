@@ -2,7 +2,7 @@
 
 A unit is one attack in one norm on one task, at all of that norm's radii, and gives one result row. What breaks is for
 1NN to say, decided in float64, inside the box. All of it is held against the image's proven radius: a smaller
-perturbation would disprove it and ends the run.
+perturbation would disprove it, and fails the unit.
 """
 
 from __future__ import annotations

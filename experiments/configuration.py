@@ -72,10 +72,11 @@ def read_asked(workdir: Path) -> dict[str, Any] | None:
     """Return {"units": ..., "settings": ...} of the last run into a workdir; None where it is not known."""
     path = workdir / ASKED_FILE
     try:
-        return json.loads(path.read_bytes())
+        asked = json.loads(path.read_bytes())
+        return {"units": list(asked["units"]), "settings": dict(asked["settings"])}
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is damaged ({error}): remove it") from error
 
 

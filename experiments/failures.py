@@ -29,7 +29,7 @@ class SomeFailed(ValueError):
         self.report = report
 
 
-def describe(error: Exception) -> dict[str, Any]:
+def describe(error: Exception | SystemExit) -> dict[str, Any]:
     """Return what is recorded of an error, in plain values that may pass between processes."""
     return {
         "reason": _one_line(error),
@@ -72,7 +72,7 @@ def _path(workdir: Path, unit: str) -> Path:
     return workdir / _FOLDER / f"{file_name(unit)}.json"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | SystemExit) -> str:
     """Say what went wrong; a type that is no message by itself is named."""
     if type(error).__name__ == "TracerArrayConversionError":  # of JAX
         return "it uses NumPy on the images: use jax.numpy, or torch: for a torch module"

@@ -112,6 +112,8 @@ def main(argv: list[str]) -> None:
         _run(as_path(_WORKDIR.value or "", "--workdir"))
     except failures.SomeFailed as error:
         _stop(error, status=1)
+    except KeyboardInterrupt:
+        _stop(RuntimeError("interrupted; all rows are kept, and the same command goes on from them"), status=130)
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
@@ -181,7 +183,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except AttributeError as error:
-        _stop(ValueError(f"the configuration has no {error}: see its file for what there is to change"))
+        _stop(
+            ValueError(
+                f"the configuration has no {str(error).strip(chr(34))}: see its file for what there is to change"
+            )
+        )
     except flags.Error as error:
         _stop(ValueError(str(error).strip().splitlines()[-1]))  # the end of the traceback of a configuration file
     if _CONFIG.value is None:

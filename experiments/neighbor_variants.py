@@ -148,10 +148,13 @@ def _rows(known: radii.Radii) -> list[tuple[int, str]]:
     return list(enumerate(known.norms.tolist()))
 
 
-def _least(known: radii.Radii) -> dict[str, dict[str, float]]:
-    """Return the smallest proven radius of the correct images of each split, in each norm."""
+def _least(known: radii.Radii) -> dict[str, dict[str, float | None]]:
+    """Return the smallest proven radius of the correct images of each split, in each norm; None where it is endless."""
     return {
-        split: {norm: float(np.min(known.lower[row][of], initial=np.inf)) for row, norm in _rows(known)}
+        split: {
+            norm: least if (least := float(np.min(known.lower[row][of]))) < np.inf else None
+            for row, norm in _rows(known)
+        }
         for split in dict.fromkeys(known.split.tolist())
         if np.any(of := known.correct & (known.split == split))
     }

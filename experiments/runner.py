@@ -77,9 +77,14 @@ def run(
 
 
 def _write_asked(plan: Plan, part, workdir: Path, done: set[str], command: str) -> None:
-    """Keep what the report has to know beside the rows: all units, but those that this machine leaves out."""
+    """Keep what the report has to know beside the rows: all units, but those that this machine leaves out.
+
+    Units that an earlier run asked for and this one does not, such as those of other methods, still are.
+    """
     settings = plan.settings(part, done) | {"command": command}
-    configuration.write_asked(workdir, _names(plan.groups) - (plan.skipped & _names(part)), settings)
+    before = configuration.read_asked(workdir) or {"units": ()}
+    units = _names(plan.groups) | set(before["units"])
+    configuration.write_asked(workdir, units - (plan.skipped & _names(part)), settings)
 
 
 def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_workers) -> list[str]:

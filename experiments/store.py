@@ -238,8 +238,9 @@ def _encode(row: Mapping[str, Any]) -> bytes:
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
-    body, separator, tail = line.rpartition(_CHECKSUM_FIELD)
-    if not separator or tail != _checksum(body) + b'"}\n':
+    # Tools that rewrite files may change line ends, or leave out the last.
+    body, separator, tail = line.rstrip(b"\r\n").rpartition(_CHECKSUM_FIELD)
+    if not separator or tail != _checksum(body) + b'"}':
         return None
     return json.loads(body + b"}")
 
@@ -271,9 +272,14 @@ def _open_locked(path: Path) -> int:
 
 
 def _cut_damaged_tail(descriptor: int, path: Path) -> None:
-    """Truncate what follows the last whole line, after keeping a copy of it beside the file."""
+    """Truncate what follows the last whole line, after keeping a copy of it beside the file; end that line."""
     data = path.read_bytes()
     keep = max((line.end for line in _lines(data) if line.row is not None), default=0)
+    if data[:keep] and not data[:keep].endswith(b"\n"):
+        with one_line_errors(path):
+            _write_all(descriptor, b"\n")
+            os.fsync(descriptor)
+        return
     if keep == len(data):
         return
     with one_line_errors(path):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import console, failures
-from experiments.files import ResultsError
+from experiments.files import ResultsError, dumps
 from experiments.plan import Plan, Unit
 
 # Of a process that has one core.
@@ -113,7 +113,7 @@ def run_group(plan: Plan, group: Sequence[Unit], done: set[str], workdir: Path, 
         shared = plan.share(group, len(missing), workdir, show)
     except ResultsError:
         raise
-    except Exception as error:  # whatever is wrong with one group is no reason to leave out the others
+    except (Exception, SystemExit) as error:  # whatever is wrong with one group is no reason to leave out the others
         for unit in missing:
             tell(Failed(unit.name, failures.describe(error)))
         tell(Told(advance=left + (1 - plan.shared_part) * len(missing)))
@@ -123,9 +123,10 @@ def run_group(plan: Plan, group: Sequence[Unit], done: set[str], workdir: Path, 
         tell(Began(unit.name))
         try:
             row = plan.row(unit, shared, workdir, show)
+            dumps(row)  # what is no row of JSON fails this unit alone
         except ResultsError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             tell(Failed(unit.name, failures.describe(error)))
         else:
             tell(Finished(row))

@@ -112,4 +112,5 @@ def write_run(experiment: str, workdir: Path, run: Run) -> Report:
 
 def _check_rows(run: Run, workdir: str | os.PathLike) -> None:
     if not run.rows:
-        raise ValueError(f"{os.fspath(workdir)} has no finished units yet: there is nothing to report")
+        found = f", but {run.problems[0]}" if run.problems else ": there is nothing to report"
+        raise ValueError(f"{os.fspath(workdir)} has no finished units yet{found}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -36,6 +37,10 @@ class Plan(plan.Plan):
         marker.touch()
         if unit.name.startswith("fails"):
             raise ValueError(f"{unit.name}\nsays why")
+        if unit.name.startswith("exits"):
+            sys.exit("as a network of the user's may")
+        if unit.name.startswith("endless"):
+            return {"unit": unit.name, "value": float("inf")}
         if unit.name.startswith("dies") and not was_begun:
             os.kill(os.getpid(), signal.SIGKILL)
         if unit.name.startswith("waits"):

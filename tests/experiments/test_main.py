@@ -4,6 +4,8 @@ import pathlib
 
 import pytest
 
+from experiments import runner
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -29,6 +31,16 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path, run_here):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_run_ends_in_one_line(tmp_path, run_here, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    done = run_here(["experiments.main", "--config=configs/binary_tasks.py:digits", f"--workdir={tmp_path}"])
+    assert done.status == 130
+    assert done.stderr == "error: interrupted; all rows are kept, and the same command goes on from them\n"
 
 
 @pytest.mark.parametrize(

@@ -307,8 +307,10 @@ def test_a_single_task_has_intervals_over_its_images(tmp_path):
 
 
 def test_no_rows_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no finished units"):
+    with pytest.raises(ValueError, match="no finished units yet: there is nothing to report$"):
         write(tmp_path, [])
+    with pytest.raises(ValueError, match="no finished units yet, but rows.jsonl line 1: damaged$"):
+        report.write_run("binary_tasks", tmp_path, Run([], ["rows.jsonl line 1: damaged"]))
 
 
 def test_the_terminal_table_fits_and_shows_every_cell():

@@ -11,7 +11,7 @@ import time
 import ml_collections
 import pytest
 
-from experiments import failures, files, report, runner, store, workers
+from experiments import configuration, failures, files, report, runner, store, workers
 from tests.experiments import counting
 from tests.experiments.test_binary_tasks import ROOT
 
@@ -180,11 +180,13 @@ def test_a_worker_that_is_killed_while_its_row_is_stored_costs_nothing(tmp_path,
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_unit_that_fails_does_not_take_its_group_with_it(tmp_path, num_workers):
-    units = ("a+fails-b+c", "shares-badly-d+e", "f")
-    with pytest.raises(failures.SomeFailed, match="^3 of 6 units failed") as caught:
+    units = ("a+fails-b+c", "shares-badly-d+e", "f", "exits-g+h", "endless-i+j")
+    with pytest.raises(failures.SomeFailed, match="^5 of 10 units failed") as caught:
         runner.run(counting, config(*units), tmp_path, num_workers=num_workers)
-    assert set(_rows(tmp_path)) == set("acf")
-    assert set(failures.read(tmp_path)) == {"fails-b", "shares-badly-d", "e"}
+    assert set(_rows(tmp_path)) == set("acfhj")
+    found = failures.read(tmp_path)
+    assert set(found) == {"fails-b", "shares-badly-d", "e", "exits-g", "endless-i"}
+    assert found["exits-g"]["reason"] == "SystemExit: as a network of the user's may"
     assert sum("nothing to share" in line for line in _told(caught.value.report)) == 2
 
 
@@ -193,6 +195,15 @@ def test_a_worker_that_dies_does_not_take_the_rest_of_its_group_with_it(tmp_path
     with pytest.raises(failures.SomeFailed, match="1 of 3 units failed.*: dies-a;"):
         runner.run(counting, config("dies-a+b", "c"), tmp_path, num_workers=2)
     assert set(_rows(tmp_path)) == {"b", "c"}
+
+
+def test_units_that_an_earlier_run_asked_for_are_missing_until_they_are_done(tmp_path):
+    with pytest.raises(failures.SomeFailed):
+        runner.run(counting, config("a", "fails-b"), tmp_path)
+    (tmp_path / "begun-fails-b").unlink()
+    failures.forget(tmp_path, "fails-b")
+    assert "1 missing" in _told(runner.run(counting, config("a", "c"), tmp_path))
+    assert set(configuration.read_asked(tmp_path)["units"]) == {"a", "fails-b", "c"}
 
 
 @pytest.mark.parametrize("names", ["a+b+c", "a+fails-b", "shares-badly-a+b"])

@@ -77,7 +77,7 @@ def test_every_truncation_of_the_last_line_loses_only_that_line(tmp_path):
     _fill(tmp_path, ["a", "b"])
     whole = (tmp_path / ROWS_FILE).read_bytes()
     first = whole.index(b"\n") + 1
-    for length in range(first + 1, len(whole)):
+    for length in range(first + 1, len(whole) - 1):
         (tmp_path / ROWS_FILE).write_bytes(whole[:length])
         assert _units(tmp_path) == ["a"]
         with store.open_store(tmp_path, CONFIG) as opened:
@@ -87,7 +87,27 @@ def test_every_truncation_of_the_last_line_loses_only_that_line(tmp_path):
         assert (tmp_path / ROWS_FILE).read_bytes() == whole
         assert store.read_rows(tmp_path)[1] == []
     copy = (tmp_path / f"{ROWS_FILE}.damaged").read_bytes()
-    assert copy.endswith(whole[first:-1] + b"\n")
+    assert copy.endswith(whole[first:-2] + b"\n")
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data.replace(b"\n", b"\r\n")])
+def test_other_line_ends_damage_nothing(tmp_path, change):
+    _fill(tmp_path, ["a", "b"])
+    path = tmp_path / ROWS_FILE
+    path.write_bytes(change(path.read_bytes()))
+    with store.open_store(tmp_path, CONFIG) as opened:
+        assert opened.done() == {"a", "b"} and not opened.problems
+        opened.append(_row("c"))
+    rows, problems = store.read_rows(tmp_path)
+    assert [row["unit"] for row in rows] == ["a", "b", "c"] and not problems
+    assert not path.with_name(f"{ROWS_FILE}.damaged").exists()
+
+
+@pytest.mark.parametrize("asked", ["{}", "[]", '{"units": 1, "settings": {}}', '{"units": [], "settings": 1}', "{"])
+def test_what_was_asked_for_is_read_or_named(tmp_path, asked):
+    (tmp_path / configuration.ASKED_FILE).write_text(asked)
+    with pytest.raises(files.ResultsError, match=r"asked.json is damaged \(.*\): remove it"):
+        configuration.read_asked(tmp_path)
 
 
 def test_every_damaged_byte_is_noticed(tmp_path):
