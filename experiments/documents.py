@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import console
-from experiments.excerpts import Excerpts
+from experiments.excerpts import Excerpts, tables
 from experiments.files import write_whole
-from experiments.report import binary_tasks, labels, page
+from experiments.report import binary_tasks, cost, labels, neighbor_variants, page, pairs, rates, records
 
 _FIGURES = "docs/results"
 _TABLES = f"{_FIGURES}/tables"
@@ -30,13 +30,17 @@ _FILTERS = {
     "line": binary_tasks.line_label,
     "percent": labels.percent,
     "share": lambda value, digits=1: f"{100 * value:.{digits}f}",
+    "tables": tables,
 }
+# Parts of the report that templates call by themselves.
+_PARTS = {"costs": cost, "neighbor_variants": neighbor_variants, "pairs": pairs, "rates": rates, "index": records.index}
 
 
 def documents(root: Path) -> Iterator[tuple[str, bytes]]:
     """Yield every file that is written, as its path in the repository and its content."""
     figures: dict[str, bytes] = {}
     environment = page.templates(root / "results" / "templates", _FILTERS)
+    environment.globals |= _PARTS | {"attack_blocks": binary_tasks.attack_blocks}
     for file in environment.list_templates(extensions=["md"]):
         # Where the document lies, and the way from it to its figures.
         name, way = (file, _FIGURES) if file == "README.md" else (f"docs/{file}", Path(_FIGURES).name)

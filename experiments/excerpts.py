@@ -11,15 +11,12 @@ from typing import Any
 from experiments import report
 from experiments.report import (
     binary_tasks,
-    cost,
     figures,
     findings,
     labels,
     means,
-    neighbor_variants,
     page,
     pairs,
-    rates,
     records,
     sweeps,
 )
@@ -84,21 +81,11 @@ class Study:
         return f"What no classifier can exceed on these images: {'; '.join(told)}."
 
     @property
-    def wins(self) -> str:
-        """The table of how many pairs 1NN and the best TRADES network of each win."""
-        return _table(pairs.tally_blocks(self.results))
-
-    @property
     def sizes(self) -> str:
         """Say which attacks there were, and how many steps and queries they took."""
         settings = next(row["attack"] for row in self.rows if row["attack"])
         queries = f" and {settings['num_queries']} queries" if "square" in settings["attacks"] else ""
         return f"attacks {', '.join(settings['attacks'])}, {settings['num_steps']} steps a run{queries}"
-
-    @property
-    def attacks(self) -> str:
-        """The table of what each attack left."""
-        return _table(binary_tasks.attack_blocks(self.results, self.rows))
 
     @functools.cached_property
     def figures(self) -> dict[str, page.Image]:
@@ -135,7 +122,7 @@ class Excerpts:
 
     def section(self, of: str, heading: str) -> str:
         """Quote what the report of a study has below a heading."""
-        return self._blocks(section(self._folder(of), heading))
+        return self.show(section(self._folder(of), heading), f"{of}-")
 
     def sweep(self, of: str, setting: str, base: float) -> str:
         """Show what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
@@ -145,24 +132,7 @@ class Excerpts:
             name, _, value = workdir.name.partition("-")[2].partition("=")
             if name in ("base", setting):
                 runs[float(value or base)] = _read(workdir)[1]
-        return self._blocks([page.renamed(block, f"{of}-") for block in sweeps.blocks(runs, setting, base)])
-
-    def costs(self, of: Study, measured: str) -> str:
-        """Show robust accuracy beside cost, with what `benchmarks/cost.py` measured."""
-        return self._blocks(cost.blocks(of.results, of.rows, self.benchmark(measured)))
-
-    def command(self, of: str) -> str:
-        """Return the command of a study."""
-        return _read(self._folder(of))[1].settings["command"]
-
-    def needed(self, of: str, networks: Study) -> str:
-        """Show how many images 1NN would need to reach networks, by its growth in a study."""
-        return _table([rates.needed_table(_read(self._folder(of))[1].rows, networks.results)])
-
-    def lead(self, of: str, networks: Study) -> str:
-        """Show how much of the lead of networks each variant of 1NN wins back."""
-        results = records.index(_read(self._folder(of))[1].rows)
-        return _table([neighbor_variants.lead_table(results, networks.results)])
+        return self.show(sweeps.blocks(runs, setting, base), f"{of}-")
 
     def side_by_side(self, studies: Mapping[str, Study], split: str) -> str:
         """Set the methods of several studies side by side, each under its name, on the pairs that all of them have."""
@@ -178,7 +148,7 @@ class Excerpts:
             if method in one.results.methods
         ]
         header = [f"{split} images, mean over {', '.join(tasks)}", "", *map(labels.condition_label, conditions)]
-        return _table([page.Table(header, lines)])
+        return tables([page.Table(header, lines)])
 
     def histogram(self, of: str, norm: str) -> str:
         """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
@@ -187,6 +157,10 @@ class Excerpts:
     def votes(self, measured: str) -> str:
         """Draw the mean bounds on the radius of a vote against k, as benchmarks/bounds.py found them."""
         return self._image(_votes(measured, self.benchmark(measured)))
+
+    def run(self, of: str) -> records.Run:
+        """Read a folder of rows."""
+        return _read(self._folder(of))[1]
 
     def benchmark(self, name: str) -> Any:
         """Read a file of docs/benchmarks/."""
@@ -199,17 +173,23 @@ class Excerpts:
         self.files |= image.files
         return f"![{image.alt}]({self._way}/{image.name})"
 
-    def _blocks(self, blocks: Sequence[page.Block]) -> str:
+    def show(self, blocks: Sequence[page.Block], prefix: str = "") -> str:
+        """Write blocks, the names of whose pictures get a prefix."""
         for image in page.images(blocks):
-            self.files |= image.files
-        return page.to_markdown(blocks, folder=self._way).strip()
+            self.files |= {prefix + name: content for name, content in image.files.items()}
+        return page.to_markdown(blocks, way=f"{self._way}/{prefix}").strip()
+
+
+def tables(blocks: Sequence[page.Block]) -> str:
+    """Write the tables among blocks."""
+    return page.to_markdown([block for block in blocks if isinstance(block, page.Table)], way="").strip()
 
 
 _study = functools.cache(Study)
 
 
 def section(folder: Path, heading: str) -> list[page.Block]:
-    """Return what the report of a study has below a heading; the names of its figures begin with that of the study.
+    """Return what the report of a study has below a heading.
 
     Raises:
       ValueError: the rows are damaged or contradict each other, or there is no such heading.
@@ -220,7 +200,7 @@ def section(folder: Path, heading: str) -> list[page.Block]:
         if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
             level = block.level if block.text == heading else 0
         elif level:
-            found.append(page.renamed(block, f"{folder.name}-"))
+            found.append(block)
     if not found:
         raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
     return found
@@ -228,7 +208,8 @@ def section(folder: Path, heading: str) -> list[page.Block]:
 
 @functools.cache
 def _report(folder: Path) -> list[page.Block]:
-    return report.blocks(*_read(folder))
+    experiment, run = _read(folder)
+    return report.of(experiment).blocks(run)
 
 
 @functools.cache
@@ -268,7 +249,3 @@ def _votes(name: str, found: Mapping[str, Any]) -> page.Image:
 
 def _percent(results: Results, method: str, split: str, condition: records.Condition, tasks: Sequence[str]) -> str:
     return labels.percent(means.mean_of(results, method, split, condition, tasks), error=False)
-
-
-def _table(blocks: Sequence[page.Block]) -> str:
-    return page.to_markdown([block for block in blocks if isinstance(block, page.Table)], folder="").strip()

@@ -15,6 +15,7 @@ takes, and every value in it is a flag: --config.training.num_epochs=5. docs/gui
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 import types
@@ -26,27 +27,18 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import (
-    audit,
-    binary_tasks,
-    console,
-    corruptions,
-    failures,
-    leaderboard,
-    neighbor_variants,
-    runner,
-    small_zoo,
-)
+from experiments import console, failures, runner
 from nn_adv.paths import as_path
 
-_EXPERIMENTS = {
-    "audit": audit,
-    "binary_tasks": binary_tasks,
-    "corruptions": corruptions,
-    "leaderboard": leaderboard,
-    "neighbor_variants": neighbor_variants,
-    "small_zoo": small_zoo,
-}
+# Modules of this package, each with a report of that name.
+_EXPERIMENTS = (
+    "audit",
+    "binary_tasks",
+    "corruptions",
+    "leaderboard",
+    "neighbor_variants",
+    "small_zoo",
+)
 # Seconds that a process of a cluster waits at its end for the others: shards may end days apart.
 _LONGEST_WAIT = 30 * 24 * 3600
 
@@ -175,7 +167,7 @@ def _experiment(config: ml_collections.ConfigDict) -> types.ModuleType:
         raise ValueError("the configuration's radii is named epsilons: rename it")
     if name not in _EXPERIMENTS:
         raise ValueError(f"the configuration's experiment must be one of {', '.join(_EXPERIMENTS)}, got {name!r}")
-    return _EXPERIMENTS[name]
+    return importlib.import_module(f"experiments.{name}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

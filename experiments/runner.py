@@ -67,7 +67,11 @@ def run(
         for line in (*rows.problems, *lines):
             console.say(line, file=sys.stderr)
         _write_asked(plan, part, workdir, rows.done(), command)
-        with _Bar(len(_names(mine) - rows.done() - plan.skipped)) as bar:
+        total = len(_names(mine) - rows.done() - plan.skipped)
+        # A bar on a terminal, a line from time to time in a log file.
+        pause = 0.1 if sys.stderr.isatty() else 30
+        options = {"mininterval": pause, "miniters": 0, "dynamic_ncols": True, "bar_format": _BAR}
+        with tqdm.tqdm(total=total, disable=not total, **options) as bar:
             failed = _run_groups(module, config, plan, mine, workdir, rows, bar, num_workers)
     found, _ = store.read_rows(workdir)
     _write_asked(plan, part, workdir, {row["unit"] for row in found}, command)
@@ -98,11 +102,12 @@ def _run_groups(module, config, plan: Plan, groups, workdir, rows, bar, num_work
                 failures.forget(workdir, row["unit"])
             case workers.Failed(unit=unit, description=description):
                 failures.record(workdir, unit, description)
-                bar.tell(f"{unit} failed: {description['reason']}")
+                bar.write(f"{unit} failed: {description['reason']}", file=sys.stderr)
                 failed.append(unit)
             case workers.Told(text=text, advance=advance):
-                bar.show(text)
-                bar.advance(advance)
+                if text:
+                    bar.set_postfix_str(text, refresh=False)
+                bar.update(min(advance, bar.total - bar.n))
 
     if num_workers is None:
         num_workers = len(workers.cores()) if jax.default_backend() == "cpu" else 1
@@ -141,31 +146,3 @@ def _report(workdir: Path, failed: Sequence[str], num_units: int) -> Report | No
 
 def _names(groups: Iterable[Sequence[Unit]]) -> set[str]:
     return {unit.name for group in groups for unit in group}
-
-
-class _Bar:
-    """A bar of units on the terminal, or a line from time to time in a log file; see `plan.Show`."""
-
-    def __init__(self, total: int):
-        pause = 0.1 if sys.stderr.isatty() else 30  # seconds
-        self._bar = tqdm.tqdm(
-            total=total, mininterval=pause, miniters=0, dynamic_ncols=True, bar_format=_BAR, disable=not total
-        )
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def show(self, text: str) -> None:
-        if text:
-            self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(0)  # shown when it is time for the next line
-
-    def advance(self, units: float) -> None:
-        self._bar.update(min(units, self._bar.total - self._bar.n))
-
-    def tell(self, line: str) -> None:
-        with self._bar.external_write_mode(file=sys.stderr):
-            console.say(line, file=sys.stderr)

@@ -7,6 +7,7 @@ writes it anew: without data, network or training.
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -17,20 +18,10 @@ import pandas as pd
 from experiments import configuration, failures, pictures, store
 from experiments.checks import order_violations
 from experiments.files import write_whole
-from experiments.report import audit, binary_tasks, corruptions, leaderboard, neighbor_variants, page, small_zoo
+from experiments.report import page
 from experiments.report.provenance import REDRAW
 from experiments.report.records import Run
 from nn_adv.paths import as_path
-
-# Each has TABLE, the name of its table's file, and functions of a `Run`: table, blocks, summary.
-_REPORTS: dict[str, ModuleType] = {
-    "audit": audit,
-    "binary_tasks": binary_tasks,
-    "corruptions": corruptions,
-    "leaderboard": leaderboard,
-    "neighbor_variants": neighbor_variants,
-    "small_zoo": small_zoo,
-}
 
 
 class Report(NamedTuple):
@@ -73,12 +64,12 @@ def table(workdir: str | os.PathLike) -> pd.DataFrame:
     """
     experiment, run = read(workdir)
     _check_rows(run, workdir)
-    return _REPORTS[experiment].table(run)
+    return of(experiment).table(run)
 
 
-def blocks(experiment: str, run: Run) -> list[page.Block]:
-    """Return what the report of a run says."""
-    return _REPORTS[experiment].blocks(run)
+def of(experiment: str) -> ModuleType:
+    """Return the module of this name: TABLE, the name of its table's file, and functions of a `Run`."""
+    return importlib.import_module(f"experiments.report.{experiment}")
 
 
 def write(workdir: str | os.PathLike) -> Report:
@@ -96,13 +87,13 @@ def write(workdir: str | os.PathLike) -> Report:
 def write_run(experiment: str, workdir: Path, run: Run) -> Report:
     """See `write`."""
     _check_rows(run, workdir)
-    module = _REPORTS[experiment]
+    module = of(experiment)
     made, folder = module.blocks(run), workdir / "report"
     shown = page.signed(made, REDRAW)
     for image in page.images(shown):
         for name, content in image.files.items():
             write_whole(folder / "figures" / name, content)
-    write_whole(folder / "report.md", page.to_markdown(shown, folder="figures"))
+    write_whole(folder / "report.md", page.to_markdown(shown, way="figures/"))
     table = module.table(run)
     shares = table.select_dtypes("float").columns.difference(["epsilon", "temperature"])
     write_whole(folder / module.TABLE, table.round(dict.fromkeys(shares, 6)).to_csv(index=False))

@@ -42,7 +42,6 @@ LINE_STYLES: dict[str, Any] = {
 MOST_NAMES = 9  # more names than that cannot be told apart
 _PIXELS_ACROSS = 96
 _MOST_MARKERS = 12  # A finer curve is a line without markers.
-_LETTER_WIDTH, _LINE_HEIGHT, _GAP = 0.0145, 0.045, 0.02  # of names beside dots, as shares of the axes
 _DIVERGING = LinearSegmentedColormap.from_list(
     "network_to_1nn", ["#0072B2", "#A9CCE3", "#FAFAFA", "#F2BC94", FOCUS_COLOR]
 )
@@ -184,6 +183,10 @@ def _draw_curves(axes: Axes, lines: Sequence[Curve]) -> None:
         if len(line.errors):
             axes.fill_between(x, y - line.errors, y + line.errors, color=line.color, alpha=0.18, linewidth=0)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     axes.figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2, fontsize=9)
@@ -232,11 +235,13 @@ def scatter(
     dots = {name: (100 * across.value, 100 * up.value) for name, (across, up) in points.items()}
 
     def draw(axes: Axes) -> None:
-        for name, (across, up) in points.items():
-            style: dict[str, Any] = {"fmt": "o", "markersize": 4, "color": PALETTE[1][0], "alpha": 0.75, "zorder": 2}
+        for place, (name, (across, up)) in enumerate(points.items()):
+            color, marker = pen(1 + place % 8) if len(points) <= MOST_NAMES else PALETTE[1]
+            label = method_label(name) if len(points) <= MOST_NAMES or name == focus else "networks"
+            style: dict[str, Any] = {"fmt": marker, "markersize": 5, "color": color, "alpha": 0.75, "zorder": 2}
             if name == focus:
                 style = {"fmt": "*", "markersize": 13, "color": FOCUS_COLOR, "zorder": 3}
-            style |= {"xerr": 100 * (across.error or 0.0), "yerr": 100 * (up.error or 0.0)}
+            style |= {"xerr": 100 * (across.error or 0.0), "yerr": 100 * (up.error or 0.0), "label": label}
             axes.errorbar(*dots[name], elinewidth=0.5, **style)
         if focus in dots:
             axes.axvline(dots[focus][0], **_MARK | {"color": FOCUS_COLOR})
@@ -245,9 +250,7 @@ def scatter(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= 100 else ""))
-        named = list(dots) if len(dots) <= MOST_NAMES else _extremes(dots, focus)
-        for name, place in _label_places(dots, named, width[1], height[1]).items():
-            _annotate(axes, method_label(name), dots[name], place)
+        _legend(axes)
         axes.grid(color="#E5E5E5", linewidth=0.6)
         xlabel, ylabel = (f"{condition_label(one)}, % (≤ attacked; 1NN = exact)" for one in conditions)
         axes.set(xlim=width, ylim=height, xlabel=xlabel, ylabel=ylabel, title=title)
@@ -264,52 +267,7 @@ def pixels(image: np.ndarray) -> Pixels:
     return Pixels(buffer.getvalue())
 
 
-def _annotate(axes: Axes, text: str, dot: tuple[float, float], place: tuple[float, float]) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3}
-    arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 3}
-    axes.annotate(text, dot, place, fontsize=8, ha="center", va="center", zorder=1, bbox=box, arrowprops=arrow)
-
-
-def _extremes(dots: Mapping[str, tuple[float, float]], focus: str) -> list[str]:
-    best = [max(dots, key=lambda name: dots[name][axis]) for axis in (0, 1)]
-    return [name for name in dict.fromkeys([focus, *best]) if name in dots]
-
-
-def _label_places(
-    dots: Mapping[str, tuple[float, float]], names: Sequence[str], right: float, top: float
-) -> dict[str, tuple[float, float]]:
-    """Give each name the middle of a place beside its dot, in the axes, where no other name or dot is if there is one.
-
-    Args:
-      dots: name -> where its dot is.
-      names: to be written.
-      right: where the axis across ends; it begins near 0.
-      top: where the axis up ends, likewise.
-    """
-    half = {name: _LETTER_WIDTH / 2 * len(method_label(name)) * right for name in names}
-    line = _LINE_HEIGHT * top
-    places: dict[str, tuple[float, float]] = {}
-
-    def is_free(name, x, y):
-        return (
-            half[name] <= x <= right - half[name]
-            and 0 <= y <= top - line / 2
-            and not any(abs(x - a) < half[name] and abs(y - b) < line / 2 for a, b in dots.values())
-            and not any(abs(x - a) < half[name] + half[other] and abs(y - b) < line for other, (a, b) in places.items())
-        )
-
-    for name in names:
-        x, y = dots[name]
-        beside = [
-            (x + side * (half[name] + _GAP * right), y + level * line)
-            for level in (0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 3.5, -3.5)
-            for side in (1, -1)
-        ]
-        places[name] = next((place for place in beside if is_free(name, *place)), beside[0])
-    return places
-
-
 def _limits(means: Sequence[Mean]) -> tuple[float, float]:
-    """From nothing to beyond the most robust, with room for its name."""
+    """From nothing to beyond the most robust."""
     most = max(1.0, *(100 * (mean.value + (mean.error or 0.0)) for mean in means))
-    return -0.03 * most, 1.25 * most
+    return -0.03 * most, 1.05 * most

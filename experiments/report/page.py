@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -95,18 +94,13 @@ Block = Heading | Text | Bullets | Table | Panels
 
 def to_html(blocks: Sequence[Block], *, title: str) -> str:
     """Return a page that needs nothing else: no font, no file, no network; its script only sorts tables."""
-    anchored = _anchored(blocks)
-    return _TEMPLATES.get_template("page.html").render(
-        title=title,
-        anchored=anchored,
-        sections=[(name, block.text) for name, block in anchored if isinstance(block, Heading) and block.level == 2],
-        sortable=any(isinstance(block, Table) and block.sortable for block in blocks),
-    )
+    sortable = any(isinstance(block, Table) and block.sortable for block in blocks)
+    return _TEMPLATES.get_template("page.html").render(title=title, blocks=blocks, sortable=sortable)
 
 
-def to_markdown(blocks: Sequence[Block], *, folder: str) -> str:
-    """Return Markdown whose images lie in `folder` beside it."""
-    return _TEMPLATES.get_template("page.md").render(blocks=blocks, folder=folder)
+def to_markdown(blocks: Sequence[Block], *, way: str) -> str:
+    """Return Markdown; ``way`` is what stands before the names of its images."""
+    return _TEMPLATES.get_template("page.md").render(blocks=blocks, way=way)
 
 
 def text_table(lines: Sequence[Sequence[str]], titles: Sequence[str] = ()) -> list[str]:
@@ -141,19 +135,6 @@ def images(blocks: Sequence[Block]) -> Iterator[Image]:
             yield from (cell for row in block.rows for cell in row if isinstance(cell, Image))
 
 
-def renamed(block: Block, prefix: str) -> Block:
-    """Put a prefix before the file names of a block's images."""
-
-    def of(cell: Any) -> Any:
-        return cell._replace(name=prefix + cell.name) if isinstance(cell, Image) else cell
-
-    if isinstance(block, Panels):
-        return block._replace(images=[of(image) for image in block.images])
-    if isinstance(block, Table):
-        return block._replace(rows=[[of(cell) for cell in row] for row in block.rows])
-    return block
-
-
 def signed(blocks: Sequence[Block], command: str) -> list[Block]:
     """Put the command that makes them below the tables and figures of each section."""
     found: list[Block] = []
@@ -165,20 +146,6 @@ def signed(blocks: Sequence[Block], command: str) -> list[Block]:
         is_unsigned |= isinstance(block, Table | Panels)
         found.append(block)
     return found[:-1]
-
-
-def _anchored(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
-    """Give every heading a name to link to, unlike the others; other blocks have an empty one."""
-    seen: Counter[str] = Counter()
-    found = []
-    for block in blocks:
-        anchor = ""
-        if isinstance(block, Heading):
-            anchor = re.sub(r"[^a-z0-9]+", "-", block.text.lower()).strip("-") or "section"
-            seen[anchor] += 1
-            anchor += f"-{seen[anchor]}" if seen[anchor] > 1 else ""
-        found.append((anchor, block))
-    return found
 
 
 def file_name(*parts: object) -> str:
@@ -204,9 +171,9 @@ def _html_words(text: str, is_strong: bool) -> Markup:
     return cell + Markup(" <small>± {}</small>").format(error) if sign else cell
 
 
-def _markdown_cell(cell: str | Image, is_strong: bool, folder: str) -> str:
+def _markdown_cell(cell: str | Image, is_strong: bool, way: str) -> str:
     if isinstance(cell, Image):
-        return f"![{_markdown(cell.alt)}]({folder}/{cell.name})<br>{_markdown(cell.caption)}"
+        return f"![{_markdown(cell.alt)}]({way}{cell.name})<br>{_markdown(cell.caption)}"
     return f"**{_markdown(cell)}**" if is_strong else _markdown(cell)
 
 

@@ -86,7 +86,7 @@ def test_a_report_of_some_units_says_so_and_any_number_of_methods_has_a_line():
         return report_rows.row("0v1", method, []) | {"corrupted": corrupted}
 
     run = Run([row(f"1nn+learned:{size}") for size in range(12)], num_missing=3)
-    text = page.to_markdown(corruptions_report.blocks(run), folder="figures")
+    text = page.to_markdown(corruptions_report.blocks(run), way="figures/")
     assert "Not complete: 3 of 15 units are missing." in text
 
 

@@ -1,14 +1,12 @@
 """The leaderboard's terminal table and CSV, from made-up rows."""
 
 import csv
-import itertools
 
-import numpy as np
 import pytest
 
 from configs import leaderboard as config_file
 from experiments import report
-from experiments.report import comparisons, figures, leaderboard, records
+from experiments.report import comparisons, leaderboard, records
 from experiments.report.records import Run
 from tests.experiments.report_rows import evaluation, row
 
@@ -70,24 +68,6 @@ def test_the_csv_has_the_clean_check_and_what_failed(tmp_path):
 def test_the_report_says_what_was_left_out(tmp_path):
     page = _write(tmp_path, ROWS, settings={"absence": "2 of 5 networks have no weights in models"})
     assert "Not complete: 2 of 5 networks have no weights in models." in page.read_text()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_names_in_the_scatter_lie_in_the_axes_on_no_other_name_and_on_no_dot(seed):
-    """Short names and long ones, dots in the middle and on the borders, some without a name."""
-    shares = np.random.default_rng(seed).uniform(20, 60, (9, 2))
-    shares[0], shares[1, 0] = 0, 0
-    dots = {"n" * (4 + 3 * number): tuple(pair) for number, pair in enumerate(shares)}
-    names = list(dots)[:7]
-    places = figures._label_places(dots, names, 80.0, 80.0)
-    line = 80 * figures._LINE_HEIGHT
-    half = {name: 80 * figures._LETTER_WIDTH * len(name) / 2 for name in names}
-    for name, other in itertools.combinations(names, 2):
-        (x, y), (a, b) = places[name], places[other]
-        assert abs(x - a) >= half[name] + half[other] or abs(y - b) >= line
-    for name, (x, y) in places.items():
-        assert half[name] <= x <= 80 - half[name] and 0 <= y <= 80
-        assert all(abs(x - a) >= half[name] or abs(y - b) >= line / 2 for a, b in dots.values())
 
 
 def test_the_report_says_what_networks_are_listed_for_and_what_to_know(tmp_path):

@@ -230,14 +230,14 @@ def _row(task, method, robust, *, seed=0, kind="exact", **fields):
 def test_variants_are_compared_on_the_tasks_that_all_have():
     rows = [_row("0v1", "1nn", 50), _row("0v2", "1nn", 90), _row("0v1", "1nn+mirror", 60)]
     run = Run(rows, num_missing=1)
-    text = page.to_markdown(variants_report.blocks(run), folder="figures")
+    text = page.to_markdown(variants_report.blocks(run), way="figures/")
     assert "Not complete: 1 of 4 units are missing." in text
     assert "= 50.0" in variants_report.summary(run) and "70.0" not in text
 
 
 def test_training_images_that_were_not_asked_for_promise_nothing():
     run = Run([_row("0v1", "1nn", 50, separation={"linf": 0.3})])
-    assert "Training images against half" in page.to_markdown(variants_report.blocks(run), folder="figures")
+    assert "Training images against half" in page.to_markdown(variants_report.blocks(run), way="figures/")
 
 
 def test_growth_tells_of_each_radius_how_many_draws_it_has():
@@ -248,11 +248,11 @@ def test_growth_tells_of_each_radius_how_many_draws_it_has():
     rows.append(_row("0v1", "1nn+subset:16+mirror", 50, num_train=16))
     grown = rates.growth(rows)
     assert {condition.norm: len(one.shares) for (_, condition), one in grown.items()} == {None: 3, "linf": 2}
-    text = page.to_markdown(variants_report.blocks(Run(rows)), folder="figures")
+    text = page.to_markdown(variants_report.blocks(Run(rows)), way="figures/")
     assert "over 2 draws" in text and "over 3 draws" not in text
     few = [row for row in rows if row["seed"] == 0]
     few += [_row("0v1", f"1nn+subset:{size}", size, seed=1, kind="attacked", num_train=size) for size in sizes]
-    assert "draws. Right" not in page.to_markdown(variants_report.blocks(Run(few)), folder="figures")
+    assert "draws. Right" not in page.to_markdown(variants_report.blocks(Run(few)), way="figures/")
 
 
 def test_growth_is_read_from_rows_of_subsets(tmp_path):

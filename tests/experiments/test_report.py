@@ -77,12 +77,6 @@ def test_every_section_is_in_the_contents_and_says_how_it_is_made(full):
     assert all("<code>python -m experiments.report WORKDIR</code>" in section for section in made)
 
 
-def test_headings_of_one_text_have_names_of_their_own():
-    blocks = [page.Heading(text) for text in ("L∞ 8/255", "l2 8/255", "∞", "l 8/255")]
-    names = [name for name, _ in page._anchored([*blocks, page.Text("l2 8/255")])]
-    assert names == ["l-8-255", "l2-8-255", "section", "l-8-255-2", ""]
-
-
 def test_the_command_stands_below_the_tables_and_figures_of_a_section():
     table, text = page.Table([], []), page.Text("")
     heads = [page.Heading("title", 1), page.Heading("one"), page.Heading("two"), page.Heading("part", 3)]
@@ -404,7 +398,7 @@ def test_the_best_rival_is_chosen_by_its_mean():
 def test_the_ceiling_is_a_line_and_a_curve_but_no_rival():
     """It is above all others, and no method is said to be ahead of it or behind it."""
     rows = realistic_rows(num_classes=3, methods=("1nn", "standard"))
-    told = [page.to_markdown(binary_tasks.blocks(Run(rows)), folder="")]
+    told = [page.to_markdown(binary_tasks.blocks(Run(rows)), way="")]
     for one in [one for one in rows if one["method"] == "standard"]:
         items = [
             item | {"robust": item["count"], "kind": "ceiling"}
@@ -413,7 +407,7 @@ def test_the_ceiling_is_a_line_and_a_curve_but_no_rival():
         ]
         items = [item | ({} if item["norm"] else {"kind": "clean"}) for item in items]
         rows.append(row(one["task"], "ceiling", items, dataset=one["dataset"], classes=one["classes"], attack=None))
-    told.append(page.to_markdown(binary_tasks.blocks(Run(rows)), folder=""))
+    told.append(page.to_markdown(binary_tasks.blocks(Run(rows)), way=""))
     sentences, others = ([line for line in text.splitlines() if line.startswith("- ")] for text in told)
     assert sentences == others and len(sentences) >= 4
     assert "| ceiling | 100.0 ± 0.0 | ≤ 100.0 ± 0.0 |" in told[1] and "no classifier can exceed" in told[1]

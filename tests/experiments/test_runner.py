@@ -20,7 +20,7 @@ NAMES = ("a", "b+c", "d", "e")
 
 @pytest.fixture(autouse=True)
 def _report(monkeypatch):
-    monkeypatch.setitem(report._REPORTS, "counting", counting.Report)
+    monkeypatch.setattr(report, "of", {"counting": counting.Report}.get)
 
 
 def _told(found):
@@ -122,7 +122,7 @@ def test_a_second_run_of_one_workdir_is_refused(tmp_path):
 def test_however_a_run_is_ended_its_workers_end_too(tmp_path, number):
     script = (
         "import signal, ml_collections; from experiments import report, runner\n"
-        "from tests.experiments import counting; report._REPORTS['counting'] = counting.Report\n"
+        "from tests.experiments import counting; report.of = lambda _: counting.Report\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore\n"
         f"    settings = ml_collections.ConfigDict({dict(units=('a', 'waits-b', 'waits-c'), note='', skipped=())!r})\n"
