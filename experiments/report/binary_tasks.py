@@ -46,6 +46,10 @@ _COMPARING = (
     "≤ marks attacked accuracy: what no attack tried here broke, an upper bound that a stronger attack can lower. "
     "= marks exact accuracy."
 )
+_ONE_TASK = (
+    " One task has no such interval, and any difference is told as ahead or behind: hold it against the intervals over "
+    "images."
+)
 _COLLAPSED = 0.1  # above half of the clean images of a pair
 _LEGEND = "in %, ± standard error over tasks; ≤ attacked (upper bound), = exact, ≥ certified (lower bound)"
 
@@ -131,7 +135,7 @@ def _table_blocks(results: Results) -> list[Block]:
     main = accuracy_table(results, tasks, comparable=comparable)
     found += [main, Text(_READING + _CEILING * (CEILING in results.methods), "note")]
     if comparable and (sentences := findings(results, tasks)):
-        note = _COMPARING.format(tasks=counted(len(tasks), "task"))
+        note = _COMPARING.format(tasks=counted(len(tasks), "task")) + _ONE_TASK * (len(tasks) == 1)
         found += [Heading("What the numbers say"), Bullets(sentences), Text(note, "note")]
     if comparable and not _even(results):
         found += [
