@@ -83,11 +83,11 @@ def run(
 def _write_asked(plan: Plan, part, workdir: Path, done: set[str], command: str) -> None:
     """Keep what the report has to know beside the rows: all units, but those that this machine leaves out.
 
-    Units that an earlier run asked for and this one does not, such as those of other methods, still are.
+    So are units that an earlier run asked for, such as those of other methods, unless they failed.
     """
     settings = plan.settings(part, done) | {"command": command}
     before = configuration.read_asked(workdir) or {"units": ()}
-    units = _names(plan.groups) | set(before["units"])
+    units = _names(plan.groups) | (set(before["units"]) - failures.read(workdir).keys())
     configuration.write_asked(workdir, units - (plan.skipped & _names(part)), settings)
 
 

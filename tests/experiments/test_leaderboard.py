@@ -439,7 +439,7 @@ def test_networks_without_weights_are_counted_and_change_no_shard(weights, tmp_p
     assert set(_rows(workdir)) == {"One"}  # Two is of the first shard, whose folder lacks it
     page = (workdir / "report" / "report.md").read_text()
     assert "Not complete: 1 of 2 networks of this shard have no weights in" in page
-    assert "Not complete: 3 models still to be run." in page
+    assert "Not complete: 3 of 4 models are missing." in page
     runner.run(leaderboard, configs[1], workdir, shard=(0, 2))
     assert set(_rows(workdir)) == {"One", "Two"}
 
