@@ -209,27 +209,11 @@ def ensemble(
         raise ValueError(f"attacks must be a list of Attack, as named_attack makes them, got {others[0]!r} in it")
     if len({attack.name for attack in attacks}) < len(attacks):
         raise ValueError(f"attacks must have different names, got {', '.join(attack.name for attack in attacks)}")
-    if state is None:
-        state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
-    elif not isinstance(state, EnsembleState):
-        raise ValueError(f"state must be an EnsembleState, as on_batch is given, got {type(state).__name__}")
-    elif state.adversarial.shape != images.shape or not CLEAN <= state.attack < len(attacks):
-        raise ValueError(
-            f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
-            f"got one of {state.adversarial.shape} at attack {state.attack}"
-        )
-    as_integers(state.broken_by, "state.broken_by", low=UNBROKEN, high=len(attacks) - 1, count=len(images))
-    as_count(state.num_done, "state.num_done", low=0, high=len(images))
-    moved = state.broken_by >= 0
-    if not np.array_equal(state.adversarial[~moved], images[~moved]):
-        raise ValueError("state must be of the same images, got others that are unbroken in it")
-    _check_allowed("of the state", moved, np.asarray(state.adversarial), images, threat)
+    state = _state_to_go_on_from(state, images, attacks, threat)
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
         logits = np.asarray(compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])
         check_logit_values(logits, first, stacklevel=3)
-    # Changed in place from here on: a copy for each batch would cost more than many a batch.
-    state = state._replace(adversarial=np.array(state.adversarial, images.dtype), broken_by=np.array(state.broken_by))
 
     for place in range(state.attack, len(attacks)):
         if place != state.attack:
@@ -286,6 +270,29 @@ def _check_inputs(images, labels, indices, key, threat) -> tuple[np.ndarray, np.
     labels = as_labels(labels, count=len(images))
     indices = np.arange(len(images)) if indices is None else as_integers(indices, "indices", count=len(images))
     return images, labels, indices, as_key(key)
+
+
+def _state_to_go_on_from(state: EnsembleState | None, images, attacks, threat: Threat) -> EnsembleState:
+    """Return a state with arrays of its own, new where there is none; ValueError for one that does not fit."""
+    if state is None:
+        state = EnsembleState(images, np.full(len(images), UNBROKEN), CLEAN, 0)
+    if not isinstance(state, EnsembleState):
+        raise ValueError(f"state must be an EnsembleState, as on_batch is given, got {type(state).__name__}")
+    if state.adversarial.shape != images.shape or not CLEAN <= state.attack < len(attacks):
+        raise ValueError(
+            f"state must be of the same images and attacks, {images.shape} and {len(attacks)}, "
+            f"got one of {state.adversarial.shape} at attack {state.attack}"
+        )
+    as_count(state.num_done, "state.num_done", low=0, high=len(images))
+    limits = {"low": UNBROKEN, "high": len(attacks) - 1, "count": len(images)}
+    # Changed in place from here on: a copy for each batch would cost more than many a batch.
+    broken_by = np.array(as_integers(state.broken_by, "state.broken_by", **limits))
+    adversarial = np.array(state.adversarial, images.dtype)
+    is_moved = broken_by >= 0
+    if not np.array_equal(adversarial[~is_moved], images[~is_moved]):
+        raise ValueError("state must be of the same images, got others that are unbroken in it")
+    _check_allowed("of the state", is_moved, adversarial, images, threat)
+    return state._replace(adversarial=adversarial, broken_by=broken_by)
 
 
 def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:

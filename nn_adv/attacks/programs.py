@@ -46,7 +46,8 @@ def run(fn: Callable[..., Any], *args: Any, kept: dict[Hashable, Callable] | Non
             _of_functions.clear_cache()
         return _of_functions(fn, tuple(static.items()), *args)
     leaves, structure = jax.tree.flatten(args)
-    kept = {} if kept is None else kept
+    if kept is None:
+        return _traced(lambda *args: fn(*args, **static), structure, leaves)(leaves)
     asked = (fn, tuple(static.items()), structure, *((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
     if asked not in kept:
         kept[asked] = _traced(lambda *args: fn(*args, **static), structure, leaves)

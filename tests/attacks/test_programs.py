@@ -211,3 +211,13 @@ def test_a_plain_function_runs_where_its_images_are(eight_devices):
             num_steps=1,
         )
         assert found.adversarial.devices() == {device}
+
+
+def test_a_callable_that_cannot_be_hashed_is_a_classifier():
+    class Scaled:
+        __hash__ = None
+
+        def __call__(self, images):
+            return _linear(_WEIGHTS, images)
+
+    np.testing.assert_array_equal(_pgd(Scaled()), _pgd(Partial(_linear, _WEIGHTS)))
