@@ -43,7 +43,6 @@ def get_config(arg: str = "cifar10") -> ml_collections.ConfigDict:
     config.models = ("1nn", "*")
     config.only_in_paper = not catalogues  # patterns match the paper's 69 only
     config.seed = 0  # of the attacks
-    config.sort_by = "linf"  # what orders the table, of test images: clean, a norm; or the mean of all but clean
 
     linf, l2 = {"cifar10": (8 / 255, 1.74), "mnist": (0.1, 2.8), "fashion_mnist": (0.1, 2.8)}.get(dataset, (0.1, 0.8))
     # The main one of each norm; 0: not this norm.

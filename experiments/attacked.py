@@ -25,15 +25,11 @@ _IN_DOUBT = -3  # beside the numbers of attacks, CLEAN and UNBROKEN
 
 
 class Outcome(NamedTuple):
-    """What broke each image in one threat.
+    """What broke each image in one threat."""
 
-    Attributes:
-      threat: norm and epsilon.
-      attack_index: ``[N]`` number in the suite of the attack that broke the image there or at a smaller radius, or
-        ``attacks.CLEAN``, or ``attacks.UNBROKEN``.
-    """
-
-    threat: Threat
+    threat: Threat  # norm and epsilon
+    # ``[N]`` number in the suite of the attack that broke the image there or at a smaller radius, or ``attacks.CLEAN``,
+    # or ``attacks.UNBROKEN``
     attack_index: np.ndarray
 
 

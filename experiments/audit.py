@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,34 +38,22 @@ NOT_IN_A_ROW = (
 
 
 class Subject(NamedTuple):
-    """An attack in one norm, through the soft 1NN of one temperature or of the best for each image.
+    """An attack in one norm, through the soft 1NN of one temperature or of the best for each image."""
 
-    Attributes:
-      norm: of the perturbations.
-      name: of the attack in its rows' units.
-      temperatures: those tried.
-      attack: with its settings.
-      is_named: whether a name stands for it; else it is PGD with settings of the configuration.
-    """
-
-    norm: str
-    name: str
-    temperatures: tuple[float, ...]
-    attack: audited.Attack
-    is_named: bool
+    norm: str  # of the perturbations
+    name: str  # of the attack in its rows' units
+    temperatures: tuple[float, ...]  # those tried
+    attack: audited.Attack  # with its settings
+    is_named: bool  # whether a name stands for it; else it is PGD with settings of the configuration
 
 
 class Prepared(NamedTuple):
-    """A task made ready: 1NN, the images to attack, their radii in one norm and the file these are in.
-
-    Attributes:
-      starts: ``[N, ...]`` a training image of another class for each.
-    """
+    """A task made ready: 1NN, the images to attack, their radii in one norm and the file these are in."""
 
     reference: neighbors.Reference
     images: np.ndarray
     labels: np.ndarray
-    starts: np.ndarray
+    starts: np.ndarray  # ``[N, ...]`` a training image of another class for each
     radii: radii.Radii
     file: str
 
@@ -130,16 +119,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"epsilons must give those of at least one norm of {', '.join(NORMS)}")
     several = ("temperatures", "best_of_temperatures")
     for name, values in (("temperature", [config.temperature]), *((name, config[name]) for name in several)):
-        if not values or not all(value > 0 for value in values):
-            raise ValueError(f"{name} must be above 0, got {config[name]}")
+        if not values or not all(isinstance(value, int | float) and 0 < value < math.inf for value in values):
+            raise ValueError(f"{name} must be above 0 and finite, got {config[name]}")
+    parsing.check_seeds("seed", [config.seed])
     parsing.check_distinct(config, ("attacks", "tasks.names"))
     parsing.check_named("attacks", config.attacks, named_attacks.NAMED, may_be_empty=True)
     if not config.variants and not config.attacks:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
     for variant in config.variants:
-        if len(variant) != 3 or variant[0] < 0 or variant[1] < 1 or variant[2] not in audited.LOSSES:
-            losses = " or ".join(audited.LOSSES)
-            raise ValueError(f"variants must be (steps >= 0, restarts >= 1, {losses}), got {variant}")
+        match variant:
+            case [int(steps), int(restarts), loss] if steps >= 0 and restarts >= 1 and loss in audited.LOSSES:
+                continue
+        losses = " or ".join(audited.LOSSES)
+        raise ValueError(f"variants must be (steps >= 0, restarts >= 1, {losses}), got {variant}")
     for name, least in (("num_images", 0), ("num_inside", 0), ("batch_size", 1)):
         if config[name] < least:
             raise ValueError(f"{name} must be at least {least}, got {config[name]}")
@@ -149,19 +141,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """See `plan.Plan`. A group is one task in one norm, whose units share their radii.
+    """See `plan.Plan`. A group is one task in one norm, whose units share their radii."""
 
-    Attributes:
-      epsilons: those to attack at, per norm.
-      num_images: the first so many test images of a task; 0: all.
-      num_inside: so many images are attacked just below their radius.
-      batch_size: images per call.
-    """
-
-    epsilons: Mapping[str, tuple[float, ...]]
-    num_images: int
-    num_inside: int
-    batch_size: int
+    epsilons: Mapping[str, tuple[float, ...]]  # those to attack at, per norm
+    num_images: int  # the first so many test images of a task; 0: all
+    num_inside: int  # so many images are attacked just below their radius
+    batch_size: int  # images per call
 
     def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
         """Say which attacks are left out for want of their library."""

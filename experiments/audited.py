@@ -36,49 +36,30 @@ class Spent:
 
 
 class Problem(NamedTuple):
-    """What an attack is given.
+    """What an attack is given."""
 
-    Attributes:
-      reference: the points of 1NN.
-      images, labels: ``[B, ...]`` float32 in [0, 1] and ``[B]``, all classified correctly.
-      starts: ``[B, ...]`` an image of another class for each; where attacks by labels begin.
-      key_data: ``[B, 2]`` a key for each image.
-      temperature: of the soft 1NN, or those that an attack tries by itself.
-      epsilon: the radius; None for an attack that finds distances.
-    """
-
-    reference: neighbors.Reference
-    images: np.ndarray
-    labels: np.ndarray
-    starts: np.ndarray
-    key_data: np.ndarray
-    temperature: chex.Array
-    epsilon: float | None
+    reference: neighbors.Reference  # the points of 1NN
+    images: np.ndarray  # ``[B, ...]`` float32 in [0, 1], all classified correctly
+    labels: np.ndarray  # ``[B]``
+    starts: np.ndarray  # ``[B, ...]`` an image of another class for each; where attacks by labels begin
+    key_data: np.ndarray  # ``[B, 2]`` a key for each image
+    temperature: chex.Array  # of the soft 1NN, or those that an attack tries by itself
+    epsilon: float | None  # the radius; None for an attack that finds distances
 
 
 Search = Callable[[Problem], np.ndarray]  # to points [B, ...]
 
 
 class Attack(NamedTuple):
-    """An attack with its settings.
+    """An attack with its settings."""
 
-    Attributes:
-      sees: "gradients", "scores" or "labels".
-      finds: "distance", the nearest point that it can; or "radius", any point within a radius.
-      settings: what a row says of it.
-      make: norm, seed and `Spent` to a `Search`.
-      norms: those that it has.
-      package: what must be installed to run it; empty: nothing.
-      tries_temperatures: whether it tries the temperatures of the soft 1NN by itself.
-    """
-
-    sees: str
-    finds: str
-    settings: Mapping[str, Any]
-    make: Callable[[str, int, Spent], Search]
-    norms: tuple[str, ...] = NORMS
-    package: str = ""
-    tries_temperatures: bool = False
+    sees: str  # "gradients", "scores" or "labels"
+    finds: str  # "distance", the nearest point that it can; or "radius", any point within a radius
+    settings: Mapping[str, Any]  # what a row says of it
+    make: Callable[[str, int, Spent], Search]  # norm, seed and `Spent` to a `Search`
+    norms: tuple[str, ...] = NORMS  # those that it has
+    package: str = ""  # what must be installed to run it; empty: nothing
+    tries_temperatures: bool = False  # whether it tries the temperatures of the soft 1NN by itself
 
     def runs(self, temperatures: Sequence[float]) -> list[np.ndarray]:
         """Return what to run it with in turn: each temperature, or all at once; by scores alone, the coldest."""

@@ -40,7 +40,7 @@ def check(config: ml_collections.ConfigDict) -> tuple[parsing.Evaluation, dict[s
     parsing.check_named("methods", others, METHODS, may_be_empty=len(others) < len(config.methods))
     for method in set(config.methods) - set(others):
         variants.check_exact(method)
-    parsing.check_seeds(config)
+    parsing.check_seeds("seeds", config.seeds)
     parsing.check_distinct(config, ("methods", "seeds", "tasks.names"))
     evaluation = parsing.Evaluation.read(config)
     for name in NOT_IN_A_RECIPE:
@@ -64,6 +64,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
     num_classes, settings = tasks[0].num_classes, parsing.model_settings(config)
     named = parsing.named_tasks(tasks, config.tasks.names)
+    for method in filter(is_neighbor, config.methods):
+        variants.check_sizes(method, named, dataset.image_shape)
     return Plan(
         identity=parsing.make_identity(config, dataset, NOT_IN_A_ROW),
         groups=_make_groups(config, named),
@@ -103,29 +105,17 @@ def _make_groups(config: ml_collections.ConfigDict, tasks: Sequence[data.Task]) 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """See `plan.Plan`.
+    """See `plan.Plan`."""
 
-    Attributes:
-      evaluation: of every unit.
-      suite: attacks on networks.
-      recipes: of each network method.
-      model: the network, untrained; None if only 1NN is run.
-      model_settings: what a row says of it.
-      train_images: those of the dataset, resident on the device.
-      steps_per_epoch: enough for the largest task of its kind, so that one program trains every task.
-      checkpoint_every: so many epochs.
-      pictured: (name of a task, seed) of which pictures are kept.
-    """
-
-    evaluation: parsing.Evaluation
-    suite: tuple[attacks.Attack, ...]
-    recipes: Mapping[str, training.Recipe]
-    model: Any
-    model_settings: Mapping[str, Any]
-    train_images: jax.Array
-    steps_per_epoch: int
-    checkpoint_every: int
-    pictured: frozenset[tuple[str, int]]
+    evaluation: parsing.Evaluation  # of every unit
+    suite: tuple[attacks.Attack, ...]  # attacks on networks
+    recipes: Mapping[str, training.Recipe]  # of each network method
+    model: Any  # the network, untrained; None if only 1NN is run
+    model_settings: Mapping[str, Any]  # what a row says of it
+    train_images: jax.Array  # those of the dataset, resident on the device
+    steps_per_epoch: int  # enough for the largest task of its kind, so that one program trains every task
+    checkpoint_every: int  # so many epochs
+    pictured: frozenset[tuple[str, int]]  # (name of a task, seed) of which pictures are kept
 
     shared_part: ClassVar[float] = 0.5
 

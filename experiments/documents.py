@@ -8,6 +8,7 @@ files of docs/benchmarks/ (`excerpts`). Every table is a CSV file too.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import itertools
@@ -81,6 +82,9 @@ def _csv(lines: list[list[str]]) -> bytes:
 
 def main() -> None:
     """Write all of them into the folder that this repository lies in."""
+    argparse.ArgumentParser(
+        prog="python -m experiments.documents", description=(__doc__ or "").splitlines()[0]
+    ).parse_args()
     root = Path(__file__).resolve().parents[1]
     try:
         for name, content in documents(root):

@@ -26,24 +26,15 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One measured number.
+    """One measured number."""
 
-    Attributes:
-      split: "train" or "test".
-      norm: None: clean; "worst": every norm at its main epsilon.
-      epsilon: 0 where clean; None: the main one of every norm.
-      kind: clean, attacked, certified, exact or ceiling.
-      count: how many images there were.
-      robust: how many of them were robust.
-      remaining: correct clean, then after each attack; None where nothing was attacked here.
-    """
-
-    split: str
-    norm: str | None
-    epsilon: float | None
-    kind: str
-    count: int
-    robust: int
+    split: str  # "train" or "test"
+    norm: str | None  # None: clean; "worst": every norm at its main epsilon
+    epsilon: float | None  # 0 where clean; None: the main one of every norm
+    kind: str  # clean, attacked, certified, exact or ceiling
+    count: int  # how many images there were
+    robust: int  # how many of them were robust
+    # correct clean, then after each attack; None where nothing was attacked here
     remaining: Mapping[str, int] | None = None
 
     def stored(self) -> dict[str, Any]:
@@ -54,20 +45,13 @@ class Record:
 
 
 class Images(NamedTuple):
-    """The images that a task is evaluated on, the same for every method; all splits together.
+    """The images that a task is evaluated on, the same for every method; all splits together."""
 
-    Attributes:
-      images, labels: ``[N, ...]`` and ``[N]``.
-      split: ``[N]`` "train" or "test".
-      image: ``[N]`` number of the image in its split of the dataset.
-      number: ``[N]`` what its random numbers belong to, whether one split is evaluated or both.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    split: np.ndarray
-    image: np.ndarray
-    number: np.ndarray
+    images: np.ndarray  # ``[N, ...]``
+    labels: np.ndarray  # ``[N]``
+    split: np.ndarray  # ``[N]`` "train" or "test"
+    image: np.ndarray  # ``[N]`` number of the image in its split of the dataset
+    number: np.ndarray  # ``[N]`` what its random numbers belong to, whether one split is evaluated or both
 
 
 def choose_images(dataset: data.Dataset, task: data.Task | None, evaluation: Evaluation) -> Images:

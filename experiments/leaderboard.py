@@ -11,7 +11,7 @@ import functools
 import gc
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nn_adv import attacks, data, neighbors
 _RADII_AT_ONCE = 200  # images between two saves
 # `Plan.before` sees to what a catalogue says of a network that has a row.
 _NOT_IN_A_ROW = (
-    *("data_dir", "catalogue", "weights_dir", "download", "models", "only_in_paper", "sort_by"),
+    *("data_dir", "catalogue", "weights_dir", "download", "models", "only_in_paper"),
     *("clean.tolerance", "evaluation.batch_size"),
 )
 
@@ -36,9 +36,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and find the models, so that mistakes show before long work starts."""
     evaluation = parsing.Evaluation.read(config)
     parsing.check_distinct(config, ("models",))
-    allowed = ("clean", *evaluation.epsilons, "mean")
-    if config.sort_by not in allowed:
-        raise ValueError(f"sort_by must be one of {', '.join(allowed)}, got {config.sort_by!r}")
+    parsing.check_seeds("seed", [config.seed])
     for name, value in config.clean.items():
         if not value >= 0:
             raise ValueError(f"clean.{name} must be at least 0, got {value}")
@@ -60,7 +58,6 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         source=source,
         clean=preflight.Check(config.clean.images, config.clean.tolerance, is_comparable),
         images=evaluate.choose_images(dataset, None, evaluation),
-        sort_by=config.sort_by,
     )
 
 
@@ -73,7 +70,6 @@ class Plan(plan.Plan):
     source: networks.Source
     clean: preflight.Check
     images: evaluate.Images
-    sort_by: str
 
     @property
     def units(self) -> list[Unit]:
@@ -101,10 +97,6 @@ class Plan(plan.Plan):
         ]
         where = f"no weights in {self.source.weights_dir}, so these will fail: {', '.join(lacking)}"
         return super().before(workdir, rows, part) + [where] * bool(lacking)
-
-    def settings(self, part: Sequence[Sequence[Unit]], done: Iterable[str]) -> dict[str, Any]:
-        """See `plan.Plan.settings`; with the order of the report's table."""
-        return super().settings(part, done) | {"sort_by": self.sort_by}
 
     def absence(self, left_out: Sequence[Unit], part: Sequence[Sequence[Unit]]) -> str:
         """Say how many networks are left out for want of weights."""

@@ -127,6 +127,9 @@ def _run(workdir: Path) -> None:
     ):
         if flags.FLAGS[one].present and flags.FLAGS[other].present:
             raise ValueError(f"--{one} and --{other} do not go together: leave one out")
+    for name in ("coordinator_address", "num_processes", "process_id"):
+        if flags.FLAGS[name].present and not _DISTRIBUTED.value:
+            raise ValueError(f"--{name} belongs to --distributed: give that too")
     shard = parse_shard(_SHARD.value)
     if _DISTRIBUTED.value:
         jax.distributed.initialize(

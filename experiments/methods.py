@@ -16,4 +16,4 @@ METHODS = (NEIGHBOR, CEILING, *NETWORKS)
 
 def is_neighbor(method: str) -> bool:
     """Tell whether a method is 1NN or a variant of it."""
-    return method.partition("+")[0] == NEIGHBOR
+    return str(method).partition("+")[0] == NEIGHBOR

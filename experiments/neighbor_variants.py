@@ -30,12 +30,15 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     else:
         dataset = data.load(config.dataset, data_dir=config.data_dir or None)
     tasks = data.tasks(dataset, config.tasks.kind, holdout=config.tasks.holdout)
+    tasks = parsing.named_tasks(tasks, config.tasks.names)
+    for variant in config.variants:
+        variants.check_sizes(variant, tasks, dataset.image_shape)
     name = parsing.dataset_name(config)
     return Plan(
         identity=parsing.make_identity(config, dataset, _NOT_IN_A_ROW),
         groups=[
             [Unit(f"{name}/{task.name}/{variant}/{seed}", variant, task, seed)]
-            for task in parsing.named_tasks(tasks, config.tasks.names)
+            for task in tasks
             for variant in config.variants
             for seed in (config.seeds if variants.is_random(variant) else (0,))
         ],
@@ -53,7 +56,7 @@ def check(config: ml_collections.ConfigDict) -> parsing.Evaluation:
     chosen = [name for name in config.variants if len(variants.alternatives(name)) > 1]
     if chosen and not (config.tasks.holdout and config.num_choosing > 0):
         raise ValueError(f"tasks.holdout and num_choosing must be above 0 to choose among {chosen[0]}")
-    parsing.check_seeds(config)
+    parsing.check_seeds("seeds", config.seeds)
     for norm in config.separation:
         check_norm(norm)
     parsing.check_distinct(config, ("variants", "seeds", "tasks.names", "separation"))
@@ -65,17 +68,11 @@ def check(config: ml_collections.ConfigDict) -> parsing.Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """See `plan.Plan`.
+    """See `plan.Plan`."""
 
-    Attributes:
-      evaluation: of every unit.
-      separation: norms in which the distance between the classes of the points is measured.
-      num_choosing: held-out training images that choose among alternatives.
-    """
-
-    evaluation: parsing.Evaluation
-    separation: Sequence[str]
-    num_choosing: int
+    evaluation: parsing.Evaluation  # of every unit
+    separation: Sequence[str]  # norms in which the distance between the classes of the points is measured
+    num_choosing: int  # held-out training images that choose among alternatives
 
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:
         """Choose among the alternatives, make 1NN, and look its robust accuracy up in its radii."""

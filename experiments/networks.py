@@ -23,17 +23,11 @@ _TORCH = "torch:"
 
 
 class Network(NamedTuple):
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-      name: "1nn", that of a catalogue's entry, or "module:function".
-      entry: of the catalogue; None for the others.
-      is_optional: a pattern found it; it is left out where its weights are not there.
-    """
-
-    name: str
-    entry: zoo.Entry | None = None
-    is_optional: bool = False
+    name: str  # "1nn", that of a catalogue's entry, or "module:function"
+    entry: zoo.Entry | None = None  # of the catalogue; None for the others
+    is_optional: bool = False  # a pattern found it; it is left out where its weights are not there
 
     @property
     def architecture(self) -> str:
@@ -45,17 +39,11 @@ class Network(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where networks are looked for.
+    """Where networks are looked for."""
 
-    Attributes:
-      catalogue: path; None: that of the published ones.
-      weights_dir: in RobustBench's layout.
-      download: whether weights that are not there are fetched.
-    """
-
-    catalogue: str | None
-    weights_dir: str
-    download: bool
+    catalogue: str | None  # path; None: that of the published ones
+    weights_dir: str  # in RobustBench's layout
+    download: bool  # whether weights that are not there are fetched
 
 
 def choose(config: ml_collections.ConfigDict) -> list[Network]:

@@ -29,27 +29,17 @@ NOT_IN_A_RECIPE = ("checkpoint_every", "group_size")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How many images are judged, against which threats; `read` makes and checks it.
+    """How many images are judged, against which threats; `read` makes and checks it."""
 
-    Attributes:
-      epsilons: the main one of each norm that is asked for.
-      curves: the growing epsilons of each norm that networks are attacked at, the main one among them.
-      fine_curves: those, and more that only cost a look-up.
-      splits: one or both of train, test.
-      images_per_split: the first so many; 0: all.
-      attack_names: those on networks; empty: the standard ensemble.
-      sizes: num_steps, num_restarts and num_queries of the attacks.
-      batch_size: images per call.
-    """
-
-    epsilons: Mapping[str, float]
+    epsilons: Mapping[str, float]  # the main one of each norm that is asked for
+    # the growing epsilons of each norm that networks are attacked at, the main one among them
     curves: Mapping[str, tuple[float, ...]]
-    fine_curves: Mapping[str, tuple[float, ...]]
-    splits: tuple[str, ...]
-    images_per_split: int
-    attack_names: tuple[str, ...]
-    sizes: Mapping[str, int]
-    batch_size: int
+    fine_curves: Mapping[str, tuple[float, ...]]  # those, and more that only cost a look-up
+    splits: tuple[str, ...]  # one or both of train, test
+    images_per_split: int  # the first so many; 0: all
+    attack_names: tuple[str, ...]  # those on networks; empty: the standard ensemble
+    sizes: Mapping[str, int]  # num_steps, num_restarts and num_queries of the attacks
+    batch_size: int  # images per call
 
     @classmethod
     def read(cls, config: ml_collections.ConfigDict) -> Evaluation:
@@ -205,13 +195,13 @@ def check_named(name: str, values: Iterable[str], known: Iterable[str], *, may_b
     values = list(values)
     unknown = [value for value in values if value not in known]
     if unknown or not (values or may_be_empty):
-        raise ValueError(f"{name} must be some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+        raise ValueError(f"{name} must be some of {', '.join(known)}, got {', '.join(map(str, unknown)) or 'none'}")
 
 
-def check_seeds(config: ml_collections.ConfigDict) -> None:
-    """Raise ValueError for seeds that are none."""
-    if not config.seeds or any(not isinstance(seed, int) or seed < 0 for seed in config.seeds):
-        raise ValueError(f"seeds must hold one or more integers >= 0, got {config.seeds}")
+def check_seeds(name: str, seeds: Sequence[int]) -> None:
+    """Raise ValueError for seeds that are none, or that JAX would take for others."""
+    if not seeds or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"{name} must hold one or more integers in 0..{2**32 - 1}, got {seeds}")
 
 
 def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:

@@ -21,31 +21,19 @@ _CLASSES, _CANDIDATES = 2, 4  # the first classes of a task, and so many images 
 
 
 class Pictures(NamedTuple):
-    """K images that a method classifies correctly, in P norms; pixels are float32 in [0, 1].
+    """K images that a method classifies correctly, in P norms; pixels are float32 in [0, 1]."""
 
-    Attributes:
-      split: ``[K]`` "train" or "test".
-      image: ``[K]`` number of the image in its split of the dataset.
-      label: ``[K]`` class within the task.
-      clean: ``[K, ...]``.
-      norms: ``[P]`` names.
-      adversarial: ``[P, K, ...]`` points with another label; the image itself where none was found.
-      distance: ``[P, K]`` size of the perturbation; inf where none was found.
-      own, other: ``[K, ...]`` the nearest training images of the image's class and of another class, in l2.
-      own_distance, other_distance: ``[K]`` in l2.
-    """
-
-    split: np.ndarray
-    image: np.ndarray
-    label: np.ndarray
-    clean: np.ndarray
-    norms: np.ndarray
-    adversarial: np.ndarray
-    distance: np.ndarray
-    own: np.ndarray
-    other: np.ndarray
-    own_distance: np.ndarray
-    other_distance: np.ndarray
+    split: np.ndarray  # ``[K]`` "train" or "test"
+    image: np.ndarray  # ``[K]`` number of the image in its split of the dataset
+    label: np.ndarray  # ``[K]`` class within the task
+    clean: np.ndarray  # ``[K, ...]``
+    norms: np.ndarray  # ``[P]`` names
+    adversarial: np.ndarray  # ``[P, K, ...]`` points with another label; the image itself where none was found
+    distance: np.ndarray  # ``[P, K]`` size of the perturbation; inf where none was found
+    own: np.ndarray  # ``[K, ...]`` the nearest training image of the image's class, in l2
+    other: np.ndarray  # ``[K, ...]`` that of another class
+    own_distance: np.ndarray  # ``[K]`` in l2
+    other_distance: np.ndarray  # ``[K]`` in l2
 
 
 def candidates(chosen: Images) -> np.ndarray:

@@ -24,36 +24,22 @@ Show = Callable[..., None]
 
 
 class Unit(NamedTuple):
-    """What gives one row.
+    """What gives one row."""
 
-    Attributes:
-      name: of the row, the same in every run.
-      subject: what is evaluated: a method's name, a network or an attack.
-      task: what it is evaluated on; None: the whole dataset.
-      seed: of its random numbers.
-    """
-
-    name: str
-    subject: Any
-    task: Any = None
-    seed: int = 0
+    name: str  # of the row, the same in every run
+    subject: Any  # what is evaluated: a method's name, a network or an attack
+    task: Any = None  # what it is evaluated on; None: the whole dataset
+    seed: int = 0  # of its random numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment whose configuration is checked and whose data are there; each experiment fills in the methods.
+    """An experiment whose configuration is checked and whose data are there; each experiment fills in the methods."""
 
-    Attributes:
-      identity: plain values that decide what a row says; the rows of a workdir share them.
-      groups: all units, those in groups that share work.
-      dataset: resident on the host.
-      skipped: names of units that are left out on this machine.
-    """
-
-    identity: Mapping[str, Any]
-    groups: Sequence[Sequence[Unit]]
-    dataset: data.Dataset
-    skipped: frozenset[str] = frozenset()
+    identity: Mapping[str, Any]  # plain values that decide what a row says; the rows of a workdir share them
+    groups: Sequence[Sequence[Unit]]  # all units, those in groups that share work
+    dataset: data.Dataset  # resident on the host
+    skipped: frozenset[str] = frozenset()  # names of units that are left out on this machine
 
     shared_part: ClassVar[float] = 0.0  # of the time of a group, that of `share`
 

@@ -49,17 +49,11 @@ def _outputs(logits_fn, images):
 
 
 class Check(NamedTuple):
-    """How a clean accuracy is held against the published one.
+    """How a clean accuracy is held against the published one."""
 
-    Attributes:
-      num_images: the first so many test images; 0: all.
-      tolerance: points off beyond which a network is stopped.
-      is_comparable: whether the published accuracies are of these pixels.
-    """
-
-    num_images: int
-    tolerance: float
-    is_comparable: bool
+    num_images: int  # the first so many test images; 0: all
+    tolerance: float  # points off beyond which a network is stopped
+    is_comparable: bool  # whether the published accuracies are of these pixels
 
 
 def clean_accuracy(

@@ -17,25 +17,16 @@ SETTINGS = {"by": "certify.radius", "bounds": [0, 1], "rechecked": "every oppone
 
 
 class Radii(NamedTuple):
-    """Radii of N images in P norms, in pixel units.
+    """Radii of N images in P norms, in pixel units."""
 
-    Attributes:
-      norms: ``[P]`` names.
-      lower: ``[P, N]`` proven: no smaller perturbation changes the prediction.
-      upper: ``[P, N]`` size of a perturbation that does; inf where none was found. 0 where the image is misclassified.
-      exact: ``[P, N]`` whether the two agree to the solver's tolerance.
-      correct: ``[N]`` whether 1NN classifies the clean image correctly.
-      split: ``[N]`` "train" or "test".
-      image: ``[N]`` number of the image in its split of the dataset.
-    """
-
-    norms: np.ndarray
-    lower: np.ndarray
+    norms: np.ndarray  # ``[P]`` names
+    lower: np.ndarray  # ``[P, N]`` proven: no smaller perturbation changes the prediction
+    # ``[P, N]`` size of a perturbation that does; inf where none was found. 0 where the image is misclassified.
     upper: np.ndarray
-    exact: np.ndarray
-    correct: np.ndarray
-    split: np.ndarray
-    image: np.ndarray
+    exact: np.ndarray  # ``[P, N]`` whether the two agree to the solver's tolerance
+    correct: np.ndarray  # ``[N]`` whether 1NN classifies the clean image correctly
+    split: np.ndarray  # ``[N]`` "train" or "test"
+    image: np.ndarray  # ``[N]`` number of the image in its split of the dataset
 
 
 def measure(

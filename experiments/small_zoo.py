@@ -38,6 +38,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Check the configuration, load the data and build the network, so that mistakes show before long work starts."""
     parsing.check_named("methods", config.methods, NETWORKS)
     parsing.check_distinct(config, ("methods",))
+    parsing.check_seeds("seed", [config.seed])
     recipes = parsing.read_recipes(config, config.methods)
     if importlib.util.find_spec("torch") is None:
         raise ValueError("the networks are exported as files of PyTorch's: pip install 'nn_adv[zoo]', or torch alone")

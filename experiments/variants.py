@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,18 +47,12 @@ _RANDOM = (*_OF_TASKS, "centres", "learned")
 
 
 class Made(NamedTuple):
-    """What 1NN is made of.
+    """What 1NN is made of."""
 
-    Attributes:
-      points, labels: ``[n, ...]`` and ``[n]``.
-      metric: norm that it measures distances in.
-      linear_map: ``[k, d]`` of pixels before they are measured, or None.
-    """
-
-    points: np.ndarray
-    labels: np.ndarray
-    metric: str = "l2"
-    linear_map: np.ndarray | None = None
+    points: np.ndarray  # ``[n, ...]``
+    labels: np.ndarray  # ``[n]``
+    metric: str = "l2"  # norm that it measures distances in
+    linear_map: np.ndarray | None = None  # ``[k, d]`` of pixels before they are measured, or None
 
 
 def alternatives(name: str) -> list[str]:
@@ -66,7 +61,7 @@ def alternatives(name: str) -> list[str]:
     Raises:
       ValueError: there is no such variant.
     """
-    first, *steps = name.split("+")
+    first, *steps = str(name).split("+")
     if first != NEIGHBOR:
         raise ValueError(f"variants must begin with 1nn, got {name!r}")
     choices = []
@@ -83,6 +78,20 @@ def check_exact(name: str) -> None:
     """Raise ValueError for a name that does not stand for one variant, with radii that can be computed exactly."""
     if len(alternatives(name)) > 1 or any(what == "metric" for what, _ in _parse(name)):
         raise ValueError(f"methods must name variants of 1NN without alternatives that measure in l2, got {name!r}")
+
+
+def check_sizes(name: str, tasks: Sequence[data.Task], image_shape: Sequence[int]) -> None:
+    """Raise ValueError for a variant that asks for more than one of the tasks, or an image ``[H, W, C]``, has."""
+    least = min(image_shape[:2])
+    most = {"shift": least - 1, "low-pass": least, "pca": math.prod(image_shape)}
+    chosen = alternatives(name)
+    for task, one in itertools.product(tasks, chosen):
+        # What is left of a task by those that choose, before they join in.
+        most["subset"] = len(task.train_index) + len(task.holdout_index) * (len(chosen) == 1)
+        for what, values in _parse(one):
+            if what in most and values[0] > most[what]:
+                largest = f"{what}:{most[what]}"
+                raise ValueError(f"variants must not ask for more than {largest} on {task.name}, got {name!r}")
 
 
 def is_random(name: str) -> bool:
@@ -151,8 +160,8 @@ def _check(name: str, steps: Sequence[tuple[str, tuple]]) -> None:
     for what, values in steps:
         if what == "metric":
             check_norm(*values)
-        elif values and not (0 < values[0] < 1 if what == "swap" else values[0] > 0):
-            raise ValueError(f"variants must have numbers above 0 (swap: below 1), got {values[0]} in {name!r}")
+        elif values and not 0 < values[0] < (1 if what == "swap" else math.inf):
+            raise ValueError(f"variants must have finite numbers above 0 (swap: below 1), got {values[0]} in {name!r}")
     order = [what not in _OF_TASKS for what, _ in steps]
     if order != sorted(order):
         raise ValueError(f"variants must begin with {' and '.join(_OF_TASKS)}, got {name!r}")
@@ -160,8 +169,6 @@ def _check(name: str, steps: Sequence[tuple[str, tuple]]) -> None:
 
 def _subset(task: data.Task, seed: int, count: int) -> data.Task:
     """Keep so many images: class after class, one of each in turn, in an order that the seed draws."""
-    if count > len(task.train_index):
-        raise ValueError(f"variants must not ask for more than {len(task.train_index)} images, got subset:{count}")
     order = np.random.default_rng(seed).permutation(len(task.train_index))
     labels = task.train_labels[order]
     turn = np.zeros(len(order), int)

@@ -19,23 +19,15 @@ _BEATEN = (
 
 
 class Comparison(NamedTuple):
-    """1NN beside all networks in one column.
-
-    Attributes:
-      own: 1NN's share; certified where it is not exact.
-      num_networks: that have a figure there.
-      num_below: networks whose upper bound lies below 1NN's share: it is more robust than they are on these images.
-      num_clearly_below: of those, with a 95 % interval below that of 1NN.
-      best: name and upper bound of the network that keeps most.
-    """
+    """1NN beside all networks in one column."""
 
     split: str
     condition: Condition
-    own: Mean
-    num_networks: int
-    num_below: int
-    num_clearly_below: int
-    best: tuple[str, Mean]
+    own: Mean  # 1NN's share; certified where it is not exact
+    num_networks: int  # that have a figure there
+    num_below: int  # networks whose upper bound lies below 1NN's share: it is more robust than they are on these images
+    num_clearly_below: int  # of those, with a 95 % interval below that of 1NN
+    best: tuple[str, Mean]  # name and upper bound of the network that keeps most
 
 
 def comparisons(results: Results) -> list[Comparison]:

@@ -65,22 +65,14 @@ def pen(place: int) -> tuple[str, str]:
 
 
 class Curve(NamedTuple):
-    """A line of a panel.
+    """A line of a panel."""
 
-    Attributes:
-      points: (x, y), x growing.
-      label: in the legend; curves of one label have one entry.
-      color, marker: see `PALETTE`.
-      style: further options of matplotlib's.
-      errors: of each point, drawn as a band.
-    """
-
-    points: Sequence[tuple[float, float]]
-    label: str
-    color: str
-    marker: str | None = None
-    style: Mapping[str, Any] = {}
-    errors: Sequence[float] = ()
+    points: Sequence[tuple[float, float]]  # (x, y), x growing
+    label: str  # in the legend; curves of one label have one entry
+    color: str  # see `PALETTE`
+    marker: str | None = None  # likewise
+    style: Mapping[str, Any] = {}  # further options of matplotlib's
+    errors: Sequence[float] = ()  # of each point, drawn as a band
 
 
 class Drawing:

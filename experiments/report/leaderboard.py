@@ -77,7 +77,7 @@ def table(run: Run) -> pd.DataFrame:
         | _check(one.get("clean"), {})
         for one in run.failed
     ]
-    order = {name: place for place, name in enumerate(ordered(results, _sort_by(run)))}
+    order = {name: place for place, name in enumerate(_ordered(results))}
     found = numbers.reset_index().merge(pd.DataFrame(models), on="model")
     found = found.sort_values("model", key=lambda names: names.map(order), kind="stable")
     found = pd.concat([found, pd.DataFrame(failed)]).reindex(columns=["unit", *_COLUMNS])
@@ -99,39 +99,27 @@ def _check(clean: Mapping[str, Any] | None, model: Mapping[str, Any]) -> dict[st
     }
 
 
-def _sort_by(run: Run) -> str:
-    return run.settings.get("sort_by", "linf")
+def _ordered(results: Results) -> list[str]:
+    """Sort the models, the highest first, by the first norm on test images (on the only split, where there is one)."""
+    column = _split(results), results.robust_conditions[0]
+    shares = {name: share(results, name, *column) for name in results.methods}
+    return sorted(shares, key=lambda name: (-cell.value if (cell := shares[name]) else 1.0, name))
 
 
-def ordered(results: Results, sort_by: str) -> list[str]:
-    """Sort the models, the highest first, by a column of the test images (of the only split, where there is one).
-
-    Args:
-      results: of one dataset.
-      sort_by: "clean", a norm, or "mean": over all columns but clean, of both splits.
-    """
-    split = "test" if "test" in results.splits else results.splits[0]
-    wanted = tuple(one for one in results.single_conditions if (one.norm or "clean") == sort_by)
-    if sort_by == "mean":
-        split, wanted = results.splits[-1], results.robust_conditions
-
-    def value(name: str) -> float:
-        found = [cell.value for condition in wanted if (cell := share(results, name, split, condition))]
-        return sum(found) / len(found) if found else -1.0
-
-    return sorted(results.methods, key=lambda name: (-value(name), name))
+def _split(results: Results) -> str:
+    return "test" if "test" in results.splits else results.splits[0]
 
 
 def blocks(run: Run) -> list[Block]:
     """Assemble the report."""
     results = index(run.rows)
-    names = ordered(results, _sort_by(run))
+    names = _ordered(results)
     rows = sorted(run.rows, key=lambda row: names.index(row["method"]))
     found: list[Block] = [Heading(f"Robust networks and 1NN on {results.dataset}", 1)]
     found += [*incomplete(run, noun="model"), *alerts(run, noun="model")]
     if warned := [f"{row['method']}: {text}" for row in rows for text in row["warnings"]]:
         found.append(Bullets(warned, "Warnings:"))
-    reading = Text(_reading(results, rows, _sort_by(run)), "note")
+    reading = Text(_reading(results, rows), "note")
     found += [_main_table(results, names), reading, *beaten_blocks(results), *_scatter_blocks(results, names)]
     found += [*_curve_blocks(results, names), *_clean_blocks(results, rows)]
     return [*found, *provenance_blocks(run._replace(rows=rows), results)]
@@ -140,7 +128,7 @@ def blocks(run: Run) -> list[Block]:
 def summary(run: Run) -> str:
     """Return the table as plain text, in the order of the report's, then whom 1NN beats."""
     results = index(run.rows)
-    main = _main_table(results, ordered(results, _sort_by(run)))
+    main = _main_table(results, _ordered(results))
     rows = [list(map(str, row)) for row in main.rows]
     cells = [[cell.partition(" ± ")[0].replace(" ", "") for cell in row[1:]] for row in rows]
     lines = [["", *main.header[1:]], *([row[0][:36], *shares] for row, shares in zip(rows, cells, strict=True))]
@@ -160,14 +148,14 @@ def _main_table(results: Results, names: Sequence[str]) -> Table:
             for name in names
         ],
         strong=frozenset((place, 0) for place, name in enumerate(names) if name == NEIGHBOR),
+        sortable=True,
     )
 
 
-def _reading(results: Results, rows: Sequence[Row], sort_by: str) -> str:
+def _reading(results: Results, rows: Sequence[Row]) -> str:
     counts = sorted({(item["split"], item["count"]) for row in rows for item in row["evaluations"]}, reverse=True)
     images = " and ".join(f"the first {count} {split} images" for split, count in counts)
-    where = "test images" if "test" in results.splits else f"{results.splits[0]} images"
-    sorted_by = "the mean of all robust columns" if sort_by == "mean" else f"{sort_by} on {where}"
+    sorted_by = f"{results.robust_conditions[0].norm} on {_split(results)} images"
     return _READING.format(images=images, sorted_by=sorted_by)
 
 

@@ -54,21 +54,15 @@ class Image(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of text or images; the first column is on the left, numbers are on the right.
-
-    Attributes:
-      groups: (title, number of columns) over the header, or empty. The first covers the first column.
-      strong: (row, column) of the cells to set in bold.
-      numeric: False for a table of words.
-      sortable: a click on the header of a column sorts the HTML version by it.
-    """
+    """A table of text or images; the first column is on the left, numbers are on the right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Image]]
+    # (title, number of columns) over the header, or empty. The first covers the first column.
     groups: Sequence[tuple[str, int]] = ()
-    strong: frozenset[tuple[int, int]] = frozenset()
-    numeric: bool = True
-    sortable: bool = False
+    strong: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the cells to set in bold
+    numeric: bool = True  # False for a table of words
+    sortable: bool = False  # a click on the header of a column sorts the HTML version by it
 
     @property
     def starts(self) -> list[int]:

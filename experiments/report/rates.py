@@ -26,15 +26,10 @@ _FITTED = (
 
 
 class Growth(NamedTuple):
-    """Accuracies of one task under one condition.
+    """Accuracies of one task under one condition."""
 
-    Attributes:
-      sizes: numbers of training images ``[S]``, growing.
-      shares: accuracies ``[draws, S]``.
-    """
-
-    sizes: np.ndarray
-    shares: np.ndarray
+    sizes: np.ndarray  # numbers of training images ``[S]``, growing
+    shares: np.ndarray  # accuracies ``[draws, S]``
 
     @property
     def mean(self) -> np.ndarray:

@@ -20,25 +20,15 @@ _METHODS = ("trades-linf", "trades-l2", "trades-both", "pgd-linf", "pgd-l2", "st
 
 
 class Run(NamedTuple):
-    """What lies in a workdir: all that a report says.
+    """What lies in a workdir: all that a report says."""
 
-    Attributes:
-      rows: those of its units that are finished; a report needs one or more.
-      problems: damaged lines and the like, in words.
-      failed: records of `failures`, of the units that could not be run.
-      contradictions: what the rows say that cannot be, in words.
-      num_missing: units that were asked for, have no row and did not fail.
-      settings: what the experiment says of its report.
-      pictures: of some units, by their names.
-    """
-
-    rows: Sequence[Row]
-    problems: Sequence[str] = ()
-    failed: Sequence[Mapping[str, Any]] = ()
-    contradictions: Sequence[str] = ()
-    num_missing: int = 0
-    settings: Mapping[str, Any] = {}
-    pictures: Mapping[str, Pictures] = {}
+    rows: Sequence[Row]  # those of its units that are finished; a report needs one or more
+    problems: Sequence[str] = ()  # damaged lines and the like, in words
+    failed: Sequence[Mapping[str, Any]] = ()  # records of `failures`, of the units that could not be run
+    contradictions: Sequence[str] = ()  # what the rows say that cannot be, in words
+    num_missing: int = 0  # units that were asked for, have no row and did not fail
+    settings: Mapping[str, Any] = {}  # what the experiment says of its report
+    pictures: Mapping[str, Pictures] = {}  # of some units, by their names
 
 
 class Condition(NamedTuple):
@@ -78,23 +68,16 @@ def _evaluations(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 class Results(NamedTuple):
-    """The numbers of a run, indexed.
-
-    Attributes:
-      methods: in the order of the tables.
-      method_tasks: the tasks that each method was run on, in the order of the tables.
-      main_epsilons: the main epsilon per norm.
-      classes: class names per task.
-      accuracies: (method, split, condition, kind) -> task -> mean accuracy over seeds.
-      images: likewise -> (robust, count) of all tasks and seeds together.
-    """
+    """The numbers of a run, indexed."""
 
     dataset: str
-    methods: tuple[str, ...]
-    method_tasks: dict[str, tuple[str, ...]]
-    main_epsilons: dict[str, float]
-    classes: dict[str, tuple[str, ...]]
+    methods: tuple[str, ...]  # in the order of the tables
+    method_tasks: dict[str, tuple[str, ...]]  # the tasks that each method was run on, in the order of the tables
+    main_epsilons: dict[str, float]  # the main epsilon per norm
+    classes: dict[str, tuple[str, ...]]  # class names per task
+    # (method, split, condition, kind) -> task -> mean accuracy over seeds
     accuracies: dict[tuple[str, str, Condition, str], dict[str, float]]
+    # likewise -> (robust, count) of all tasks and seeds together
     images: dict[tuple[str, str, Condition, str], tuple[int, int]]
 
     @property

@@ -183,6 +183,7 @@ def test_a_variant_of_1nn_is_a_method_like_others(tmp_path):
         ),
         ("1nn+metric:linf", "without alternatives that measure in l2, got '1nn.metric:linf'"),
         ("2nn", "methods must be some of 1nn, ceiling, standard.*got 2nn"),
+        (5, "methods must be some of .*got 5"),
     ],
 )
 def test_methods_that_are_none_are_refused(method, message):

@@ -1,10 +1,13 @@
 """The command: what it lists, and what it says of mistakes."""
 
+import importlib.util
 import pathlib
+import runpy
+import sys
 
 import pytest
 
-from experiments import runner
+from experiments import documents, runner
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -22,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         (["--shard=0/2", "--distributed"], "--distributed and --shard do not go together"),
         (["--workers=2", "--distributed"], "--distributed and --workers do not go together"),
         (["--workers=0"], "--workers must be at least 1, got 0"),
+        (["--process_id=1"], "--process_id belongs to --distributed"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, message, tmp_path, run_here):
@@ -31,6 +35,22 @@ def test_mistakes_end_in_one_line(flags, message, tmp_path, run_here):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_not_installed_is_named_with_the_way_to_install_it(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pandas" else find(name))
+    with pytest.raises(ImportError, match=r"experiments need pandas: pip install '.\[experiments\]'"):
+        runpy.run_path(str(ROOT / "experiments" / "__init__.py"))
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("results", 2)])
+def test_no_document_is_written_where_more_than_that_is_asked_for(argument, status, monkeypatch, capsys):
+    monkeypatch.setattr(documents, "write_whole", None)
+    monkeypatch.setattr(sys, "argv", ["documents", argument])
+    with pytest.raises(SystemExit) as ended:
+        documents.main()
+    assert ended.value.code == status and "usage: python -m experiments.documents" in "".join(capsys.readouterr())
 
 
 def test_an_interrupted_run_ends_in_one_line(tmp_path, run_here, monkeypatch):

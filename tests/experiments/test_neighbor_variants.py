@@ -87,7 +87,9 @@ def test_alternatives_are_every_choice():
         ("1nn+subset", "got 'subset'"),
         ("1nn+subset:ten", "got 'subset:ten'"),
         ("1nn+mirror:3", "got 'mirror:3'"),
-        ("1nn+swap:1.5", "variants must have numbers above 0"),
+        ("1nn+swap:1.5", "variants must have finite numbers above 0"),
+        ("1nn+prune:inf", "variants must have finite numbers above 0"),
+        (5, "variants must begin with 1nn, got 5"),
         ("1nn+metric:l3", "norm must be one of"),
         ("1nn+mirror+subset:5", "variants must begin with subset and swap"),
     ],
@@ -115,6 +117,7 @@ def test_unknown_arguments_are_refused(argument):
         ({"variants": ()}, "variants must name at least one"),
         ({"variants": ("1nn+centres:1|2",)}, "tasks.holdout and num_choosing must be above 0"),
         ({"seeds": (-1,)}, "seeds must hold"),
+        ({"seeds": (2**32,)}, "seeds must hold one or more integers in 0..4294967295"),
         ({"separation": ("l3",)}, "norm must be one of"),
         (
             {"separation": ("linf", "l1"), "epsilons": {"l1": 0.0}},
@@ -128,6 +131,32 @@ def test_wrong_values_are_refused_by_name(changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         neighbor_variants.check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("1nn+subset:1199", "more than subset:1198 on all"),
+        ("1nn+subset:16+low-pass:9", "more than low-pass:8"),
+        ("1nn+shift:8", "more than shift:7"),
+        ("1nn+pca:65", "more than pca:64"),
+    ],
+)
+def test_more_than_the_data_have_is_refused_before_any_run(name, message):
+    config = config_file.get_config("growing,digits")
+    config.variants = ("1nn", name)
+    with pytest.raises(ValueError, match=message):
+        neighbor_variants.make_plan(config)
+
+
+def test_held_out_images_join_in_unless_they_choose():
+    config = config_file.get_config("growing,digits")
+    config.tasks.holdout = 0.1
+    config.variants = ("1nn+subset:1198",)
+    assert neighbor_variants.make_plan(config).groups
+    config.variants = ("1nn+subset:1198|16",)
+    with pytest.raises(ValueError, match="more than subset:107. on all"):
+        neighbor_variants.make_plan(config)
 
 
 def _num_train():
