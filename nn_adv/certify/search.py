@@ -21,7 +21,7 @@ from nn_adv.threat import float64_sizes
 
 _FIRST_CONSTRAINTS = 6  # of a subproblem
 _FIRST_OPPONENTS = 16
-_MANY = 1 / 64  # share of all points from which on one product with all of them is cheaper than one by one
+_MANY = 1 / 64  # share of all points: so many opponents left of an image gain by a product with all points
 _MAX_WIDTH = 32  # subproblems an image may open in one round
 
 
@@ -216,7 +216,8 @@ def _widen(search: Search, images: np.ndarray) -> None:
     left = {b: some[~np.isin(some, list(search.candidates[b]))] for b, some in left.items()}
     if search.norm == "linf" and search.points.linear_map is None:
         many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
-        left |= screening.linf_reach(search, many)
+        if sum(map(len, many.values())) > scores.shape[1]:  # the product takes all points once, whatever is left
+            left |= screening.linf_reach(search, many)
         # The l2 length is a matrix product, the l1 length is not: it is left for few.
         weak = screening.in_tiles(search, left, norm="l2")
         left = {b: some[weak[b] / np.sqrt(size) < search.best[b]] for b, some in left.items()}

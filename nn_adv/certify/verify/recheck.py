@@ -21,6 +21,7 @@ from nn_adv.certify.verify.views import (
     is_correct,
     make_base,
     may_win,
+    measure,
     own_ranges,
     reached_within,
     views,
@@ -30,7 +31,7 @@ from nn_adv.certify.verify.views import (
 _MAX_DISTANCES = 48 * 2**20  # distances held at a time: 384 MB
 _FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
 _TOGETHER = 64  # images screened together
-_MANY = 1 / 64  # share of the points from which on a product with all of them is cheaper than one by one
+_MANY = 1 / 64  # share of the points: so many opponents left of an image gain by a product with all points
 
 
 class Certificate(NamedTuple):
@@ -136,11 +137,11 @@ def recheck(
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         real = _is_possible(images[part], adversarial[part], bounds)
-        ranges = np.zeros((len(real), 2))
-        ranges[real] = own_ranges(base, adversarial[part][real], image_labels[part][real], leave_out[part][real])
+        measured = measure(base, images[part], all_points=screened is None)
+        ranges = own_ranges(base, measured, adversarial[part], real, image_labels[part], leave_out[part])
         known = None if screened is None else _known_points(screened.near[part], listed[part])
         left: list[tuple[int, View]] = []  # those whose other opponents are still to be bounded
-        for b, view in enumerate(views(base, images[part], image_labels[part], leave_out[part], known), start):
+        for b, view in enumerate(views(base, measured, image_labels[part], leave_out[part], known), start):
             result.correct[b] = is_correct(base, view)
             if not result.correct[b]:
                 result.upper[b] = 0
@@ -207,7 +208,8 @@ def _listed_bounds(
 def _own_points(view: View, anchors: np.ndarray) -> np.ndarray:
     """Return the anchors that are own-class points, and the nearest of those."""
     anchors = anchors[(anchors >= 0) & (anchors < len(view.own))]
-    return np.unique(np.append(anchors[view.own[anchors]], np.argmin(np.where(view.own, view.distances, np.inf))))
+    own = np.flatnonzero(view.own)
+    return np.unique(np.append(anchors[view.own[anchors]], own[np.argmin(view.distances[own])]))
 
 
 def _screen_all(base: Base, left: list[tuple[int, View]], result: Recheck) -> None:
@@ -219,7 +221,8 @@ def _screen_all(base: Base, left: list[tuple[int, View]], result: Recheck) -> No
         takes_product = base.norm == "linf" and base.linear_map is None and np.isfinite(targets[b])
         if takes_product and view.other.sum() > _MANY * len(base.points):
             many.append((b, view))
-    if many:
+    # The product takes all points once, whatever is left.
+    if sum(view.other.sum() for _, view in many) > len(base.points):
         reached = reached_within(base, [view for _, view in many], np.array([targets[b] for b, _ in many]))
         for (_, view), is_reached in zip(many, reached, strict=True):
             view.other[:] &= is_reached

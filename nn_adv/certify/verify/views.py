@@ -39,6 +39,22 @@ class Base(NamedTuple):
     linear_map: LinearMap | None
 
 
+class Measured(NamedTuple):
+    """Images ``[c, d]``; distances are measured from ``starts [c, k]``, the mapped values, which are off by ``moved``.
+
+    Squared ones to all points are ``[c, n]``, None where only a few points are looked at. Their errors come from the
+    lengths of images ``[c]`` and of points ``[n]``, None for integers.
+    """
+
+    images: np.ndarray
+    values: np.ndarray
+    starts: np.ndarray
+    moved: np.ndarray
+    distances: np.ndarray | None
+    lengths: np.ndarray | None
+    point_lengths: np.ndarray | None
+
+
 class View(NamedTuple):
     """One image: as given and as values [d], distances [n] and their errors, masks [n] of own points and opponents.
 
@@ -90,24 +106,43 @@ def may_win(copies: np.ndarray, leave_out: np.ndarray | int) -> np.ndarray:
     return (copies == -1) | ((copies >= 0) & (copies == leave_out))
 
 
+def measure(base: Base, images: np.ndarray, *, all_points: bool) -> Measured:
+    """Measure images ``[c, d]`` in one pass over the points, or leave their distances for later."""
+    values = pixel_values(images)
+    starts, moved = mapped_values(base.linear_map, values)
+    distances = lengths = point_lengths = None
+    if all_points and _are_integers(base, images):
+        distances = _integer_distances(base.points, images)
+    elif all_points:
+        distances, lengths, point_lengths = _distances(base.points, starts)
+    return Measured(images, values, starts, moved, distances, lengths, point_lengths)
+
+
+def _are_integers(base: Base, images: np.ndarray) -> bool:
+    return base.linear_map is None and base.points.dtype == np.uint8 and images.dtype == np.uint8
+
+
+def _measured(base: Base, measured: Measured, k: int, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+    """Return the squared distances of one image to some points, and their errors."""
+    distances = measured.distances[k, rows]
+    if measured.point_lengths is None:
+        return distances, _pixel_rounding(distances, base.points.shape[1])
+    lengths = measured.lengths[k], measured.point_lengths[rows]
+    return distances, _errors(distances, *lengths, base, measured.moved[k])
+
+
 def views(
     base: Base,
-    images: np.ndarray,
+    measured: Measured,
     image_labels: np.ndarray,
     leave_out: np.ndarray,
     known: Sequence[np.ndarray] | None = None,
 ) -> Iterator[View]:
-    """Yield the views of images ``[c, d]``, whose distances come from one pass over the points.
+    """Yield the views of images.
 
     With ``known``, a few points for each image, distances to others are inf, and others are no opponents.
     """
-    values = pixel_values(images)
-    starts, moved = mapped_values(base.linear_map, values)
-    are_integers = base.linear_map is None and base.points.dtype == np.uint8 and images.dtype == np.uint8
-    if known is None and are_integers:
-        all_distances = _integer_distances(base.points, images)
-    elif known is None:
-        all_distances, lengths, point_lengths = _distances(base.points, starts)
+    images, values, starts, moved = measured[:4]
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
         if leave_out[k] >= 0:
@@ -115,9 +150,7 @@ def views(
         own = used & (base.labels == label)
         other = used & ~own & may_win(base.copies, leave_out[k])
         if known is None:
-            distances = all_distances[k]
-            none = np.zeros(len(used))
-            errors = none if are_integers else _errors(distances, lengths[k], point_lengths, base, moved[k])
+            distances, errors = _measured(base, measured, k, slice(None))
         else:
             is_known = np.zeros(len(used), bool)
             is_known[known[k]] = True
@@ -125,8 +158,8 @@ def views(
             distances[is_known] = sq_lengths(pixel_values(base.points[is_known]) - starts[k])
             errors = np.where(is_known, gamma(starts.shape[1] + 8) * distances + raised(distances, moved[k]), 0)
             other &= is_known
-        if are_integers:
-            errors += np.where(np.isfinite(distances), _pixel_rounding(distances, starts.shape[1]), 0)
+            if _are_integers(base, images):
+                errors[is_known] += _pixel_rounding(distances[is_known], starts.shape[1])
         yield View(images[k], values[k], starts[k], float(moved[k]), distances, errors, own, other)
 
 
@@ -215,7 +248,7 @@ def reached_within(base: Base, some: Sequence[View], epsilons: np.ndarray) -> np
 def is_correct(base: Base, view: View) -> bool:
     """Return whether the nearest point is of the own class; near ties are decided exactly, equal ones by the index."""
     used = view.own | view.other
-    reach = (view.distances + view.errors).min(where=used, initial=np.inf)
+    reach = (view.distances + view.errors)[used].min(initial=np.inf)
     with np.errstate(invalid="ignore"):  # a point too far for float64 has an infinite distance, of an infinite error
         near = np.flatnonzero(used & (view.distances - view.errors <= reach)) if reach < np.inf else np.zeros(0, int)
     is_own = view.own[near]
@@ -246,13 +279,26 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return np.array([int(value) for value in np.ravel(values * 2.0**149)], object).reshape(values.shape)
 
 
-def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
-    """Return for witnesses ``[c, d]`` what their squared distance to their own class lies between, ``[c, 2]``."""
+def own_ranges(
+    base: Base,
+    measured: Measured,
+    witnesses: np.ndarray,
+    is_real: np.ndarray,
+    labels: np.ndarray,
+    leave_out: np.ndarray,
+) -> np.ndarray:
+    """Return for real witnesses ``[c, d]`` what their squared distance to their own class lies between, ``[c, 2]``."""
     ranges = np.full((len(witnesses), 2), np.inf)
-    for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
+    for label in np.unique(labels[is_real & (labels >= 0)]):
+        mine = np.flatnonzero(is_real & (labels == label))
         values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
-        rows = np.flatnonzero(base.labels == label) if label >= 0 else np.zeros(0, int)
+        rows = np.flatnonzero(base.labels == label)
+        if measured.distances is not None:
+            ways = _ways(values, measured.starts[mine], measured.moved[mine] + moved)
+            near = [
+                _may_be_nearest(base, measured, k, rows, leave_out[k], way) for k, way in zip(mine, ways, strict=True)
+            ]
+            rows = rows[np.any(near, axis=0)]
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             distances, lengths, point_lengths = _distances(base.points[block], values)
@@ -261,6 +307,20 @@ def own_ranges(base: Base, witnesses: np.ndarray, labels: np.ndarray, leave_out:
             ends = np.stack([(distances - errors).min(axis=1), (distances + errors).min(axis=1)], axis=1)
             ranges[mine] = np.minimum(ranges[mine], ends)
     return ranges
+
+
+def _ways(mapped: np.ndarray, starts: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Return upper bounds on the l2 ways from ``starts`` to mapped witnesses ``[c, k]``, ``[c]``."""
+    return np.sqrt(sq_lengths(mapped - starts)) * (1 + gamma(starts.shape[-1] + 8)) + moved
+
+
+def _may_be_nearest(base: Base, measured: Measured, k: int, rows: np.ndarray, leave_out: int, way: float) -> np.ndarray:
+    """Return which of some points may be the nearest of them to a witness, by its way from the image."""
+    distances, errors = _measured(base, measured, k, rows)
+    nearest = (distances + errors)[rows != leave_out].min(initial=np.inf)
+    reach = (np.sqrt(nearest) + 2 * way) * (1 + gamma(16))  # triangle inequality
+    with np.errstate(invalid="ignore"):  # where a distance overflows, nothing is ruled out
+        return ~(np.sqrt(np.maximum(distances - errors, 0)) > reach)
 
 
 def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray) -> float:
@@ -275,7 +335,7 @@ def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndar
     dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[base.norm]
     size = float(dual_norms(dual_of, change) * error)
     mapped, off = mapped_values(base.linear_map, values)
-    way = np.sqrt(sq_lengths(mapped - view.start)) * error + view.moved + float(off)
+    way = _ways(mapped, view.start, view.moved + float(off))
     reach = (math.sqrt(max(ceiling, 0)) + way) * error
     opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))
     opponents = opponents[np.argsort(view.distances[opponents])]

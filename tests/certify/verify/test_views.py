@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from nn_adv.certify.verify.views import make_base, views
+from nn_adv.certify.verify.views import make_base, measure, own_ranges, views
 
 _PIXELS = [Fraction(float(np.float32(v) / np.float32(255))) for v in range(256)]
 
@@ -25,7 +25,8 @@ def test_distances_of_integers_and_of_pixels_lie_within_the_errors(size):
     leave_out = np.full(len(images), -1)
     whole = np.sum(np.square(images[:, None].astype(int) - points.astype(int)), axis=2)
     for known in (None, near):
-        for k, view in enumerate(views(base, images, np.zeros(len(images), int), leave_out, known)):
+        measured = measure(base, images, all_points=known is None)
+        for k, view in enumerate(views(base, measured, np.zeros(len(images), int), leave_out, known)):
             looked_at = np.arange(600) if known is None else near[k]
             if known is None:
                 assert np.array_equal(view.distances, whole[k] / 255.0**2)
@@ -35,3 +36,38 @@ def test_distances_of_integers_and_of_pixels_lie_within_the_errors(size):
                 of_pixels = sum((_PIXELS[a] - _PIXELS[b]) ** 2 for a, b in zip(images[k], points[j], strict=True))
                 assert low <= Fraction(int(whole[k, j]), 255**2) <= high
                 assert low <= of_pixels <= high
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "mapped"])
+@pytest.mark.parametrize("length", [1e-6, 0.1, 3.0])
+def test_own_points_that_the_way_rules_out_are_not_the_nearest(kind, length):
+    """Short and long ways; one image's nearest own point is left out, one witness is not real."""
+    rng = np.random.default_rng(0)
+    points = rng.integers(0, 256, (1300, 30)).astype(np.uint8)
+    images = rng.integers(0, 256, (40, 30)).astype(np.uint8)
+    linear_map = None
+    if kind != "uint8":
+        points, images = (values.astype(np.float32) / 255 for values in (points, images))
+    if kind == "mapped":
+        linear_map = rng.normal(size=(20, 30)).astype(np.float32)
+        points = points @ linear_map.T
+    labels, image_labels = np.arange(1300) % 3, np.arange(40) % 2
+    pixels = images / np.float32(255) if kind == "uint8" else images
+    witnesses = (pixels + length * rng.normal(size=images.shape) / np.sqrt(30)).astype(np.float32)
+    starts = pixels.astype(float) if linear_map is None else pixels.astype(float) @ linear_map.T.astype(float)
+    values = points / 255.0 if kind == "uint8" else points.astype(float)
+    base = make_base(points, labels, np.arange(1300), "l2", None, linear_map)
+    leave_out = np.full(40, -1)
+    own = [np.flatnonzero(labels == label) for label in image_labels]
+    leave_out[5] = own[5][np.argmin(np.sum((values[own[5]] - starts[5]) ** 2, axis=1))]
+    is_real = np.arange(40) != 7
+    arguments = (witnesses, is_real, image_labels, leave_out)
+    found = own_ranges(base, measure(base, images, all_points=True), *arguments)
+    everything = own_ranges(base, measure(base, images, all_points=False), *arguments)
+    assert np.all(np.isinf(found[7])) and np.all(found[is_real, 0] <= found[is_real, 1])
+    np.testing.assert_allclose(found, everything, rtol=1e-10)
+    for k in np.flatnonzero(is_real):
+        mapped = witnesses[k].astype(float) if linear_map is None else linear_map.astype(float) @ witnesses[k]
+        rows = own[k][own[k] != leave_out[k]]
+        nearest = np.sum((values[rows] - mapped) ** 2, axis=1).min()
+        assert found[k, 0] <= nearest * (1 + 1e-5) and nearest <= found[k, 1] * (1 + 1e-5)
