@@ -42,17 +42,17 @@ class Base(NamedTuple):
 class Measured(NamedTuple):
     """Images ``[c, d]``; distances are measured from ``starts [c, k]``, the mapped values, which are off by ``moved``.
 
-    Squared ones to all points are ``[c, n]``, None where only a few points are looked at. Their errors come from the
-    lengths of images ``[c]`` and of points ``[n]``, None for integers.
+    Squared ones to all points are ``[c, n]``, or ``[c, 0]`` where only a few points are looked at. Their errors come
+    from the lengths of images ``[c]`` and of points ``[n]``, 0 for integers, which have `_pixel_rounding`.
     """
 
     images: np.ndarray
     values: np.ndarray
     starts: np.ndarray
     moved: np.ndarray
-    distances: np.ndarray | None
-    lengths: np.ndarray | None
-    point_lengths: np.ndarray | None
+    distances: np.ndarray
+    lengths: np.ndarray
+    point_lengths: np.ndarray
 
 
 class View(NamedTuple):
@@ -110,11 +110,12 @@ def measure(base: Base, images: np.ndarray, *, all_points: bool) -> Measured:
     """Measure images ``[c, d]`` in one pass over the points, or leave their distances for later."""
     values = pixel_values(images)
     starts, moved = mapped_values(base.linear_map, values)
-    distances = lengths = point_lengths = None
-    if all_points and _are_integers(base, images):
-        distances = _integer_distances(base.points, images)
-    elif all_points:
-        distances, lengths, point_lengths = _distances(base.points, starts)
+    points = base.points if all_points else base.points[:0]
+    if _are_integers(base, images):
+        lengths, point_lengths = np.zeros(len(images)), np.zeros(len(points))
+        distances = _integer_distances(points, images)
+    else:
+        distances, lengths, point_lengths = _distances(points, starts)
     return Measured(images, values, starts, moved, distances, lengths, point_lengths)
 
 
@@ -125,7 +126,7 @@ def _are_integers(base: Base, images: np.ndarray) -> bool:
 def _measured(base: Base, measured: Measured, k: int, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
     """Return the squared distances of one image to some points, and their errors."""
     distances = measured.distances[k, rows]
-    if measured.point_lengths is None:
+    if _are_integers(base, measured.images):
         return distances, _pixel_rounding(distances, base.points.shape[1])
     lengths = measured.lengths[k], measured.point_lengths[rows]
     return distances, _errors(distances, *lengths, base, measured.moved[k])
@@ -293,10 +294,11 @@ def own_ranges(
         mine = np.flatnonzero(is_real & (labels == label))
         values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
         rows = np.flatnonzero(base.labels == label)
-        if measured.distances is not None:
+        if measured.distances.size:
             ways = _ways(values, measured.starts[mine], measured.moved[mine] + moved)
             near = [
-                _may_be_nearest(base, measured, k, rows, leave_out[k], way) for k, way in zip(mine, ways, strict=True)
+                _may_be_nearest(base, measured, k, rows, leave_out[k], way)
+                for k, way in zip(mine.tolist(), ways, strict=True)
             ]
             rows = rows[np.any(near, axis=0)]
         for start in range(0, len(rows), _BLOCK):
@@ -309,7 +311,7 @@ def own_ranges(
     return ranges
 
 
-def _ways(mapped: np.ndarray, starts: np.ndarray, moved: np.ndarray) -> np.ndarray:
+def _ways(mapped: np.ndarray, starts: np.ndarray, moved: np.ndarray | float) -> np.ndarray:
     """Return upper bounds on the l2 ways from ``starts`` to mapped witnesses ``[c, k]``, ``[c]``."""
     return np.sqrt(sq_lengths(mapped - starts)) * (1 + gamma(starts.shape[-1] + 8)) + moved
 
