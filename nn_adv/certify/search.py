@@ -22,6 +22,7 @@ from nn_adv.threat import float64_sizes
 _FIRST_CONSTRAINTS = 6  # of a subproblem
 _FIRST_OPPONENTS = 16
 _MANY = 1 / 64  # share of all points: so many opponents left of an image gain by a product with all points
+_MANY_NUMBERS = 2**22  # in the opponents that are left: from here on it pays to compile what rules out most of them
 _MAX_WIDTH = 32  # subproblems an image may open in one round
 
 
@@ -134,8 +135,8 @@ def _usable(points: Points, labels: np.ndarray, left_out: np.ndarray) -> tuple[n
 def _measure(search: Search, near: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the least squared distance to own points ``[B, 1]``, those to ``near``, and lower bounds of these."""
     everyone = np.arange(len(near))
-    sq_own, _ = screening.by_one_constraint(search, everyone, search.own, norm=search.norm)
-    sq_near, lower = screening.by_one_constraint(search, everyone, near, norm=search.norm)
+    sq_own, _ = screening.by_one_constraint(search, everyone, search.own, norm=search.norm, bounds=search.bounds)
+    sq_near, lower = screening.by_one_constraint(search, everyone, near, norm=search.norm, bounds=search.bounds)
     sq_own = np.where(search.own >= 0, sq_own, np.inf).min(axis=1, keepdims=True)
     return sq_own, np.where(near >= 0, sq_near, np.inf), lower
 
@@ -214,14 +215,17 @@ def _widen(search: Search, images: np.ndarray) -> None:
     ceiling = screening.score_ceiling(search, limit)
     left = {b: np.flatnonzero((scores[b] <= ceiling[b]) & search.others[b]) for b in images.tolist()}
     left = {b: some[~np.isin(some, list(search.candidates[b]))] for b, some in left.items()}
-    if search.norm == "linf" and search.points.linear_map is None:
+    is_large = size * sum(map(len, left.values())) > _MANY_NUMBERS and search.points.linear_map is None
+    if is_large and search.norm == "linf":
         many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
         if sum(map(len, many.values())) > scores.shape[1]:  # the product takes all points once, whatever is left
             left |= screening.linf_reach(search, many)
-        # The l2 length is a matrix product, the l1 length is not: it is left for few.
-        weak = screening.in_tiles(search, left, norm="l2")
-        left = {b: some[weak[b] / np.sqrt(size) < search.best[b]] for b, some in left.items()}
-    for b, lower in screening.in_tiles(search, left, norm=search.norm).items():
+    if is_large and search.norm != "l2":
+        # A length in l2 is a matrix product, and without the box nothing is sorted: the rest is left for few.
+        norm, scale = ("l2", np.sqrt(size)) if search.norm == "linf" else ("l1", 1.0)
+        weak = screening.in_tiles(search, left, norm=norm, bounds=None)
+        left = {b: some[weak[b] / scale < search.best[b]] for b, some in left.items()}
+    for b, lower in screening.in_tiles(search, left, norm=search.norm, bounds=search.bounds).items():
         is_near = lower < search.best[b]
         search.candidates[b].update(zip(left[b][is_near].tolist(), lower[is_near].tolist(), strict=True))
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import os
+import sys
 import time
 
 import hypothesis
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from nn_adv import certify, neighbors
-from nn_adv.certify import state, subproblems
+from nn_adv.certify import search, state, subproblems
 from nn_adv.threat import NORMS, Threat
 from tests.certify.truths import nearest, predict, true_radius
 
@@ -123,6 +124,32 @@ def test_does_not_depend_on_batch_size_or_on_the_screened_recheck():
     trusting = certify.radius(reference, images, labels, norm="l2", recheck_all=False)
     np.testing.assert_allclose(parts.lower, whole.lower, rtol=1e-9)
     np.testing.assert_allclose(trusting.lower, whole.lower, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("kind", ["black and white", "grey"])
+def test_what_rules_out_most_opponents_of_large_problems_changes_no_radius(kind, norm, monkeypatch):
+    """In linf distances rule out little of black and white images, and the product with all points does."""
+    called = set()
+
+    def noted(module, name):
+        fn = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **options: called.add(name) or fn(*args, **options))
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 2, (420, 16)) * 255 if kind == "black and white" else rng.integers(0, 256, (420, 16))
+    images, points = np.split(pixels.astype(np.uint8).reshape(-1, 4, 4), [20])
+    reference = neighbors.fit(points, np.arange(400) % 4, 4)
+    labels = np.asarray(neighbors.predict(reference, images))
+    small = certify.radius(reference, images, labels, norm=norm)
+    monkeypatch.setattr(search, "_MANY_NUMBERS", 0)
+    noted(search.screening, "linf_reach")
+    noted(sys.modules["nn_adv.certify.verify.recheck"], "reached_within")  # the package has a function of that name
+    large = certify.radius(reference, images, labels, norm=norm)
+    np.testing.assert_allclose(large.lower, small.lower, rtol=1e-9)
+    assert large.is_exact.all() and np.all(large.correct) and np.all(large.upper > 0)
+    takes_product = norm == "linf" and kind == "black and white"
+    assert called == ({"linf_reach", "reached_within"} if takes_product else set())
 
 
 @pytest.mark.quick_cases(1)
