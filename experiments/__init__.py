@@ -9,9 +9,9 @@ import typing
 if typing.TYPE_CHECKING:
     import pandas as pd
 
-_NEEDED = ("absl", "jinja2", "matplotlib", "ml_collections", "orbax", "pandas", "tqdm")
-if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-    raise ImportError(f"experiments need {', '.join(missing)}: pip install '.[experiments]' in the checkout")
+_NEEDED = ("absl", "jinja2", "matplotlib", "ml_collections", "orbax", "pandas", "safetensors", "tqdm")
+if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    raise ImportError(f"experiments need {', '.join(_missing)}: pip install '.[experiments]' in the checkout")
 
 
 def records(workdir: str | os.PathLike) -> pd.DataFrame:

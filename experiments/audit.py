@@ -128,7 +128,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("variants must hold at least one (steps, restarts, loss), or attacks a name")
     for variant in config.variants:
         match variant:
-            case [int(steps), int(restarts), loss] if steps >= 0 and restarts >= 1 and loss in audited.LOSSES:
+            case [int(steps), int(restarts), str(loss)] if steps >= 0 and restarts >= 1 and loss in audited.LOSSES:
                 continue
         losses = " or ".join(audited.LOSSES)
         raise ValueError(f"variants must be (steps >= 0, restarts >= 1, {losses}), got {variant}")

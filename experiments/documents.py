@@ -82,9 +82,8 @@ def _csv(lines: list[list[str]]) -> bytes:
 
 def main() -> None:
     """Write all of them into the folder that this repository lies in."""
-    argparse.ArgumentParser(
-        prog="python -m experiments.documents", description=(__doc__ or "").splitlines()[0]
-    ).parse_args()
+    about = "Write README.md, pages of docs/ and their figures from the rows that are kept in results/."
+    argparse.ArgumentParser(prog="python -m experiments.documents", description=about).parse_args()
     root = Path(__file__).resolve().parents[1]
     try:
         for name, content in documents(root):

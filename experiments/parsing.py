@@ -193,22 +193,23 @@ def dataset_name(config: ml_collections.ConfigDict) -> str:
 def check_named(name: str, values: Iterable[str], known: Iterable[str], *, may_be_empty: bool = False) -> None:
     """Raise ValueError for values that are not among the known ones, or for none."""
     values = list(values)
-    unknown = [value for value in values if value not in known]
+    unknown = [value for value in values if not isinstance(value, str) or value not in known]
     if unknown or not (values or may_be_empty):
         raise ValueError(f"{name} must be some of {', '.join(known)}, got {', '.join(map(str, unknown)) or 'none'}")
 
 
 def check_seeds(name: str, seeds: Sequence[int]) -> None:
-    """Raise ValueError for seeds that are none, or that JAX would take for others."""
-    if not seeds or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds):
-        raise ValueError(f"{name} must hold one or more integers in 0..{2**32 - 1}, got {seeds}")
+    """Raise ValueError for seeds that are none, or that JAX would take for others, or no seed."""
+    wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**32]
+    if wrong or not seeds:
+        raise ValueError(f"{name} must be in 0..{2**32 - 1}, got {wrong[0] if wrong else 'none'!r}")
 
 
 def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
     """Raise ValueError for the first of these dotted names whose value holds something twice."""
     for name in names:
         values = functools.reduce(getattr, name.split("."), config)
-        if len(set(values)) < len(values):
+        if len(set(map(str, values))) < len(values):
             raise ValueError(f"{name} must not hold anything twice, got {values}")
 
 

@@ -82,8 +82,8 @@ def check_exact(name: str) -> None:
 
 def check_sizes(name: str, tasks: Sequence[data.Task], image_shape: Sequence[int]) -> None:
     """Raise ValueError for a variant that asks for more than one of the tasks, or an image ``[H, W, C]``, has."""
-    least = min(image_shape[:2])
-    most = {"shift": least - 1, "low-pass": least, "pca": math.prod(image_shape)}
+    height, width, channels = image_shape
+    most = {"shift": max(height, width) - 1, "low-pass": min(height, width), "pca": height * width * channels}
     chosen = alternatives(name)
     for task, one in itertools.product(tasks, chosen):
         # What is left of a task by those that choose, before they join in.
@@ -162,7 +162,10 @@ def _check(name: str, steps: Sequence[tuple[str, tuple]]) -> None:
             check_norm(*values)
         elif values and not 0 < values[0] < (1 if what == "swap" else math.inf):
             raise ValueError(f"variants must have finite numbers above 0 (swap: below 1), got {values[0]} in {name!r}")
-    order = [what not in _OF_TASKS for what, _ in steps]
+    named = [what for what, _ in steps]
+    if len(set(named)) < len(named) or {"pca", "low-pass"} <= set(named):
+        raise ValueError(f"variants must have each step once, and one of pca and low-pass, got {name!r}")
+    order = [what not in _OF_TASKS for what in named]
     if order != sorted(order):
         raise ValueError(f"variants must begin with {' and '.join(_OF_TASKS)}, got {name!r}")
 

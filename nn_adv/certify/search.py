@@ -216,13 +216,14 @@ def _widen(search: Search, images: np.ndarray) -> None:
     left = {b: np.flatnonzero((scores[b] <= ceiling[b]) & search.others[b]) for b in images.tolist()}
     left = {b: some[~np.isin(some, list(search.candidates[b]))] for b, some in left.items()}
     is_large = size * sum(map(len, left.values())) > _MANY_NUMBERS and search.points.linear_map is None
-    if is_large and search.norm == "linf":
+    is_linf = search.norm == "linf"
+    if is_large and is_linf:
         many = {b: some for b, some in left.items() if len(some) > _MANY * scores.shape[1]}
         if sum(map(len, many.values())) > scores.shape[1]:  # the product takes all points once, whatever is left
             left |= screening.linf_reach(search, many)
-    if is_large and search.norm != "l2":
+    if is_large and (is_linf or (search.norm == "l1" and search.bounds is not None)):
         # A length in l2 is a matrix product, and without the box nothing is sorted: the rest is left for few.
-        norm, scale = ("l2", np.sqrt(size)) if search.norm == "linf" else ("l1", 1.0)
+        norm, scale = ("l2", np.sqrt(size)) if is_linf else ("l1", 1.0)
         weak = screening.in_tiles(search, left, norm=norm, bounds=None)
         left = {b: some[weak[b] / scale < search.best[b]] for b, some in left.items()}
     for b, lower in screening.in_tiles(search, left, norm=search.norm, bounds=search.bounds).items():

@@ -134,7 +134,12 @@ def test_what_rules_out_most_opponents_of_large_problems_changes_no_radius(kind,
 
     def noted(module, name):
         fn = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, **options: called.add(name) or fn(*args, **options))
+
+        def call(*args, **options):
+            called.add(f"{name} without a box" if options.get("bounds", 0) is None else name)
+            return fn(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 2, (420, 16)) * 255 if kind == "black and white" else rng.integers(0, 256, (420, 16))
@@ -144,12 +149,14 @@ def test_what_rules_out_most_opponents_of_large_problems_changes_no_radius(kind,
     small = certify.radius(reference, images, labels, norm=norm)
     monkeypatch.setattr(search, "_MANY_NUMBERS", 0)
     noted(search.screening, "linf_reach")
+    noted(search.screening, "in_tiles")
     noted(sys.modules["nn_adv.certify.verify.recheck"], "reached_within")  # the package has a function of that name
     large = certify.radius(reference, images, labels, norm=norm)
     np.testing.assert_allclose(large.lower, small.lower, rtol=1e-9)
     assert large.is_exact.all() and np.all(large.correct) and np.all(large.upper > 0)
     takes_product = norm == "linf" and kind == "black and white"
-    assert called == ({"linf_reach", "reached_within"} if takes_product else set())
+    products = {"linf_reach", "reached_within"} if takes_product else set()
+    assert called == {"in_tiles", "in_tiles without a box"} | products
 
 
 @pytest.mark.quick_cases(1)

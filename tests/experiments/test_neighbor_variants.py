@@ -92,6 +92,8 @@ def test_alternatives_are_every_choice():
         (5, "variants must begin with 1nn, got 5"),
         ("1nn+metric:l3", "norm must be one of"),
         ("1nn+mirror+subset:5", "variants must begin with subset and swap"),
+        ("1nn+subset:10+subset:20", "variants must have each step once"),
+        ("1nn+pca:3+low-pass:3", "and one of pca and low-pass"),
     ],
 )
 def test_unknown_variants_are_refused(name, message):
@@ -116,8 +118,9 @@ def test_unknown_arguments_are_refused(argument):
     [
         ({"variants": ()}, "variants must name at least one"),
         ({"variants": ("1nn+centres:1|2",)}, "tasks.holdout and num_choosing must be above 0"),
-        ({"seeds": (-1,)}, "seeds must hold"),
-        ({"seeds": (2**32,)}, "seeds must hold one or more integers in 0..4294967295"),
+        ({"seeds": (-1,)}, "seeds must be in 0..4294967295, got -1"),
+        ({"seeds": ()}, "seeds must be in .*got none"),
+        ({"seeds": (2**32,)}, "seeds must be in 0..4294967295, got 4294967296"),
         ({"separation": ("l3",)}, "norm must be one of"),
         (
             {"separation": ("linf", "l1"), "epsilons": {"l1": 0.0}},

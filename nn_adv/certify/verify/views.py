@@ -143,7 +143,7 @@ def views(
 
     With ``known``, a few points for each image, distances to others are inf, and others are no opponents.
     """
-    images, values, starts, moved = measured[:4]
+    images, values, starts, moved = measured.images, measured.values, measured.starts, measured.moved
     for k, label in enumerate(image_labels):
         used = base.labels >= 0
         if leave_out[k] >= 0:
@@ -294,7 +294,7 @@ def own_ranges(
         mine = np.flatnonzero(is_real & (labels == label))
         values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
         rows = np.flatnonzero(base.labels == label)
-        if measured.distances.size:
+        if measured.distances.size:  # those to all points are known
             ways = _ways(values, measured.starts[mine], measured.moved[mine] + moved)
             near = [
                 _may_be_nearest(base, measured, k, rows, leave_out[k], way)
