@@ -202,7 +202,7 @@ def check_seeds(name: str, seeds: Sequence[int]) -> None:
     """Raise ValueError for seeds that are none, or that JAX would take for others, or no seed."""
     wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**32]
     if wrong or not seeds:
-        raise ValueError(f"{name} must be in 0..{2**32 - 1}, got {wrong[0] if wrong else 'none'!r}")
+        raise ValueError(f"{name} must be in 0..{2**32 - 1}, got {wrong[0] if wrong else seeds!r}")
 
 
 def check_distinct(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:

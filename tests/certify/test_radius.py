@@ -147,7 +147,7 @@ def test_what_rules_out_most_opponents_of_large_problems_changes_no_radius(kind,
     reference = neighbors.fit(points, np.arange(400) % 4, 4)
     labels = np.asarray(neighbors.predict(reference, images))
     small = certify.radius(reference, images, labels, norm=norm)
-    monkeypatch.setattr(search, "_MANY_NUMBERS", 0)
+    monkeypatch.setattr(search, "_MANY_NUMBERS", -1)
     noted(search.screening, "linf_reach")
     noted(search.screening, "in_tiles")
     noted(sys.modules["nn_adv.certify.verify.recheck"], "reached_within")  # the package has a function of that name
