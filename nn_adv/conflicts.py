@@ -13,14 +13,7 @@ _CANCELLED = 1e-3  # of the squared norms: below, an expanded squared distance h
 def conflicts(pixels: np.ndarray, labels: np.ndarray, limit: float, *, norm: str) -> tuple[np.ndarray, ...]:
     """Return the positions of two images of different classes, and their distance, for all below ``limit`` or at 0.
 
-    Args:
-      pixels: ``[N, d]`` float64.
-      labels: ``[N]``.
-      limit: of the distances, which are in float64.
-      norm: "l1", "l2" or "linf".
-
-    Returns:
-      Positions ``[E]`` and ``[E]``, the lower class first, and distances ``[E]``; memory grows with E.
+    Pixels are ``[N, d]`` float64, and so are distances. Of E pairs all three are ``[E]``, the lower class first.
     """
     found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))]
     for label in np.unique(labels)[:-1]:

@@ -198,15 +198,7 @@ def steepest_step(threat: Threat, gradient: chex.Array, images: chex.Array) -> c
 
     Components that would push a pixel already at its bound outwards are dropped first. Then: linf, the sign;
     l2, the normalised gradient; l1, equal steps in the 5 % largest components (at least one). A zero gradient
-    gives a zero step.
-
-    Args:
-      threat: the allowed set (its radius is not used).
-      gradient: gradient of the loss, ``[B, ...]``.
-      images: where the gradient was taken, ``[B, ...]``.
-
-    Returns:
-      Directions ``[B, ...]``.
+    gives a zero step. All are ``[B, ...]``; the radius is not used.
     """
     chex.assert_equal_shape([gradient, images])
     gradient = drop_outward(threat, gradient, images)

@@ -33,20 +33,11 @@ class _State(NamedTuple):
 
 
 def ascend_l1(evaluate: Callable, start: chex.Array, images: chex.Array, threat: Threat, num_steps: int) -> Visited:
-    """Run the ascent in l1 once.
+    """Run the ascent in l1 once; the start is projected here. Returns the best point visited.
 
-    The paper starts in balls of three times and twice the radius; here all steps are spent in the ball itself, which is
-    stronger with the exact projection (docs/benchmarks/attack_parity.md has the comparison).
-
-    Args:
-      evaluate: points ``[B, ...]`` to loss ``[B]``, gradient ``[B, ...]`` and `Visited`.
-      start: points ``[B, ...]``, projected here.
-      images: clean images ``[B, ...]``.
-      threat: the perturbations allowed, in l1.
-      num_steps: gradient steps.
-
-    Returns:
-      The best point visited.
+    ``evaluate(points)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The paper starts in balls of three
+    times and twice the radius; here all steps are spent in the ball itself, which is stronger with the exact projection
+    (docs/benchmarks/attack_parity.md has the comparison).
     """
     points = project(threat, start, images)
     loss, gradient, visited = evaluate(points)

@@ -148,15 +148,7 @@ def where_each(condition, yes, no):
 
 
 def highest_others(logits: chex.Array, labels: chex.Array, count: int) -> chex.Array:
-    """Rank the classes other than the label by their logits.
-
-    Args:
-      logits: ``[B, C]``.
-      labels: class indices ``[B]``.
-      count: how many, 1 to C - 1.
-
-    Returns:
-      Class indices ``[B, count]``, highest logit first.
+    """Return the classes other than the label with the highest logits ``[B, C]``, the highest first, ``[B, count]``.
 
     Raises:
       ValueError: ``count``, which callers name ``num_targets``, outside 1 to C - 1.

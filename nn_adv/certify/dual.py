@@ -43,19 +43,12 @@ _DAMPING = 1e-10
 
 
 class Solution(NamedTuple):
-    """What was reached for S problems.
+    """What was reached for S problems."""
 
-    Attributes:
-      multipliers: not negative, ``[S, M]``.
-      perturbation: v ``[S, d]``; within the box, and near feasible where converged.
-      lower: lower bound on the radius that the multipliers prove ``[S]``.
-      is_converged: whether v and it agree to the tolerance ``[S]``.
-    """
-
-    multipliers: chex.Array
-    perturbation: chex.Array
-    lower: chex.Array
-    is_converged: chex.Array
+    multipliers: chex.Array  # not negative [S, M]
+    perturbation: chex.Array  # v [S, d]; within the box, and near feasible where converged
+    lower: chex.Array  # lower bound on the radius that the multipliers prove [S]
+    is_converged: chex.Array  # whether v and it agree to the tolerance [S]
 
 
 class _Inner(NamedTuple):

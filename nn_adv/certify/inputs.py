@@ -42,15 +42,8 @@ def check_question(
 ) -> Question:
     """Refuse questions that make no sense, before any long work.
 
-    Bounds are pixel values, so they are rounded to float32 as pixels are: 0.2 is the float32 nearest to it, which a
-    uint8 pixel of 51 is as well.
-
-    Args:
-      reference: points from `neighbors.fit`.
-      images: ``[B, ...]``, uint8 or float, or nested lists of floats. B may be 0.
-      labels: ``[B]``.
-      bounds: lowest and highest pixel value, which images and points keep to; or None.
-      leave_out: ``[B]`` index of a point, -1 for none; or None.
+    Arguments are those of `radius`; images and points keep to the bounds. Bounds are pixel values, so they are rounded
+    to float32 as pixels are: 0.2 is the float32 nearest to it, which a uint8 pixel of 51 is as well.
 
     Raises:
       ValueError: no reference, images, labels, bounds or left-out points of a wrong shape, type or range, or images in
@@ -102,30 +95,18 @@ def _check_units(reference: Reference | Streamed, images: np.ndarray, bounds: tu
 
 
 class Points(NamedTuple):
-    """The points of a reference on the host, block after block; P of them with the padding, known by their positions.
+    """The points of a reference on the host, block after block; P with the padding, known by their positions."""
 
-    Attributes:
-      stored: ``[P, d]``, uint8 or float32.
-      indices: ``[P]`` original index, `NO_POINT` in the padding.
-      labels: ``[P]`` class, -1 in the padding.
-      positions: ``[n]`` the position of each point by its original index.
-      copies: ``[P]`` the position of the equal point of lower index: -1 for none, `SEVERAL` for more than one. Points
-        are equal if distances to them are.
-      lowest_pixel: no pixel of the points is below.
-      spread: largest difference between two pixels of the points.
-      measured: ``[P, k]`` what distances are measured to: ``stored``, or the mapped points, float32.
-      linear_map: M ``[k, d]`` float64, or None.
-    """
-
-    stored: np.ndarray
-    indices: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
+    stored: np.ndarray  # [P, d], uint8 or float32
+    indices: np.ndarray  # original index [P], `NO_POINT` in the padding
+    labels: np.ndarray  # class [P], -1 in the padding
+    positions: np.ndarray  # of each point by its original index [n]
+    # Position of the equal point of lower index [P]: -1 for none, `SEVERAL` for more. Equal if distances to them are.
     copies: np.ndarray
-    lowest_pixel: float
-    spread: float
-    measured: np.ndarray
-    linear_map: np.ndarray | None
+    lowest_pixel: float  # no pixel of the points is below
+    spread: float  # largest difference between two pixels of the points
+    measured: np.ndarray  # what distances are measured to [P, k]: `stored`, or the mapped points, float32
+    linear_map: np.ndarray | None  # M [k, d] float64
 
     def pixels(self, positions) -> np.ndarray:
         """Return the pixels of points at positions ``[...]`` as float64 ``[..., d]``."""

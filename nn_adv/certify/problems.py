@@ -24,21 +24,13 @@ _HIGHS_OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_toler
 
 
 class Problems(NamedTuple):
-    """S problems with up to M constraints each, in d variables.
+    """S problems with up to M constraints each, in d variables."""
 
-    Attributes:
-      gaps: G ``[S, M, d]``; zero where there is no constraint.
-      heights: h ``[S, M]``; zero there.
-      is_constraint: ``[S, M]``, False there.
-      low: ``[S, d]``, at most 0; -inf without a box.
-      high: ``[S, d]``, at least 0; inf without a box.
-    """
-
-    gaps: chex.Array
-    heights: chex.Array
-    is_constraint: chex.Array
-    low: chex.Array
-    high: chex.Array
+    gaps: chex.Array  # G [S, M, d]; zero where there is no constraint
+    heights: chex.Array  # h [S, M]; zero there
+    is_constraint: chex.Array  # [S, M]; False there
+    low: chex.Array  # [S, d], at most 0; -inf without a box
+    high: chex.Array  # [S, d], at least 0; inf without a box
 
 
 def combine(gaps: chex.Array, multipliers: chex.Array) -> jax.Array:
@@ -88,12 +80,8 @@ def l1_maximum(target, size, room):
 def linf_root(target, size, room):
     """Return the eps ``[S]`` at which sum |w| min(eps, room) = target: the least linf size of v with w.v >= target.
 
-    The sum is concave in eps, so Newton's steps rise to the root from 0.
-
-    Args:
-      target: ``[S]``.
-      size: |w| ``[S, d]``.
-      room: how far each variable may move in the direction of w ``[S, d]``; may be inf.
+    The sum is concave in eps, so Newton's steps rise to the root from 0. The target is ``[S]``, the size |w|
+    ``[S, d]``; the room ``[S, d]``, how far each variable may move in the direction of w, may be inf.
     """
 
     def rise(state):
@@ -112,17 +100,10 @@ def linf_root(target, size, room):
 def solve_linear(
     norm: str, gaps: np.ndarray, heights: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Minimise ``||v||`` subject to ``gaps v >= heights`` and ``low <= v <= high``.
+    """Minimise ``||v||`` in l1 or linf subject to ``gaps v >= heights`` and ``low <= v <= high``.
 
-    Args:
-      norm: "l1" or "linf".
-      gaps: ``[M, d]`` float64.
-      heights: ``[M]``.
-      low: ``[d]``, may be -inf.
-      high: ``[d]``, may be inf.
-
-    Returns:
-      The multipliers ``[M]`` and the perturbation ``[d]``, or None if HiGHS finds none.
+    Gaps are ``[M, d]`` float64, ends of the box may be infinite. Returns the multipliers ``[M]`` and the perturbation
+    ``[d]``, or None if HiGHS finds none.
     """
     size = gaps.shape[1]
     if norm == "l1":  # v = up - down

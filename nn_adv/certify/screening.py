@@ -154,15 +154,10 @@ def _linf_reach_of(reference: Reference, queries, own, is_own, epsilon, *, pixel
 def by_one_constraint(
     search: Search, images: np.ndarray, opponents: np.ndarray, *, norm: str, bounds: tuple[float, float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return squared distances ``[T, K]`` from images to opponents and the best lower bound of one constraint.
+    """Return squared distances ``[T, K]`` from images ``[T]`` to opponents and the best lower bound of one constraint.
 
-    Args:
-      search: what is asked, and the anchors.
-      images: ``[T]``.
-      opponents: for each a list of points ``[T, K]``.
-      norm: of the perturbation.
-      bounds: of pixels; the bound is weaker, and quicker, without. In l2 they are not used: one constraint alone gains
-        little from them.
+    The bound is weaker, and quicker, without bounds of pixels. In l2 they are not used: one constraint alone gains
+    little from them.
     """
     num_lists, width = opponents.shape
     filling = (0, -num_lists % _LISTS), (0, -width % _TILE)  # so that few shapes are compiled

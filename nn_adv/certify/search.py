@@ -36,37 +36,23 @@ class Solved(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found around B images.
+    """What a search found around B images; -1 is no point."""
 
-    Attributes:
-      adversarial: witness ``[B, d]`` float32; the image where there is none.
-      opponent: the opponent that the witness is nearest to ``[B]``, -1 for none.
-      anchors: own points near each image ``[B, m]``, -1 for none.
-      near: the nearest points, own and others ``[B, K]``, -1 for none.
-      screened: lower bound over the opponents that were not solved ``[B]``, unchecked.
-      scale: of the pixels around each image ``[B]``, from `pixel_scale`.
-    """
-
-    adversarial: np.ndarray
-    opponent: np.ndarray
-    anchors: np.ndarray
-    near: np.ndarray
-    screened: np.ndarray
-    scale: np.ndarray
+    adversarial: np.ndarray  # witness [B, d] float32; the image where there is none
+    opponent: np.ndarray  # that the witness is nearest to [B]
+    anchors: np.ndarray  # own points near each image [B, m]
+    near: np.ndarray  # the nearest points, own and others [B, K]
+    screened: np.ndarray  # lower bound over the opponents that were not solved [B], unchecked
+    scale: np.ndarray  # of the pixels around each image [B], from `pixel_scale`
 
 
 def find(
     reference: Reference | Streamed, points: Points, asked: Question, cutoff: np.ndarray, *, norm: str, tolerance: float
 ) -> tuple[Found, list[Solved]]:
-    """Search around each image until the best witness and the bounds meet, or both pass ``cutoff``.
+    """Search around each image ``[B, d]`` until the best witness and the bounds meet, or both pass ``cutoff``.
 
-    Args:
-      reference: points from `fit`.
-      points: the same on the host.
-      asked: with images ``[B, d]``, and positions of the points left out.
-      cutoff: radius beyond which an image is not of interest ``[B]``, where any witness below is enough; inf for none.
-      norm: of the perturbation.
-      tolerance: relative gap to close.
+    Points are on the host, and those left out are positions. Beyond the cutoff ``[B]`` an image is not of interest, and
+    any witness below is enough; inf for none. The tolerance is the relative gap to close.
     """
     images, labels, bounds, left_out = asked
     pixels = host_pixels(images, np.float64)
@@ -162,8 +148,7 @@ def _nearest_own(search: Search, images: np.ndarray) -> np.ndarray:
 def _run(search: Search) -> tuple[list[Solved], np.ndarray]:
     """Open subproblems best first, a few per image and round, until none can lower the best witness.
 
-    Returns:
-      What was solved, and for which images every opponent was bounded ``[B]``.
+    Returns what was solved, and for which images every opponent was bounded ``[B]``.
     """
     candidates = search.candidates
     solved: list[Solved] = []

@@ -18,11 +18,7 @@ _TOGETHER = 128  # images judged together
 def step_across(search: Search, images: np.ndarray, opponents: np.ndarray, apart: np.ndarray) -> None:
     """Look for witnesses a few steps of float32 away, in one pixel or straight towards an opponent.
 
-    Args:
-      search: gets the witnesses that are found.
-      images: ``[T]`` which images.
-      opponents: ``[T]`` an opponent as near to each as its own class.
-      apart: ``[T]`` from `doubt`.
+    The opponents ``[T]`` are as near to the images ``[T]`` as their own class, up to ``apart [T]``, from `doubt`.
     """
     for label in np.unique(search.labels[images]):
         chosen = np.flatnonzero(search.labels[images] == label)

@@ -1,6 +1,5 @@
 """Flax (Linen) networks. They take images ``[B, H, W, C]`` in [0, 1]; normalisation happens inside."""
 
-from nn_adv.models.layers import BATCH_NORM_MOMENTUM
 from nn_adv.models.mlp import MLP
 from nn_adv.models.preact_ensemble import PreActEnsemble
 from nn_adv.models.preact_resnet import Form, PreActResNet
@@ -11,7 +10,6 @@ from nn_adv.models.strided_cnn import StridedCNN
 from nn_adv.models.wide_resnet import wide_resnet
 
 __all__ = [
-    "BATCH_NORM_MOMENTUM",
     "Form",
     "MLP",
     "NAMES",

@@ -18,27 +18,15 @@ class BiT(nn.Module):
     """Resizing, a 7x7 convolution, max pooling, four stages of bottlenecks, the mean over positions, a dense layer.
 
     The default is R152x2.
-
-    Attributes:
-      num_classes: number of logits.
-      stage_sizes: bottlenecks per stage; each stage after the first halves the side and doubles the channels.
-      width: channels of the stem, a multiple of ``groups``; stages have 4, 8, 16 and 32 times as many.
-      groups: of the group normalisations.
-      image_size: side to which images are brought first, bilinearly.
-      mean: subtracted from the pixels, one value per channel; a state dict that has its own overrides it.
-      std: the pixels are divided by it, likewise.
-
-    Raises:
-      ValueError: a width that is not a multiple of groups.
     """
 
     num_classes: int
-    stage_sizes: tuple[int, ...] = (3, 8, 36, 3)
-    width: int = 128
-    groups: int = 32
-    image_size: int = 128
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    stage_sizes: tuple[int, ...] = (3, 8, 36, 3)  # each stage after the first halves the side, doubles the channels
+    width: int = 128  # channels of the stem, a multiple of `groups`; stages have 4, 8, 16 and 32 times as many
+    groups: int = 32  # of the group normalisations
+    image_size: int = 128  # side to which images are brought first, bilinearly
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # a state dict that has its own overrides it
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # likewise
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.width % self.groups:

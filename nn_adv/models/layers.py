@@ -92,16 +92,11 @@ class Normalize(nn.Module):
 
     Those stand in the collection "constants", in any shape with one value per channel; without them ``mean`` and
     ``std`` do. With the name "" they belong to the module that normalises.
-
-    Attributes:
-      mean: one value per channel or one for all; None for none.
-      std: likewise.
-      names: of the two constants.
     """
 
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    names: tuple[str, str] = ("mean", "std")
+    mean: tuple[float, ...] | None  # one value per channel or one for all; None for none
+    std: tuple[float, ...] | None  # likewise
+    names: tuple[str, str] = ("mean", "std")  # of the two constants
 
     @nn.compact
     def __call__(self, images: chex.Array) -> chex.Array:

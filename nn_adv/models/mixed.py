@@ -19,19 +19,12 @@ _ROOT = "_comp_model"
 
 
 class Composite(nn.Module):
-    """Two networks, and a third that sets the share of each from their features (Bai et al. 2023, arXiv 2301.12554).
-
-    Attributes:
-      num_classes: number of outputs.
-      standard: the accurate network, with the module name "_comp_model.models.0".
-      robust: the robust one, "_comp_model.models.1".
-      mixer_widths: channels of the three stages of the mixing network.
-    """
+    """Two networks, and a third that sets the share of each from their features (Bai et al. 2023, arXiv 2301.12554)."""
 
     num_classes: int
-    standard: BiT
-    robust: PreActResNet
-    mixer_widths: tuple[int, ...] = (512, 768, 1024)
+    standard: BiT  # the accurate network, with the module name "_comp_model.models.0"
+    robust: PreActResNet  # "_comp_model.models.1"
+    mixer_widths: tuple[int, ...] = (512, 768, 1024)  # channels of the three stages of the mixing network
 
     preserve_adopted_names = True
 
@@ -103,16 +96,11 @@ class MixedNUTS(nn.Module):
     The published code maps in float64. So does this where JAX has it enabled (``jax_enable_x64``); in float32, of
     200,000 random logits, no log-probability was more than 4e-5 off, and the gradient of the cross-entropy was within
     1e-4 of its size where that was at least 1e-4. Below 1e-6 rounding takes over.
-
-    Attributes:
-      num_classes: number of outputs.
-      standard: the accurate network, with the module name "std_model".
-      robust: the robust one, "rob_model".
     """
 
     num_classes: int
-    standard: BiT
-    robust: PreActResNet
+    standard: BiT  # the accurate network, with the module name "std_model"
+    robust: PreActResNet  # "rob_model"
 
     preserve_adopted_names = True
 

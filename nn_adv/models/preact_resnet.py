@@ -207,15 +207,10 @@ class _Cosines(nn.Module):
 def preact_resnet18(
     num_classes: int, *, width: int = 64, stem_features: int = 64, full_preactivation: bool = False, **options: Any
 ) -> PreActResNet:
-    """Build PreActResNet-18.
+    """Build PreActResNet-18, whose first stage has ``width`` channels and each further one twice as many.
 
-    Args:
-      num_classes: number of logits.
-      width: channels of the first stage; each further one has twice as many.
-      stem_features: channels of the first convolution.
-      full_preactivation: as in the paper, with a last normalisation and ReLU, and shortcut convolutions of what was
-        normalised. Networks robust in linf were published without either.
-      **options: ``mean``, ``std`` and ``dtype`` of `PreActResNet`.
+    With full preactivation, as in the paper, it has a last normalisation and ReLU, and shortcut convolutions of what
+    was normalised. Networks robust in linf were published without either.
     """
     widths = tuple(width * 2**stage for stage in range(4))
     form = Form() if full_preactivation else PLAIN_FORM
@@ -223,13 +218,7 @@ def preact_resnet18(
 
 
 def dm_preact_resnet18(num_classes: int, *, width: int = 64, **options: Any) -> PreActResNet:
-    """Build the PreActResNet-18 with SiLU of Rebuffi et al. 2021, arXiv 2103.01946.
-
-    Args:
-      num_classes: number of logits.
-      width: channels of the stem and of the first stage; each further one has twice as many.
-      **options: ``mean`` and ``std``, by default those of CIFAR-10, and ``dtype`` of `PreActResNet`.
-    """
+    """Build the PreActResNet-18 with SiLU of Rebuffi et al. 2021, arXiv 2103.01946; the stem is as wide as a stage."""
     options = {"mean": layers.CIFAR10_MEAN, "std": layers.CIFAR10_STD} | options
     widths = tuple(width * 2**stage for stage in range(4))
     return PreActResNet(num_classes, (2, 2, 2, 2), widths, width, DM_PREACT_FORM, **options)

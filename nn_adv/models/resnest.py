@@ -13,21 +13,11 @@ _RADIX = 4
 
 
 class ResNeSt(nn.Module):
-    """Three 3x3 convolutions, four stages of bottlenecks, the mean over positions, a dense layer.
-
-    Attributes:
-      num_classes: number of logits.
-      stage_sizes: bottlenecks per stage; each stage after the first halves the side and doubles the channels.
-      width: channels of the stem and inner channels of the first stage, a multiple of 4.
-      mean, std: as in `MLP`.
-
-    Raises:
-      ValueError: a width that is not a multiple of 4.
-    """
+    """Three 3x3 convolutions, four stages of bottlenecks, the mean over positions, a dense layer."""
 
     num_classes: int
-    stage_sizes: tuple[int, ...] = (3, 8, 36, 3)
-    width: int = 64
+    stage_sizes: tuple[int, ...] = (3, 8, 36, 3)  # each stage after the first halves the side, doubles the channels
+    width: int = 64  # channels of the stem and inner channels of the first stage, a multiple of 4
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -25,24 +25,13 @@ class SODEF(nn.Module):
     here too: an image with NaN makes all of its logits NaN.
 
     The gradient is that of the flow followed back, with the same tolerance (Chen et al. 2018, arXiv 1806.07366).
-
-    Attributes:
-      num_classes: number of logits.
-      depth: of the wide network.
-      widen_factor: likewise.
-      features: dimensions of the flow.
-      tolerance: relative and absolute, of the adaptive Dormand-Prince method.
-      mean, std: as in `MLP`.
-
-    Raises:
-      ValueError: tolerance that is not positive.
     """
 
     num_classes: int
-    depth: int = 70
-    widen_factor: int = 16
-    features: int = 64
-    tolerance: float = 1e-6
+    depth: int = 70  # of the wide network
+    widen_factor: int = 16  # likewise
+    features: int = 64  # dimensions of the flow
+    tolerance: float = 1e-6  # relative and absolute, of the adaptive Dormand-Prince method; positive
     mean: tuple[float, ...] | None = layers.CIFAR10_MEAN
     std: tuple[float, ...] | None = layers.CIFAR10_STD
 

@@ -27,25 +27,14 @@ class XCiT(nn.Module):
     """A convolutional stem, blocks of cross-covariance attention over its map, two blocks of class attention.
 
     Published sizes (``embed_dim``, ``num_heads``), all of depth 12: S 384, 8; M 512, 8; L 768, 16.
-
-    Attributes:
-      num_classes: number of logits.
-      embed_dim: channels of a token, a multiple of 8 and of ``num_heads``.
-      depth: number of cross-covariance blocks.
-      num_heads: of every attention.
-      mean: subtracted from the pixels, one value per channel; a state dict that has its own overrides it.
-      std: the pixels are divided by it, likewise.
-
-    Raises:
-      ValueError: embed_dim that is not a multiple of 8 and of num_heads.
     """
 
     num_classes: int
-    embed_dim: int = 384
-    depth: int = 12
-    num_heads: int = 8
-    mean: tuple[float, ...] = layers.CIFAR10_MEAN
-    std: tuple[float, ...] = layers.CIFAR10_STD
+    embed_dim: int = 384  # channels of a token, a multiple of 8 and of `num_heads`
+    depth: int = 12  # number of cross-covariance blocks
+    num_heads: int = 8  # of every attention
+    mean: tuple[float, ...] = layers.CIFAR10_MEAN  # a state dict that has its own overrides it
+    std: tuple[float, ...] = layers.CIFAR10_STD  # likewise
 
     def __post_init__(self) -> None:
         if self.embed_dim % 8 or self.embed_dim % self.num_heads:

@@ -106,13 +106,9 @@ def within_unit_range(low: float, high: float) -> bool:
 
 
 def check_squares(name: str, largest: float, size: int, factor_of: str = "points and images") -> None:
-    """Raise ValueError where float32 cannot hold squared distances between images of ``size`` pixels.
+    """Raise ValueError where float32 cannot hold squared distances between images of ``size`` pixels up to ``largest``.
 
-    Args:
-      name: of the images.
-      largest: no pixel of them is larger in size, and one is as large.
-      size: number of pixels of one.
-      factor_of: what to multiply for other sizes.
+    The message says what to multiply.
     """
     most = _MOST / math.sqrt(size)
     if largest == 0 or _LEAST <= largest <= most:

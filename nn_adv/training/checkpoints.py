@@ -30,11 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, identity: dict[str, str]):
-        """Open or make ``folder``.
-
-        Args:
-          folder: where to save.
-          identity: what the training is, as text by topic. It is kept beside the states.
+        """Open or make ``folder``, and keep in it what the training is, as text by topic.
 
         Raises:
           ValueError: the folder is a file, or holds another training, or one that cannot be told.
@@ -111,10 +107,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, Any]:
         """Give the number of epochs of the newest intact state and the state, or 0 and ``like`` if nothing was saved.
 
-        Newer ones that are damaged are removed, with a warning.
-
-        Args:
-          like: a state of the same structure, shapes and types.
+        ``like`` has its structure, shapes and types. Newer ones that are damaged are removed, with a warning.
 
         Raises:
           ValueError: all are damaged.

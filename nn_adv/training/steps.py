@@ -27,25 +27,15 @@ _PAD = 4
 
 @struct.dataclass
 class State:
-    """One member in training.
+    """One member in training."""
 
-    Attributes:
-      step: steps made.
-      variables: "params", and "batch_stats" where the network has them.
-      opt_state: of the optimiser.
-      average: moving average of ``variables``; None without ``ema_decay``.
-      best: the variables with the best score so far; None without ``select_every``.
-      best_score: their score; -1 before the first.
-      best_epoch: their epoch; -1 before the first.
-    """
-
-    step: chex.Array
-    variables: Any
-    opt_state: Any
-    average: Any
-    best: Any
-    best_score: chex.Array
-    best_epoch: chex.Array
+    step: chex.Array  # steps made
+    variables: Any  # "params", and "batch_stats" where the network has them
+    opt_state: Any  # of the optimiser
+    average: Any  # moving average of `variables`; None without `ema_decay`
+    best: Any  # the variables with the best score so far; None without `select_every`
+    best_score: chex.Array  # -1 before the first
+    best_epoch: chex.Array  # -1 before the first
 
     def evaluated(self) -> Any:
         """Give the variables to evaluate: the moving average where there is one."""

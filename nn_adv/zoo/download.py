@@ -16,13 +16,10 @@ _LONGEST_REASON = 300  # characters
 
 
 def fetch(file: File, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file into ``folder``.
+    """Download a file into ``folder`` and return its path.
 
     It arrives as NAME.part and is renamed once it is whole, as far as the server and the file itself tell
     (`files.check`).
-
-    Returns:
-      Its path.
 
     Raises:
       OSError: it has no source, could not be had, or what came is not the file; the error says how to get it by hand.

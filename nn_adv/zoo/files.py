@@ -135,13 +135,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def check(path: pathlib.Path, suffix: str) -> None:
-    """Check that a file is whole and of weights, as far as it tells by itself.
+    """Check that a file, whose name is to have a suffix, is whole and of weights, as far as it tells by itself.
 
     Safetensors tell their size, PyTorch's zips have checksums. Its older format has neither.
-
-    Args:
-      path: the file.
-      suffix: that of its name to be.
 
     Raises:
       OSError: there is no such file, or it cannot be read from the disk.

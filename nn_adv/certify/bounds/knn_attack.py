@@ -49,19 +49,8 @@ def attack(
     grows when it is right (as Rony et al. 2019, "Decoupling direction and norm", for networks), from the best place
     on the way to the mean of the nearest points of any other class.
 
-    Args:
-      images: ``[B, d]`` float32, inside the bounds.
-      labels: ``[B]``.
-      points: ``[B, m, d]`` the points that vote, m at least k.
-      point_labels: ``[B, m]``, -1 for padding.
-      k: number of votes.
-      norm: of the perturbation.
-      bounds: of pixels, or None.
-      num_classes: number of classes.
-      num_steps: from each start.
-
-    Returns:
-      The best point found ``[B, d]``, NaN where none that was visited changes the vote.
+    Images ``[B, d]`` are float32, inside the bounds; points ``[B, m, d]``, k or more, vote, with labels -1 for padding.
+    Returns the best point found ``[B, d]``, NaN where none that was visited changes the vote.
     """
     offsets = points - images[:, None]
     sq_distances = jnp.where(point_labels < 0, jnp.inf, jnp.sum(jnp.square(offsets), axis=-1))

@@ -16,17 +16,11 @@ from nn_adv.certify.verify.rounding import LEAST_LENGTH, dual_norms, gamma, sq_l
 
 
 class LinearMap(NamedTuple):
-    """M ``[k, d]`` float64, and bounds on how long it makes a move of size 1.
+    """A linear map, and bounds on how long it makes a move of size 1."""
 
-    Attributes:
-      matrix: M.
-      frobenius: its Frobenius norm, rounded up: no move of l2 size 1 becomes longer.
-      stretch: how long a move of size 1 in the norm of the perturbation can become in l2, rounded up; above 0.
-    """
-
-    matrix: np.ndarray
-    frobenius: float
-    stretch: float
+    matrix: np.ndarray  # M [k, d] float64
+    frobenius: float  # its Frobenius norm, rounded up: no move of l2 size 1 becomes longer
+    stretch: float  # how long a move of size 1 in the norm of the perturbation can become in l2, rounded up; above 0
 
 
 def make_map(matrix: np.ndarray, norm: str) -> LinearMap:

@@ -35,19 +35,10 @@ def multiplier_bounds(
 ) -> np.ndarray:
     """Return lower bounds ``[S]`` on the distance from images to the cells of opponents.
 
-    Any multipliers give a sound bound if the constraints are own-class points; multipliers that are NaN, infinite,
-    negative or of a negative point count as 0.
-
-    Args:
-      points: ``[n, d]``, uint8 or float32.
-      images: ``[B, d]``, uint8 or float32, inside the bounds.
-      image: ``[S]`` which image each bound is for.
-      opponent: ``[S]`` place of the opponent in ``points``.
-      constraints: ``[S, M]`` places of own-class points, -1 = unused.
-      multipliers: ``[S, M]``; for l2 with bounds their scale matters, otherwise not.
-      norm: "l1", "l2" or "linf".
-      bounds: the box, or None.
-      linear_map: maps images to where the points are, ``[n, k]`` then; or None.
+    Points are ``[n, d]`` (``[n, k]`` with a linear map) and images ``[B, d]``, uint8 or float32. Each bound is of an
+    ``image [S]``, an opponent ``[S]`` and constraints ``[S, M]``, places of points, -1 for unused. Any multipliers
+    ``[S, M]`` give a sound bound if the constraints are own-class points; those that are NaN, infinite, negative or of
+    a negative point count as 0. For l2 with bounds their scale matters, otherwise not.
 
     Raises:
       ValueError: an image outside the bounds.

@@ -53,15 +53,10 @@ class Certificate(NamedTuple):
 
 
 class Screened(NamedTuple):
-    """What to believe about opponents that are not listed, so that not all distances need be computed.
+    """What to believe about opponents that are not listed, so that not all distances need be computed."""
 
-    Attributes:
-      lower: radius below which none of them wins ``[B]``.
-      near: points that the nearest one is among, unless it is a listed opponent ``[B, K]``; -1 is padding.
-    """
-
-    lower: np.ndarray
-    near: np.ndarray
+    lower: np.ndarray  # radius below which none of them wins [B]
+    near: np.ndarray  # points that the nearest one is among, unless it is a listed opponent [B, K]; -1 is padding
 
 
 class Recheck(NamedTuple):
