@@ -83,13 +83,14 @@ def as_images(
     rank: int | None = None,
     num_pixels: int | None = None,
     float_dtype: Any = None,
+    may_be_none: bool = True,
 ) -> chex.Array:
     """Return images ``[N, ...]`` as uint8 or floats: on the host, or as the JAX array that they came as.
 
     Half precisions become float32, and so does float64 unless JAX has it enabled or ``float_dtype`` says otherwise.
 
     Args:
-      images: uint8 or floats, as an array or nested lists. There may be none, ``[0, ...]``.
+      images: uint8 or floats, as an array or nested lists.
       name: of the argument.
       bounds: lowest and highest pixel (of uint8, v stands for v / 255), rounded as the images are: 0.2 in float32
         exceeds 0.2. None for any that are finite.
@@ -97,13 +98,14 @@ def as_images(
       rank: number of axes, 4 for ``[N, H, W, C]``; None for 2 or more.
       num_pixels: of one image; None for any, at least 1.
       float_dtype: what floats become.
+      may_be_none: whether ``[0, ...]`` is right.
 
     Raises:
       ValueError: another shape, another kind of numbers, or pixels that are not finite or outside the bounds.
     """
     array = as_array(images, name)
     _check_kind(array, name, takes_uint8)
-    _check_shape(array, name, rank, num_pixels)
+    _check_shape(array, name, rank, num_pixels, may_be_none)
     if array.dtype != np.uint8:
         wide = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype
         usual = jax.dtypes.canonicalize_dtype(jnp.promote_types(wide, jnp.float32))
@@ -145,6 +147,13 @@ def check_size(value: Any, name: str) -> None:
     is_number = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and not isinstance(value, bool)
     if not is_number or np.asarray(value).dtype.kind in "OSUb" or not np.all(np.asarray(value) >= 0):
         raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+
+
+def check_sizes(value: Any, name: str, count: int) -> None:
+    """Raise ValueError unless ``value`` is one number of 0 or more, or one per image ``[count]``."""
+    check_size(value, name)
+    if np.shape(value) not in ((), (count,)):
+        raise ValueError(f"{name} must be one, or one per image [{count}], got shape {np.shape(value)}")
 
 
 def as_number(value: Any, name: str, *, below: float = np.inf) -> float:
@@ -211,7 +220,7 @@ def _check_kind(array: chex.Array, name: str, takes_uint8: bool) -> None:
     raise ValueError(f"{name} must be {wanted}, got dtype {array.dtype}{remedy if is_integer else ''}")
 
 
-def _check_shape(array: chex.Array, name: str, rank: int | None, num_pixels: int | None) -> None:
+def _check_shape(array: chex.Array, name: str, rank: int | None, num_pixels: int | None, may_be_none: bool) -> None:
     wanted = "[N, H, W, C]" if rank == 4 else "[N, ...]"
     if array.ndim < 2 or rank not in (None, array.ndim):
         remedy = f": add the channel axis, {name}[..., None]" if array.ndim == 3 and rank == 4 else ""
@@ -220,6 +229,8 @@ def _check_shape(array: chex.Array, name: str, rank: int | None, num_pixels: int
     if size == 0 or num_pixels not in (None, size):
         pixels = "at least one pixel" if num_pixels is None else f"{num_pixels} pixels"
         raise ValueError(f"{name} must be {wanted} with {pixels} each, got shape {array.shape}")
+    if not array.shape[0] and not may_be_none:
+        raise ValueError(f"{name} must be {wanted} with at least one image, got shape {array.shape}")
 
 
 def _check_pixels(images: np.ndarray, name: str, bounds: tuple[float, float] | None) -> None:

@@ -138,10 +138,8 @@ def ceiling(images: chex.Array, labels: chex.Array, epsilons: Sequence[float], *
     """
     check_norm(norm)
     _check_epsilons(epsilons)
-    images = as_images(images)
+    images = as_images(images, may_be_none=False)
     labels, count = np.asarray(as_labels(labels, count=images.shape[0])), images.shape[0]
-    if not count:
-        raise ValueError(f"images must hold at least one image, got shape {images.shape}")
     limits = 2 * np.asarray(epsilons, np.float64) * (1 - _TIE)
     pixels = np.asarray(as_float(images), np.float64).reshape(count, -1)
     first, second, apart = conflicts(pixels, labels, limits.max(initial=0), norm=norm)

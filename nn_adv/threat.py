@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn_adv.border import as_bounds, check_size
+from nn_adv.border import as_bounds, check_size, check_sizes
 
 NORMS = ("l1", "l2", "linf")
 
@@ -72,17 +72,9 @@ def check_threat(threat: Threat, *, finite: bool = False) -> None:
 
 
 def as_threat(threat: Threat, images: chex.Array) -> Threat:
-    """Return the threat with its radius in the dtype of ``images [B, ...]``, which steps and distances have.
-
-    Raises:
-      ValueError: neither one radius nor one per image.
-    """
-    epsilon = jnp.asarray(threat.epsilon, images.dtype)
-    if epsilon.shape not in ((), images.shape[:1]):
-        raise ValueError(
-            f"threat must have one epsilon, or one per image [{images.shape[0]}], got shape {epsilon.shape}"
-        )
-    return Threat(threat.norm, epsilon, threat.bounds)
+    """Return the threat with its radius, or radii, in the dtype of ``images [B, ...]``, as steps and distances are."""
+    check_sizes(threat.epsilon, "epsilon", len(images))
+    return dataclasses.replace(threat, epsilon=jnp.asarray(threat.epsilon, images.dtype))
 
 
 def check_norm(norm: str) -> None:

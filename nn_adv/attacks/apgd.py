@@ -20,7 +20,7 @@ from nn_adv.attacks.common import (
     check_clean_logits,
     check_inputs,
     check_loss,
-    finite_or_zero,
+    evaluate_loss,
     fold_in_each,
     higher,
     highest_others,
@@ -111,10 +111,10 @@ def _search(
         if starts is not None:
             given = project(threat, starts.astype(images.dtype), images)
             start = jnp.where(number % num_restarts == 0, given, start)
-        target = None if targets is None else targets[:, number // num_restarts]
+        classes = (labels,) if targets is None else (labels, targets[:, number // num_restarts])
 
         def evaluate(points):
-            loss, gradient, logits = _evaluate(logits_fn, loss_fn, points, labels, target)
+            loss, gradient, logits = evaluate_loss(logits_fn, loss_fn, points, *classes)
             return loss, gradient, visit(points, logits)
 
         problem = (evaluate, start, images, threat, num_steps)
@@ -124,18 +124,6 @@ def _search(
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
     best = attack_in_turn(ascend, num_runs, rejudged(predict_fn, visit(images, clean_logits), labels))
     return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
-
-
-def _evaluate(logits_fn, loss_fn, points, labels, target):
-    """Return loss ``[B]``, its gradient ``[B, ...]`` and logits ``[B, C]``."""
-
-    def total_loss(points):
-        logits = logits_of(logits_fn, points)
-        loss = loss_fn(logits, labels, *(() if target is None else (target,)))
-        return jnp.sum(loss), (loss, logits)
-
-    (_, (loss, logits)), gradient = jax.value_and_grad(total_loss, has_aux=True)(points)
-    return loss, finite_or_zero(gradient), logits
 
 
 class _State(NamedTuple):
@@ -153,18 +141,11 @@ class _State(NamedTuple):
     visited: Visited
 
 
-class _Trace(NamedTuple):
-    """What a run did: loss at the start and after each step ``[num_steps + 1, B]``, steps ``[num_steps, B]``."""
-
-    loss: chex.Array
-    step_size: chex.Array
-
-
-def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, _Trace]:
+def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, jax.Array, jax.Array]:
     """Run the ascent in l2 or linf once.
 
     ``evaluate(points)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The start counts as visited
-    and is taken as it is.
+    and is taken as it is. Returned are the best point, and losses after and sizes of all steps ``[num_steps, B]``.
     """
     loss, gradient, visited = evaluate(start)
     step_size = jnp.broadcast_to(2 * jnp.asarray(threat.epsilon, images.dtype), loss.shape)
@@ -191,7 +172,7 @@ def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, _Trace
     # Not unrolled: five steps at a time were no faster on a CPU, where a step costs 1.0 to 1.6 times the bare forward
     # and backward pass (convolutions of `nn_adv.models`, batch 128; a plain lax convolution is slow in any loop).
     state, (losses, step_sizes) = jax.lax.scan(step, state, (jnp.arange(num_steps), _windows(num_steps)))
-    return state.visited, _Trace(jnp.concatenate([loss[None], losses]), step_sizes)
+    return state.visited, losses, step_sizes
 
 
 def _move(state: _State, evaluate, number, images, threat) -> _State:

@@ -166,6 +166,20 @@ def finite_or_zero(gradient: chex.Array) -> chex.Array:
     return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
+def evaluate_loss(
+    logits_fn: Callable, loss_fn: Callable, points: chex.Array, *classes: chex.Array
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Return loss ``[B]``, its gradient ``[B, ...]`` and logits ``[B, C]`` at points; ``classes`` are for the loss."""
+
+    def total_loss(points):
+        logits = logits_of(logits_fn, points)
+        loss = loss_fn(logits, *classes)
+        return jnp.sum(loss), (loss, logits)
+
+    (_, (loss, logits)), gradient = jax.value_and_grad(total_loss, has_aux=True)(points)
+    return loss, finite_or_zero(gradient), logits
+
+
 def check_inputs(
     images: chex.Array, labels: chex.Array, key: chex.PRNGKey, threat: Threat, *, finite: bool = True
 ) -> tuple[chex.Array, chex.Array, chex.PRNGKey, Threat]:

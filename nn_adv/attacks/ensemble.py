@@ -186,9 +186,6 @@ def ensemble(
       on_batch: called with the state after each batch, to keep it or to show progress. The next batch changes the
         arrays it holds: write them out, or copy them.
 
-    Returns:
-      An `EnsembleResult`.
-
     Raises:
       ValueError: images that are not finite floats inside the bounds, labels out of range or of another length, an
         epsilon for each image, two attacks of one name, logits of a wrong shape or, for a clean image, NaN,
@@ -200,6 +197,7 @@ def ensemble(
     images, labels, indices, key = _check_inputs(images, labels, indices, key, threat)
     logits_fn, predict_fn = traceable(logits_fn), predict_fn and traceable(predict_fn)
     compiled = functools.partial(run, kept={})  # for all batches of this call
+    classify = functools.partial(compiled, _classify, logits_fn, predict_fn)
     num_filled = max(batch_size, _LEAST_ROWS)
     shapes = [jax.ShapeDtypeStruct((num_filled, *array.shape[1:]), array.dtype) for array in (images, labels)]
     num_classes = jax.eval_shape(_classify, logits_fn, predict_fn, *shapes)[0].shape[1]
@@ -212,8 +210,7 @@ def ensemble(
     state = _state_to_go_on_from(state, images, attacks, threat)
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        logits = np.asarray(compiled(_classify, logits_fn, predict_fn, images[first], labels[first])[0])
-        check_logit_values(logits, first, stacklevel=3)
+        check_logit_values(np.asarray(classify(images[first], labels[first])[0]), first, stacklevel=3)
 
     for place in range(state.attack, len(attacks)):
         if place != state.attack:
@@ -227,15 +224,15 @@ def ensemble(
             filled = rows[np.arange(start, start + num_filled) % len(rows)]
             if place == CLEAN:
                 found = images[filled]
-                logits, success = map(np.asarray, compiled(_classify, logits_fn, predict_fn, found, labels[filled]))
+                logits, success = map(np.asarray, classify(found, labels[filled]))
                 check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
-                attack = functools.partial(compiled, _attack, attack=attacks[place].fn)
-                claimed, found = map(np.asarray, attack(logits_fn, predict_fn, *inputs))
+                result = compiled(_attack, logits_fn, predict_fn, *inputs, attack=attacks[place].fn)
+                claimed, found = map(np.asarray, result)
                 _check_allowed(attacks[place].name, claimed, found, images[filled], threat)
                 # Judged again, as the clean images were: a claim may be wrong, or owe itself to rounding.
-                success = claimed & np.asarray(compiled(_classify, logits_fn, predict_fn, found, inputs[1])[1])
+                success = claimed & np.asarray(classify(found, inputs[1])[1])
             is_broken = success[: len(batch)]
             state.broken_by[batch[is_broken]] = place
             state.adversarial[batch[is_broken]] = found[: len(batch)][is_broken]
@@ -245,7 +242,6 @@ def ensemble(
 
     names = tuple(attack.name for attack in attacks)
     is_broken = state.broken_by != UNBROKEN
-    classify = functools.partial(compiled, _classify, logits_fn, predict_fn)
     loss = _margins(classify, state.adversarial, labels, batch_size)
     distance = float64_sizes(threat.norm, state.adversarial - images).astype(images.dtype)
     left = count_unbroken(state.broken_by, len(attacks))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from nn_adv.attacks.common import are_probabilities, example_keys, finite_or_zero, logits_of
+from nn_adv.attacks.common import are_probabilities, evaluate_loss, example_keys, logits_of
 from nn_adv.attacks.losses import cross_entropy, margin
 from nn_adv.attacks.programs import depends_on_arguments, run, traceable
 from nn_adv.border import as_count, as_images, as_labels
@@ -113,8 +113,6 @@ def _mean_logits(random_logits_fn, keys, images):
 
 
 def _zero_gradients(logits_fn, images, labels) -> dict[str, jax.Array]:
-    def gradient(loss):
-        return jax.grad(lambda points: jnp.sum(loss(logits_of(logits_fn, points), labels)))(images)
-
     axes = tuple(range(1, images.ndim))
-    return {name: jnp.all(finite_or_zero(gradient(loss)) == 0, axis=axes) for name, loss in _LOSSES.items()}
+    gradients = {name: evaluate_loss(logits_fn, loss, images, labels)[1] for name, loss in _LOSSES.items()}
+    return {name: jnp.all(gradient == 0, axis=axes) for name, gradient in gradients.items()}

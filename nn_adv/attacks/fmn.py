@@ -17,7 +17,7 @@ from nn_adv.attacks.common import (
     AttackResult,
     check_clean_logits,
     check_inputs,
-    finite_or_zero,
+    evaluate_loss,
     fold_in_each,
     highest_others,
     judged,
@@ -28,14 +28,7 @@ from nn_adv.attacks.common import (
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count
-from nn_adv.threat import (
-    Threat,
-    dual_norm,
-    per_image,
-    perturbation_size,
-    project,
-    random_start,
-)
+from nn_adv.threat import Threat, dual_norm, per_image, perturbation_size, project, random_start
 
 # The values of the authors' code, where a step is measured in pixel units.
 _STEP_SIZE = 1.0  # Euclidean length of the first step, in radii of the ball (linf: in half diagonals of that cube)
@@ -104,20 +97,18 @@ def _search(
 ) -> AttackResult:
     norm, num_runs = threat.norm, 1 if targets is None else targets.shape[1]
 
-    def score(points, target):
-        logits = logits_of(logits_fn, points)
-        loss = margin(logits, labels) if target is None else targeted_margin(logits, labels, target)
-        return jnp.sum(loss), (loss, judged(predict_fn, logits, points, labels), margin(logits, labels))
+    loss_fn: Callable[..., chex.Array] = margin if targets is None else targeted_margin
 
-    def remember(best, points, found, height):
+    def remember(best, points, logits):
+        found = judged(predict_fn, logits, points, labels)
         distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
-        return where_each(distance < best.distance, AttackResult(points, found, height, distance), best)
+        result = AttackResult(points, found, margin(logits, labels), distance)
+        return found, where_each(distance < best.distance, result, best)
 
-    def step(index, carry, target):
+    def step(index, carry, classes):
         points, radius, best = carry
-        (_, (loss, found, height)), slope = jax.value_and_grad(score, has_aux=True)(points, target)
-        slope = finite_or_zero(slope)
-        best = remember(best, points, found, height)
+        loss, slope, logits = evaluate_loss(logits_fn, loss_fn, points, *classes)
+        found, best = remember(best, points, logits)
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)
         # Where another classifier decides, the linearised border may lie behind: then as far beyond it again.
@@ -134,14 +125,14 @@ def _search(
         return project(dataclasses.replace(threat, epsilon=radius), moved, images), radius, best
 
     def run_once(number, best):
-        target = None if targets is None else targets[:, number % num_runs]
+        classes = (labels,) if targets is None else (labels, targets[:, number % num_runs])
         reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(threat, images)) / 2
         around = random_start(dataclasses.replace(threat, epsilon=reach), fold_in_each(keys, number), images)
         start = jnp.where(number < num_runs, images, around)
         nothing = clean._replace(success=jnp.zeros_like(wrong), distance=jnp.full_like(best.distance, jnp.inf))
         carry = (start, nothing.distance, nothing)
-        points, _, found = jax.lax.fori_loop(0, num_steps, functools.partial(step, target=target), carry)
-        found = remember(found, points, *score(points, target)[1][1:])
+        points, _, found = jax.lax.fori_loop(0, num_steps, functools.partial(step, classes=classes), carry)
+        _, found = remember(found, points, logits_of(logits_fn, points))
         return where_each(found.distance < best.distance, found, best)
 
     wrong = judged(predict_fn, clean_logits, images, labels)

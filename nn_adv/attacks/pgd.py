@@ -7,7 +7,6 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nn_adv.attacks.common import (
     AttackResult,
@@ -16,7 +15,7 @@ from nn_adv.attacks.common import (
     check_clean_logits,
     check_inputs,
     check_loss,
-    finite_or_zero,
+    evaluate_loss,
     fold_in_each,
     is_wrong,
     logits_of,
@@ -26,7 +25,7 @@ from nn_adv.attacks.common import (
 )
 from nn_adv.attacks.losses import cross_entropy
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_count, check_size
+from nn_adv.border import as_count, check_sizes
 from nn_adv.threat import Threat, check_threat, per_image, perturbation_size, project, random_start, steepest_step
 
 
@@ -63,9 +62,6 @@ def pgd(
       predict_fn: the classifier that decides success, images to labels, where it is not the argmax of ``logits_fn``
         (a smooth surrogate is attacked, the true classifier judges). It is asked once per restart.
 
-    Returns:
-      An `AttackResult`.
-
     Raises:
       ValueError: negative ``num_steps`` or ``step_size``, ``num_restarts`` below 1, an infinite radius, images or
         labels of a wrong type, logits, losses or predictions of a wrong shape, and outside jit images not inside the
@@ -77,9 +73,7 @@ def pgd(
     if step_size is None:
         step_size = 2.5 * threat.epsilon / max(num_steps, 1)
     images, labels, keys, threat = check_inputs(images, labels, key, threat)
-    check_size(step_size, "step_size")
-    if np.shape(step_size) not in ((), images.shape[:1]):
-        raise ValueError(f"step_size must be one, or one per image [{len(images)}], got shape {np.shape(step_size)}")
+    check_sizes(step_size, "step_size", len(images))
     if images.shape[0] == 0:
         return nothing_found(images)
     clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
@@ -92,29 +86,22 @@ def pgd(
 def _search(
     logits_fn, loss_fn, predict_fn, images, labels, clean_logits, keys, threat, step_size, *, num_steps, num_restarts
 ) -> AttackResult:
-    def score(points):
-        logits = logits_of(logits_fn, points)
-        loss = loss_fn(logits, labels)
-        return jnp.sum(loss), (loss, is_wrong(logits, labels))
+    def visit(points, logits, loss):
+        return Visited(points, is_wrong(logits, labels), loss)
 
-    def visit(best, points):
-        _, (loss, success) = score(points)
-        return better(best, Visited(points, success, loss))
-
-    clean = Visited(images, is_wrong(clean_logits, labels), loss_fn(clean_logits, labels))
-    clean = rejudged(predict_fn, clean, labels)
+    clean = rejudged(predict_fn, visit(images, clean_logits, loss_fn(clean_logits, labels)), labels)
 
     def ascend(points):
         def step(_, carry):
             points, best = carry
-            (_, (loss, success)), gradient = jax.value_and_grad(score, has_aux=True)(points)
-            best = better(best, Visited(points, success, loss))
-            moved = points + per_image(step_size, images) * steepest_step(threat, finite_or_zero(gradient), points)
-            return project(threat, moved, images), best
+            loss, gradient, logits = evaluate_loss(logits_fn, loss_fn, points, labels)
+            moved = points + per_image(step_size, images) * steepest_step(threat, gradient, points)
+            return project(threat, moved, images), better(best, visit(points, logits, loss))
 
         nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full_like(clean.loss, -jnp.inf))
         points, best = jax.lax.fori_loop(0, num_steps, step, (points, nothing))
-        return rejudged(predict_fn, visit(best, points), labels)
+        logits = logits_of(logits_fn, points)
+        return rejudged(predict_fn, better(best, visit(points, logits, loss_fn(logits, labels))), labels)
 
     def restart(index, best):
         start = random_start(threat, fold_in_each(keys, index), images)

@@ -66,9 +66,6 @@ def square(
       initial_share: share of the pixels in the first squares, in (0, 1].
       predict_fn: as for `pgd`, but asked at every query.
 
-    Returns:
-      An `AttackResult`.
-
     Raises:
       ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1]; and
         as in `pgd`.

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
-from nn_adv.border import as_count, as_number
+from nn_adv.border import as_count, as_number, check_sizes
 from nn_adv.certify import search
 from nn_adv.certify.inputs import Question, check_question, check_scale, host_pixels, host_points, of_unit_length
 from nn_adv.certify.verify import Certificate, Screened, recheck
@@ -134,10 +134,8 @@ def decide(
     check_threat(threat)
     batch_size = as_count(batch_size, "batch_size")
     question = check_question(reference, images, labels, bounds=threat.bounds, leave_out=leave_out)
-    epsilon = np.asarray(threat.epsilon, np.float64)
-    if epsilon.shape not in ((), question.labels.shape):
-        raise ValueError(f"epsilon must be one, or one per image [{len(question.labels)}], got shape {epsilon.shape}")
-    epsilon = np.broadcast_to(epsilon, question.labels.shape)
+    check_sizes(threat.epsilon, "epsilon", len(question.labels))
+    epsilon = np.broadcast_to(np.asarray(threat.epsilon, np.float64), question.labels.shape)
     found = _radius(reference, question, epsilon, threat.norm, recheck_all, batch_size, 1e-6)
     robust = found.correct & (found.lower >= epsilon)
     broken = ~found.correct | (found.upper < epsilon)

@@ -92,10 +92,7 @@ def _checked_images(name: str, images: np.ndarray) -> np.ndarray:
             f"{name} must be [N, H, W, C], got {list(images.shape)}, which looks like [N, C, H, W]: save "
             "np.moveaxis(images, 1, -1)"
         )
-    images = as_images(images, name=name, bounds=(0, 1), rank=4, float_dtype=np.float32)
-    if not len(images):
-        raise ValueError(f"{name} must be [N, H, W, C] with at least one image, got {list(images.shape)}")
-    return images
+    return as_images(images, name=name, bounds=(0, 1), rank=4, float_dtype=np.float32, may_be_none=False)
 
 
 def _class_names(names: np.ndarray | None, train_labels: np.ndarray) -> tuple[str, ...]:

@@ -55,20 +55,15 @@ class Form(NamedTuple):
 
 # Without the last normalisation, and with shortcuts of the input as it is: networks published as PreActResNet-18.
 PLAIN_FORM = Form(last_norm=None, activated_shortcut=False)
-DM_PREACT_FORM = Form(
-    stages=("layer_0", "layer_1", "layer_2", "layer_3"),
-    stem="conv_2d",
-    norms=("batchnorm_0", "batchnorm_1"),
-    convs=("conv_2d_1", "conv_2d_2"),
-    shortcut="shortcut",
-    last_norm="batchnorm",
-    head="logits",
-    constants=None,
-    activation="silu",
-    activated_shortcut=False,
-    shortcut_size=3,
-    pads_end=True,
-)
+# What the networks with SiLU of Gowal and Rebuffi et al. have in common.
+SILU_FORM = Form(
+    norms=("batchnorm_0", "batchnorm_1"), shortcut="shortcut", last_norm="batchnorm", head="logits", constants=None,
+    activation="silu", pads_end=True,
+)  # fmt: skip
+DM_PREACT_FORM = SILU_FORM._replace(
+    stages=("layer_0", "layer_1", "layer_2", "layer_3"), stem="conv_2d", convs=("conv_2d_1", "conv_2d_2"),
+    activated_shortcut=False, shortcut_size=3,
+)  # fmt: skip
 
 
 class PreActResNet(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nn_adv.models import layers
-from nn_adv.models.preact_resnet import Form, PreActResNet
+from nn_adv.models.preact_resnet import SILU_FORM, Form, PreActResNet
 
 WIDE_FORM = Form(
     stages=("block1.layer", "block2.layer", "block3.layer"), shortcut="convShortcut", last_norm="bn1", head="fc"
@@ -15,17 +15,8 @@ WIDE_FORM = Form(
 BOOSTING_FORM = WIDE_FORM._replace(cosine=True)
 PSSILU_FORM = WIDE_FORM._replace(activation="pssilu")
 ROBUST_FORM = WIDE_FORM._replace(stages=("blocks.0.layer", "blocks.1.layer", "blocks.2.layer"), stem="stem_conv")
-DM_FORM = Form(
-    stages=("layer.0.block", "layer.1.block", "layer.2.block"),
-    stem="init_conv",
-    norms=("batchnorm_0", "batchnorm_1"),
-    convs=("conv_0", "conv_1"),
-    shortcut="shortcut",
-    last_norm="batchnorm",
-    head="logits",
-    constants=None,
-    activation="silu",
-    pads_end=True,
+DM_FORM = SILU_FORM._replace(
+    stages=("layer.0.block", "layer.1.block", "layer.2.block"), stem="init_conv", convs=("conv_0", "conv_1")
 )
 
 

@@ -119,13 +119,8 @@ def _measure_again(reference: Reference, queries, groups, k: int, norm: str):
 
 def nearest_of(values: chex.Array, index: chex.Array, k: int) -> tuple[chex.Array, chex.Array]:
     """Return the k smallest distances of ``[..., m]`` with their indices, ties by the index; `NO_POINT` is no point."""
-    best = _kept(values, index, k)
-    return best.scores, best.keys
-
-
-def _kept(values, index, k: int) -> _Candidates:
-    values = jnp.where(index == NO_POINT, largest(values.dtype), values)
-    return _smallest(_Candidates(values, index, index), k)
+    values = jnp.where(index == NO_POINT, jnp.inf, values)
+    return _smallest(_Candidates(values, index, index), k)[:2]
 
 
 def _search_unproven(reference: Reference, queries, unproven, values, indices, limits, norm: str):
@@ -133,16 +128,13 @@ def _search_unproven(reference: Reference, queries, unproven, values, indices, l
     k = values.shape[-1]
 
     def scan(query):
+        def visit(number, best):
+            found = distances.float64_distances(norm, query, reference.blocks[number]), reference.index[number]
+            return nearest_of(*map(_concatenate, best, found), k)
+
         with jax.enable_x64(True):
-            start = _Candidates(*(jnp.full(k, x) for x in (jnp.float64(jnp.inf), jnp.int32(NO_POINT), jnp.int32(0))))
-
-            def visit(number, best):
-                block, index = reference.blocks[number], reference.index[number]
-                found = _kept(distances.float64_distances(norm, query, block), index, k)
-                return _smallest(_Candidates(*map(_concatenate, best, found)), k)
-
-            best = lax.fori_loop(*limits, visit, start)
-            return best.scores, best.keys
+            start = jnp.full(k, jnp.inf, jnp.float64), jnp.full(k, NO_POINT, jnp.int32)
+            return lax.fori_loop(*limits, visit, start)
 
     def replace(state):
         unproven, values, indices = state

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nn_adv import pixels, precision
+from nn_adv import pixels
 
 # Columns added per pass over an elementwise tile: more are slower, and 128 * 255 no longer fits int16.
 _UNROLL = 16
@@ -29,25 +29,8 @@ def float64_norms(rows: chex.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(jnp.square(rows.astype(jnp.float64)), axis=-1)).astype(jnp.float32)
 
 
-def integer_sq_l2(
-    queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array, product: str
-):
-    """Return exact int32 squared distances of `precision.centered_pixels` ``[Q, d]`` to uint8 points ``[b, d]``."""
-    products = precision.integer_products(queries, precision.centered_pixels(points, product), product)
-    return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
-
-
-def pixel_sq_l2(
-    queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array, product: str
-):
-    """Return float32 squared distances, in pixels of 1/255, of `precision.rounded` queries to uint8 points."""
-    products = precision.float_products(queries, precision.centered_pixels(points, product), product)
-    return query_sq_norms[:, None] + (sq_norms[None].astype(jnp.float32) - 2 * products)
-
-
-def float_sq_l2(queries: chex.Array, query_sq_norms: chex.Array, points: chex.Array, sq_norms: chex.Array):
-    """Return float32 squared distances of centred float32 queries ``[Q, d]`` to centred points ``[b, d]``."""
-    products = precision.matmul_t(queries, points)
+def expanded_sq_l2(query_sq_norms: chex.Array, sq_norms: chex.Array, products: chex.Array) -> jax.Array:
+    """Return squared distances ``[Q, b]`` from squared norms ``[Q]`` and ``[b]`` and inner products, in their type."""
     return query_sq_norms[:, None] + (sq_norms[None] - 2 * products)
 
 

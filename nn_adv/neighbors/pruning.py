@@ -13,7 +13,7 @@ import chex
 import numpy as np
 import scipy
 
-from nn_adv.border import as_images, as_labels, check_size
+from nn_adv.border import as_images, as_labels, as_number
 from nn_adv.conflicts import conflicts
 from nn_adv.pixels import as_float
 from nn_adv.threat import check_norm
@@ -39,9 +39,7 @@ def prune(points: chex.Array, labels: chex.Array, *, radius: float, norm: str = 
       ValueError: unknown norm, a radius that is none, points or labels that are unfit.
     """
     check_norm(norm)
-    check_size(radius, "radius")
-    if np.ndim(radius):
-        raise ValueError(f"radius must be one number, got shape {np.shape(radius)}")
+    radius = as_number(radius, "radius")
     points = as_images(points, name="points")
     labels = as_labels(labels, 2, count=len(points))
     flat = np.asarray(as_float(points), np.float64).reshape(len(points), math.prod(points.shape[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -136,9 +137,7 @@ def fit(
         is neither uint8 nor float, num_classes or block_size below 1, products of other names, or a linear_map of
         another shape, not of floats, not finite, or that maps a point beyond float32.
     """
-    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
-    if not len(points):
-        raise ValueError(f"points must be [N, ...] with at least one point, got shape {points.shape}")
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32, may_be_none=False))
     num_classes = as_count(num_classes, "num_classes")
     labels = as_labels(labels, num_classes, count=len(points))
     image_shape = points.shape[1:]
@@ -152,31 +151,23 @@ def fit(
         size = -(-as_count(block_size, "block_size") // GROUP_SIZE) * GROUP_SIZE
     blocks_per_class = -(-counts // size)
     class_start = np.concatenate([[0], np.cumsum(blocks_per_class)])
-    rows = int(class_start[-1]) * size
     row_of_point = _rows(labels, counts, class_start * size)
 
-    # 128 is the centre of the integer screen: products with padding vanish, and its norm alone keeps it away.
-    stored = np.full((rows, points.shape[1]), 128 if points.dtype == np.uint8 else 0, points.dtype)
-    stored[row_of_point] = points
-    index = np.full(rows, NO_POINT, np.int32)
-    index[row_of_point] = np.arange(len(points))
-    labels_by_index = np.zeros(rows, np.int32)
-    labels_by_index[: len(points)] = labels
-    center = mean_pixels(points)
-    norms = squared_norms(stored, center)
-    centered, sq_norms = (
-        np.where(index == NO_POINT, padding_of(some.dtype), some).astype(some.dtype) for some in norms
-    )
+    def in_blocks(name: str, values: np.ndarray) -> jax.Array:
+        rows = np.full((class_start[-1] * size, *values.shape[1:]), padding_of(name, values.dtype), values.dtype)
+        rows[row_of_point] = values
+        return jnp.asarray(rows.reshape(-1, size, *values.shape[1:]))
 
-    per_block = (int(class_start[-1]), size)
+    center = mean_pixels(points)
+    centered, sq_norms = squared_norms(points, center)
+    index = np.arange(len(points), dtype=np.int32)
+    values = {"blocks": points, "index": index, "sq_norms": sq_norms, "centered_sq_norms": centered}
+    by_block: dict[str, Any] = {name: in_blocks(name, some) for name, some in values.items()}
     return Reference(
-        blocks=jnp.asarray(stored.reshape(*per_block, -1)),
-        index=jnp.asarray(index.reshape(per_block)),
-        labels=jnp.asarray(labels_by_index),
+        **by_block,
+        labels=jnp.asarray(np.pad(labels, (0, class_start[-1] * size - len(labels)))),
         class_start=jnp.asarray(class_start, jnp.int32),
-        sq_norms=jnp.asarray(sq_norms.reshape(per_block)),
         center=jnp.asarray(center),
-        centered_sq_norms=jnp.asarray(centered.reshape(per_block)),
         pixel_range=jnp.asarray(np.array([points.min(), points.max()]) / _unit(points)),
         num_classes=num_classes,
         image_shape=image_shape,
@@ -217,8 +208,12 @@ def squared_norms(points: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, n
     return centered, _sums_of_squares(points, lambda some: some.astype(np.int32) - 128).astype(dtype)
 
 
-def padding_of(dtype: np.dtype) -> float:
-    """Return what padding rows have for a squared norm of some dtype."""
+def padding_of(name: str, dtype: np.dtype) -> float:
+    """Return what padding rows hold in an array of `Reference` of some dtype."""
+    if name == "index":
+        return NO_POINT
+    if name == "blocks":  # 128 is the centre of the integer screen: products with padding vanish
+        return 128 if dtype == np.uint8 else 0
     return PADDING_SQ_NORM if dtype == np.int32 else np.inf
 
 

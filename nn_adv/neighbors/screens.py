@@ -18,16 +18,12 @@ from nn_adv.pixels import as_float
 
 
 class Screen(NamedTuple):
-    """How to score blocks for one batch of queries.
+    """How to score blocks for one batch of queries."""
 
-    Attributes:
-      queries: ``[Q, d]``, in the dtype that decides: uint8, or float32; mapped ones ``[Q, k]`` in float64.
-      tile: scores ``[Q, b]`` of the block with a number, in units that only compare; int32 scores are exact.
-      ceiling: highest score ``[Q]`` of any point within a distance ``[Q]``; None where scores are exact integers.
-    """
-
-    queries: chex.Array
+    queries: chex.Array  # [Q, d], in the dtype that decides: uint8, or float32; mapped ones [Q, k] in float64
+    # Scores [Q, b] of the block with a number, in units that only compare; int32 scores are exact.
     tile: Callable[[chex.Array], chex.Array]
+    # Highest score [Q] of any point within a distance [Q]; None where scores are exact integers.
     ceiling: Callable[[chex.Array], chex.Array] | None
 
 
@@ -78,7 +74,9 @@ def _integer_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
     norms = jnp.sum(jnp.square(queries.astype(jnp.int32) - 128), axis=-1, dtype=jnp.int32)
 
     def tile(number):
-        return distances.integer_sq_l2(centered, norms, reference.blocks[number], reference.sq_norms[number], product)
+        points = precision.centered_pixels(reference.blocks[number], product)
+        products = precision.integer_products(centered, points, product)
+        return distances.expanded_sq_l2(norms, reference.sq_norms[number], products)
 
     return Screen(queries, tile, None)
 
@@ -97,7 +95,9 @@ def _pixel_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
     norms = distances.float64_norms(moved)
 
     def tile(number):
-        return distances.pixel_sq_l2(centered, norms**2, reference.blocks[number], reference.sq_norms[number], product)
+        points = precision.centered_pixels(reference.blocks[number], product)
+        products = precision.float_products(centered, points, product)
+        return distances.expanded_sq_l2(norms**2, reference.sq_norms[number], products)
 
     bound = distances.l2_ceiling(norms, rounding, size)
     return Screen(queries, tile, lambda distance: bound(distance * 255))
@@ -112,7 +112,7 @@ def _float_l2_screen(reference: Reference, queries: chex.Array) -> Screen:
     norms = distances.float64_norms(centered)
 
     def tile(number):
-        points = reference.blocks[number] - reference.center
-        return distances.float_sq_l2(centered, norms**2, points, reference.sq_norms[number])
+        products = precision.matmul_t(centered, reference.blocks[number] - reference.center)
+        return distances.expanded_sq_l2(norms**2, reference.sq_norms[number], products)
 
     return Screen(queries, tile, distances.l2_ceiling(norms, norms * 2.0**-22, queries.shape[-1]))

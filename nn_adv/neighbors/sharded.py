@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nn_adv.neighbors.reference import NO_POINT, Reference, padding_of
+from nn_adv.neighbors.reference import Reference, padding_of
 from nn_adv.precision import FLOATS, INTEGERS, Products
 
 POINTS, QUERIES = "points", "queries"
@@ -66,17 +66,12 @@ def agreed(reference: Reference) -> Reference:
 def place(reference: Reference, mesh: Mesh) -> Reference:
     """Split a reference over a mesh from `check_mesh`."""
     filling = -reference.blocks.shape[0] % mesh.shape[POINTS]
-    values = {
-        "blocks": 128 if reference.dtype == np.uint8 else 0,
-        "index": NO_POINT,
-        "sq_norms": padding_of(reference.sq_norms.dtype),
-        "centered_sq_norms": np.inf,
-    }
 
     def placed(name: str, array: chex.Array) -> jax.Array:
         array = np.asarray(array)
         if name in _SPLIT:
-            array = np.pad(array, ((0, filling), *((0, 0),) * (array.ndim - 1)), constant_values=values[name])
+            missing = (0, filling), *((0, 0),) * (array.ndim - 1)
+            array = np.pad(array, missing, constant_values=padding_of(name, array.dtype))
         sharding = NamedSharding(mesh, PartitionSpec(POINTS if name in _SPLIT else None))
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
@@ -89,12 +84,7 @@ def place(reference: Reference, mesh: Mesh) -> Reference:
 def on_each(local: Callable, reference: Reference, arguments: tuple, specs: tuple, out: PartitionSpec):
     """Return ``local(reference, first, *arguments)`` of every device, put together as ``out`` says.
 
-    Args:
-      local: given the blocks of a device as a reference without a mesh, and the number of its first block.
-      reference: a sharded one.
-      arguments: arrays.
-      specs: how each is split.
-      out: how the results are.
+    The reference is that of the device's own blocks, without a mesh, and ``first`` the number of the first of them.
     """
 
     def on_one(reference, *arguments):

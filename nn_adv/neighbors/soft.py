@@ -18,6 +18,7 @@ from jax import lax
 from nn_adv import precision
 from nn_adv.border import as_number
 from nn_adv.neighbors import sharded
+from nn_adv.neighbors.distances import expanded_sq_l2
 from nn_adv.neighbors.inputs import check_reference, flatten_queries
 from nn_adv.neighbors.reference import Reference
 from nn_adv.pixels import as_float
@@ -26,16 +27,12 @@ _LEAST_TEMPERATURE = 1e-30  # squared distances over it stay within float32, up 
 
 
 class _Moments(NamedTuple):
-    """Sums over the points of every class, weighted by ``exp(-D / T - peak)``.
+    """Sums over the points of every class ``[C, Q]``, weighted by ``exp(-D / T - peak)``."""
 
-    peak ``[C, Q]``: largest exponent so far; weight ``[C, Q]``; distance ``[C, Q]``: weighted sum of D;
-    point ``[C, Q, d]``: weighted sum of the centred points (None where no gradient is wanted).
-    """
-
-    peak: chex.Array
+    peak: chex.Array  # largest exponent so far
     weight: chex.Array
-    distance: chex.Array
-    point: chex.Array | None
+    distance: chex.Array  # of D
+    point: chex.Array | None  # of the centred points [C, Q, d]; None where no gradient is wanted
 
 
 def soft_logits(reference: Reference, queries: chex.Array, temperature: chex.Numeric) -> jax.Array:
@@ -130,7 +127,7 @@ def _stream(reference: Reference, queries: chex.Array, temperature: chex.Array, 
     def visit(number, moments):
         points = as_float(reference.blocks[number]) - reference.center
         products = precision.matmul_t(queries, points)
-        sq = jnp.maximum(query_sq_norms[:, None] + (reference.centered_sq_norms[number][None] - 2 * products), 0)
+        sq = jnp.maximum(expanded_sq_l2(query_sq_norms, reference.centered_sq_norms[number], products), 0)
         label = block_class[number]
         old = jax.tree.map(lambda x: x[label], moments)
         new = _add_block(old, sq, points, temperature)

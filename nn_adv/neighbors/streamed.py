@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import chex
 import jax
@@ -16,7 +17,6 @@ from jax.sharding import Mesh
 
 from nn_adv.border import as_array, as_count, as_images, as_labels
 from nn_adv.neighbors.reference import (
-    NO_POINT,
     Reference,
     fastest_products,
     fit,
@@ -84,17 +84,15 @@ class Streamed:
                 yield slab
 
     def _slab(self, part: slice | np.ndarray, index: np.ndarray, rows: int) -> Reference:
-        def blocks(values: np.ndarray, filling: float) -> np.ndarray:
+        def blocks(name: str, values: np.ndarray) -> np.ndarray:
             missing = (0, rows - len(values)), *((0, 0),) * (values.ndim - 1)
-            return np.pad(values, missing, constant_values=filling).reshape(-1, _BLOCK, *values.shape[1:])
+            padded = np.pad(values, missing, constant_values=padding_of(name, values.dtype))
+            return padded.reshape(-1, _BLOCK, *values.shape[1:])
 
-        slab = dataclasses.replace(
-            self.head,
-            blocks=blocks(self.points[part], 128 if self.dtype == np.uint8 else 0),
-            index=blocks(index.astype(np.int32), NO_POINT),
-            sq_norms=blocks(self.sq_norms[part], padding_of(self.sq_norms.dtype)),
-            centered_sq_norms=blocks(self.centered_sq_norms[part], np.inf),
-        )
+        values = {"blocks": self.points[part], "index": index.astype(np.int32)}
+        values |= {"sq_norms": self.sq_norms[part], "centered_sq_norms": self.centered_sq_norms[part]}
+        by_block: dict[str, Any] = {name: blocks(name, some) for name, some in values.items()}
+        slab = dataclasses.replace(self.head, **by_block)
         return jax.tree.map(jnp.asarray, slab) if self.mesh is None else place(slab, self.mesh)
 
 
@@ -137,9 +135,7 @@ def stream(
     dtype = getattr(mapped, "dtype", array.dtype)  # of another byte order than the array's, perhaps
     if dtype != array.dtype or (jnp.issubdtype(dtype, jnp.floating) and dtype != np.float32):
         raise ValueError(f"points must be uint8 or float32, as they are on disk, got dtype {dtype}")
-    array = np.asarray(as_images(array, name="points"))
-    if not len(array):
-        raise ValueError(f"points must be [N, ...] with at least one point, got shape {array.shape}")
+    array = np.asarray(as_images(array, name="points", may_be_none=False))
     labels = as_labels(labels, as_count(num_classes, "num_classes"), count=len(array))
     rows = -(-as_count(rows, "rows") // _BLOCK) * _BLOCK
     head = fit(array[:1], labels[:1], num_classes, products=fastest_products(array))

@@ -12,7 +12,7 @@ import numpy as np
 
 from nn_adv.attacks.common import finite_or_zero, logits_of
 from nn_adv.attacks.programs import run
-from nn_adv.border import as_count, as_images, as_key, check_size
+from nn_adv.border import as_count, as_images, as_key, check_sizes
 from nn_adv.threat import Threat, as_threat, check_threat, per_image, perturbation_size
 
 # Standard deviation of the start around the clean images, where the divergence itself has no gradient.
@@ -106,9 +106,7 @@ def inner_maximization(
         raise ValueError(f"noise must be from draw_noise for images of shape {images.shape}, got other numbers")
     if step_size is None:
         step_size = 2 * threat.epsilon / max(num_steps, 1)
-    check_size(step_size, "step_size")
-    if np.shape(step_size) not in ((), images.shape[:1]):
-        raise ValueError(f"step_size must be one, or one per image [{len(images)}], got shape {np.shape(step_size)}")
+    check_sizes(step_size, "step_size", len(images))
     threat, step_size = as_threat(threat, images), per_image(step_size, images)
     if log_target is None:
         log_target = jax.nn.log_softmax(run(logits_of, logits_fn, images))

@@ -116,9 +116,6 @@ def train(
         continues on any mesh.
       on_epoch: called after each epoch with its number and the history so far.
 
-    Returns:
-      A `Trained`.
-
     Raises:
       ImportError: ``checkpoint_dir`` is given, and Orbax is not installed.
       ValueError: images, indices or labels that are none, members or seeds that do not fit, ``checkpoint_dir`` holds

@@ -61,9 +61,7 @@ def cluster_prototypes(
 
 
 def _checked(points: chex.Array, labels: chex.Array) -> tuple[np.ndarray, np.ndarray]:
-    points = as_images(points, name="points", bounds=(0, 1), float_dtype=np.float32)
-    if not len(points):
-        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
+    points = as_images(points, name="points", bounds=(0, 1), float_dtype=np.float32, may_be_none=False)
     return np.asarray(as_float(points), np.float32), np.asarray(as_labels(labels, count=len(points)))
 
 

@@ -111,7 +111,7 @@ def write_state_dict(
         if path.suffix == ".safetensors":
             safetensors.numpy.save_file(arrays, temporary, dict(metadata or {}))
         else:
-            torch = _import_torch(path)
+            torch = import_torch(f"{path.name} is a file of PyTorch's")
             torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, temporary)
         temporary.replace(path)
     except (safetensors.SafetensorError, RuntimeError) as error:  # what the two libraries make of a full disk
@@ -210,16 +210,17 @@ def _check_zip(path: pathlib.Path) -> None:
         raise ValueError(f"{path} is a zip of something else than tensors (it has no data.pkl): unpack it")
 
 
-def _import_torch(path: pathlib.Path):
+def import_torch(why: str) -> Any:
+    """Return PyTorch; ImportError that says why it is needed where it is not installed."""
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f"{path.name} is a file of PyTorch's: pip install 'nn_adv[zoo]', or torch alone") from error
+        raise ImportError(f"{why}: pip install 'nn_adv[zoo]', or torch alone") from error
     return torch
 
 
 def _load_torch(path: pathlib.Path) -> Any:
-    torch = _import_torch(path)
+    torch = import_torch(f"{path.name} is a file of PyTorch's")
     is_zip = _is_zip(path)
     if is_zip:
         _check_zip(path)

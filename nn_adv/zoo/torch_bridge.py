@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.buffer_callback import buffer_callback
 
+from nn_adv.zoo.files import import_torch
+
+_WHY = "a torch module needs PyTorch"
+
 
 def from_torch(module: Any, num_classes: int) -> jax.tree_util.Partial:
     """Wrap a PyTorch classifier as a ``logits_fn``: **slower than a port**, for architectures without one.
@@ -73,7 +77,7 @@ class _Network:
     """
 
     def __init__(self, module: Any, num_classes: int):
-        self.torch = torch = _import_torch()
+        self.torch = torch = import_torch(_WHY)
         if not isinstance(module, torch.nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         if not hasattr(num_classes, "__index__") or num_classes < 2:
@@ -192,12 +196,4 @@ def _first_line(error: Exception) -> str:
 
 def _tensor(array):
     """Look at an array of JAX as a tensor in the same memory."""
-    return _import_torch().from_dlpack(array)
-
-
-def _import_torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError("a torch module needs PyTorch: pip install 'nn_adv[zoo]', or torch alone") from error
-    return torch
+    return import_torch(_WHY).from_dlpack(array)

@@ -58,14 +58,15 @@ def _run(model, norm, loss_fn, target_rank=None):
             target = highest_others(model.logits_fn(images), labels, 9)[:, target_rank - 2]
 
         def evaluate(points):
-            loss, gradient, logits = apgd._evaluate(model.logits_fn, loss_fn, points, labels, target)
+            classes = (labels,) if target is None else (labels, target)
+            loss, gradient, logits = apgd.evaluate_loss(model.logits_fn, loss_fn, points, *classes)
             return loss, gradient, apgd.Visited(points, jnp.argmax(logits, axis=1) != labels, loss)
 
-        visited, trace = apgd._ascend(evaluate, starts, images, Threat(norm, epsilon), 100)
-        return visited.success, trace, target
+        visited, trace, step_sizes = apgd._ascend(evaluate, starts, images, Threat(norm, epsilon), 100)
+        return visited.success, jnp.concatenate([evaluate(starts)[0][None], trace]), step_sizes, target
 
-    success, trace, target = run(model.starts[norm], model.epsilon[norm])
-    return np.asarray(success), np.asarray(trace.loss), np.asarray(trace.step_size), target
+    success, trace, step_sizes, target = run(model.starts[norm], model.epsilon[norm])
+    return np.asarray(success), np.asarray(trace), np.asarray(step_sizes), target
 
 
 def _oracle(folder, name, every):

@@ -24,7 +24,8 @@ def test_integer_products_are_exact(size):
     norms = [np.square(x.astype(np.int32) - 128).sum(axis=1) for x in (queries, points)]
     for product in precision.INTEGERS:
         centered = precision.centered_pixels(jnp.asarray(queries), product)
-        found = distances.integer_sq_l2(centered, norms[0], jnp.asarray(points), norms[1], product)
+        of_points = precision.centered_pixels(jnp.asarray(points), product)
+        found = distances.expanded_sq_l2(*norms, precision.integer_products(centered, of_points, product))
         np.testing.assert_array_equal(found, np.round(truths.pairwise(points, queries, "l2") * 255**2))
 
 

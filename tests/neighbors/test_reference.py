@@ -57,7 +57,7 @@ def test_padding_never_comes_near():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points": POINTS[:0], "labels": LABELS[:0]}, "points must be .* at least one point"),
+        ({"points": POINTS[:0], "labels": LABELS[:0]}, "points must be .* at least one image"),
         ({"points": POINTS[:, 0, 0]}, r"points must be \[N, ...\]"),
         ({"points": POINTS.astype(np.int32)}, "points must be uint8 or floating point, got dtype int32"),
         (

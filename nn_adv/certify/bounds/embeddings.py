@@ -105,9 +105,7 @@ def pca(points: chex.Array, num_components: int) -> Embedding:
     Raises:
       ValueError: no points, or num_components not in 1..d.
     """
-    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
-    if not len(points):
-        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32, may_be_none=False))
     size = points[0].size
     num_components = as_count(num_components, "num_components", high=size)
     blocks = [points[i : i + _IMAGES_AT_A_TIME] for i in range(0, len(points), _IMAGES_AT_A_TIME)]

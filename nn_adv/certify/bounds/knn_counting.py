@@ -26,8 +26,9 @@ from jax import lax
 from nn_adv import neighbors
 from nn_adv.certify.bounds.margins import norm_ratio
 from nn_adv.certify.inputs import Points
-from nn_adv.neighbors import distances
+from nn_adv.neighbors.distances import expanded_sq_l2
 from nn_adv.pixels import as_float
+from nn_adv.precision import matmul_t
 from nn_adv.threat import dual_norm
 
 _METRIC = {"l1": "cityblock", "l2": "euclidean", "linf": "chebyshev"}
@@ -72,7 +73,8 @@ def _scores(reference: neighbors.Reference, images: chex.Array) -> tuple[jax.Arr
 
     def block_scores(inputs):
         block, block_sq_norms = inputs
-        return distances.float_sq_l2(centered, sq_norms, as_float(block) - reference.center, block_sq_norms)
+        products = matmul_t(centered, as_float(block) - reference.center)
+        return expanded_sq_l2(sq_norms, block_sq_norms, products)
 
     scores = lax.map(block_scores, (reference.blocks, reference.centered_sq_norms))
     return jnp.moveaxis(scores, 1, 0).reshape(len(images), -1), jnp.sqrt(sq_norms)

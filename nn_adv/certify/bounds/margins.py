@@ -118,9 +118,7 @@ def separation(points: chex.Array, labels: chex.Array, *, norm: str = "l2") -> S
       ValueError: unknown norm, no points, or points and labels as refused by `neighbors.fit`.
     """
     check_norm(norm)
-    points = np.asarray(as_images(points, name="points", float_dtype=np.float32))
-    if not len(points):
-        raise ValueError(f"points must hold at least one point, got shape {points.shape}")
+    points = np.asarray(as_images(points, name="points", float_dtype=np.float32, may_be_none=False))
     labels = as_labels(labels, count=len(points))
     # In l2 a search in all pixels is one product, and no dearer than one for bounds.
     means = _group_means(points) if norm != "l2" else np.zeros((len(points), 0), np.float32)

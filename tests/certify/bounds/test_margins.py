@@ -188,7 +188,7 @@ def test_refuses_what_it_cannot_use():
         margins.separation(points, labels, norm="l3")
     with pytest.raises(ValueError, match="labels must be"):
         margins.separation(points, labels[:-1])
-    with pytest.raises(ValueError, match=r"points must hold at least one point, got shape \(0, 5\)"):
+    with pytest.raises(ValueError, match=r"points must be .* with at least one image, got shape \(0, 5\)"):
         margins.separation(points[:0], labels[:0])
     with pytest.raises(ValueError, match="finite"):
         margins.separation(np.where(points > 0.9, np.nan, points), labels)
