@@ -2,7 +2,7 @@
 
 `recheck` believes nothing. From multipliers it recomputes the lower bound over all opponents (the points of other
 classes), from a witness its size, its box and its nearest neighbour. A wrong certificate costs tightness, never truth.
-`views` has the distances and the prediction, `multipliers` the bound of one opponent from its multipliers.
+`views` has the distances and the prediction, `witnesses` judges a witness, `multipliers` has the bound of one opponent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from nn_adv.certify.verify.views import (
     make_base,
     may_win,
     measure,
-    own_ranges,
     reached_within,
     views,
-    witness_size,
 )
+from nn_adv.certify.verify.witnesses import own_ranges, witness_size
 
 _MAX_DISTANCES = 48 * 2**20  # distances made at a time: 384 MB; the last ones are held meanwhile
 _FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time

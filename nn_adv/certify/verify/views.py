@@ -1,4 +1,4 @@
-"""Images among the points they are classified by: distances with a bound on their error, prediction, witness.
+"""Images among the points they are classified by: distances with a bound on their error, and prediction.
 
 NumPy float64 for `recheck`, and whole numbers for uint8 images among uint8 points. Inner products of d numbers err by
 ``gamma(d)`` of the product of lengths, whatever the order of summation (Higham 2002, "Accuracy and stability of
@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from nn_adv.certify.verify.linear import LinearMap, make_map, mapped_values, raised
-from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, sq_lengths
+from nn_adv.certify.verify.rounding import box_room, gamma, pixel_values, sq_lengths
 
-_BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
+BLOCK = 512  # points converted to float64 at a time: 12 MB at d=3072, larger ones convert more slowly
 _EXACT_TERMS = 1024  # products of integers up to 2^7: float32 holds their sums, up to 2^24, and twice those
-_RIVALS = 64  # opponents compared with a witness at a time; the winner is among the first
 
 
 class Base(NamedTuple):
@@ -115,7 +114,7 @@ def measure(base: Base, images: np.ndarray, *, all_points: bool) -> Measured:
         lengths, point_lengths = np.zeros(len(images)), np.zeros(len(points))
         distances = _integer_distances(points, images)
     else:
-        distances, lengths, point_lengths = _distances(points, starts)
+        distances, lengths, point_lengths = point_distances(points, starts)
     return Measured(images, values, starts, moved, distances, lengths, point_lengths)
 
 
@@ -123,13 +122,15 @@ def _are_integers(base: Base, images: np.ndarray) -> bool:
     return base.linear_map is None and base.points.dtype == np.uint8 and images.dtype == np.uint8
 
 
-def _measured(base: Base, measured: Measured, k: int, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+def measured_distances(
+    base: Base, measured: Measured, k: int, rows: np.ndarray | slice
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the squared distances of one image to some points, and their errors."""
     distances = measured.distances[k, rows]
     if _are_integers(base, measured.images):
         return distances, _pixel_rounding(distances, base.points.shape[1])
     lengths = measured.lengths[k], measured.point_lengths[rows]
-    return distances, _errors(distances, *lengths, base, measured.moved[k])
+    return distances, point_errors(distances, *lengths, base, measured.moved[k])
 
 
 def views(
@@ -151,7 +152,7 @@ def views(
         own = used & (base.labels == label)
         other = used & ~own & may_win(base.copies, leave_out[k])
         if known is None:
-            distances, errors = _measured(base, measured, k, slice(None))
+            distances, errors = measured_distances(base, measured, k, slice(None))
         else:
             is_known = np.zeros(len(used), bool)
             is_known[known[k]] = True
@@ -164,13 +165,13 @@ def views(
         yield View(images[k], values[k], starts[k], float(moved[k]), distances, errors, own, other)
 
 
-def _distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def point_distances(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return squared distances [c, n] of values [c, d] as |x|^2 - 2 x.z + |z|^2, and lengths |x| [c] and |z| [n]."""
     distances = np.empty((len(values), len(points)))
     sq_norms = np.empty(len(points))
     doubled, own_sq_norms = -2 * values, sq_lengths(values)
-    for start in range(0, len(points), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, len(points), BLOCK):
+        block = slice(start, start + BLOCK)
         rows = pixel_values(points[block])
         sq_norms[block] = sq_lengths(rows)
         np.matmul(doubled, rows.T, out=distances[:, block])
@@ -184,8 +185,8 @@ def _integer_distances(points: np.ndarray, images: np.ndarray) -> np.ndarray:
     queries = images.astype(np.float32) - 128
     doubled, sq_norms = -2 * queries, sq_lengths(queries.astype(np.float64))
     distances = np.empty((len(images), len(points)))
-    for start in range(0, len(points), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, len(points), BLOCK):
+        block = slice(start, start + BLOCK)
         rows = points[block].astype(np.float32) - 128
         found = sq_norms[:, None] + sq_lengths(rows.astype(np.float64))
         for first in range(0, rows.shape[1], _EXACT_TERMS):
@@ -204,8 +205,8 @@ def _pixel_rounding(distances: np.ndarray, size: int) -> np.ndarray:
     return 2.05 * (np.sqrt(np.maximum(distances, 0)) + moved) * moved
 
 
-def _errors(distances: np.ndarray, length: np.ndarray, point_lengths: np.ndarray, base: Base, moved) -> np.ndarray:
-    """Bound the errors of `_distances`: each of the three terms errs by gamma(d) of the lengths it is made of.
+def point_errors(distances: np.ndarray, length: np.ndarray, point_lengths: np.ndarray, base: Base, moved) -> np.ndarray:
+    """Bound the errors of `point_distances`: each of the three terms errs by gamma(d) of the lengths it is made of.
 
     A mapped image is off by ``moved`` besides.
     """
@@ -238,8 +239,8 @@ def reached_within(base: Base, some: Sequence[View], epsilons: np.ndarray) -> np
     ceiling = np.where(anchors >= 0, nearest + offset + error, np.inf)[..., None]
     flat = normal.reshape(-1, size)
     reached = np.empty((count, len(base.points)), bool)
-    for start in range(0, len(base.points), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, len(base.points), BLOCK):
+        block = slice(start, start + BLOCK)
         products = (flat @ pixel_values(base.points[block]).T).reshape(*anchors.shape, -1)
         # Not proved unless a comparison says so: NaN, which numbers near the largest may give, proves nothing.
         reached[:, block] = ~(distances[:, None, block] / 2 > products + ceiling).any(axis=1)
@@ -278,78 +279,3 @@ def _exactly_nearest(base: Base, candidates: np.ndarray, image: np.ndarray) -> i
 
 def _whole(values: np.ndarray) -> np.ndarray:
     return np.array([int(value) for value in np.ravel(values * 2.0**149)], object).reshape(values.shape)
-
-
-def own_ranges(
-    base: Base,
-    measured: Measured,
-    witnesses: np.ndarray,
-    is_real: np.ndarray,
-    labels: np.ndarray,
-    leave_out: np.ndarray,
-) -> np.ndarray:
-    """Return for real witnesses ``[c, d]`` what their squared distance to their own class lies between, ``[c, 2]``."""
-    ranges = np.full((len(witnesses), 2), np.inf)
-    for label in np.unique(labels[is_real & (labels >= 0)]):
-        mine = np.flatnonzero(is_real & (labels == label))
-        values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
-        rows = np.flatnonzero(base.labels == label)
-        if measured.distances.size:  # those to all points are known
-            ways = _ways(values, measured.starts[mine], measured.moved[mine] + moved)
-            near = [
-                _may_be_nearest(base, measured, k, rows, leave_out[k], way)
-                for k, way in zip(mine.tolist(), ways, strict=True)
-            ]
-            rows = rows[np.any(near, axis=0)]
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            distances, lengths, point_lengths = _distances(base.points[block], values)
-            errors = _errors(distances, lengths[:, None], point_lengths, base, moved[:, None])
-            distances[block == leave_out[mine][:, None]] = np.inf
-            ends = np.stack([(distances - errors).min(axis=1), (distances + errors).min(axis=1)], axis=1)
-            ranges[mine] = np.minimum(ranges[mine], ends)
-    return ranges
-
-
-def _ways(mapped: np.ndarray, starts: np.ndarray, moved: np.ndarray | float) -> np.ndarray:
-    """Return upper bounds on the l2 ways from ``starts`` to mapped witnesses ``[c, k]``, ``[c]``."""
-    return np.sqrt(sq_lengths(mapped - starts)) * (1 + gamma(starts.shape[-1] + 8)) + moved
-
-
-def _may_be_nearest(base: Base, measured: Measured, k: int, rows: np.ndarray, leave_out: int, way: float) -> np.ndarray:
-    """Return which of some points may be the nearest of them to a witness, by its way from the image."""
-    distances, errors = _measured(base, measured, k, rows)
-    nearest = (distances + errors)[rows != leave_out].min(initial=np.inf)
-    reach = (np.sqrt(nearest) + 2 * way) * (1 + gamma(16))  # triangle inequality
-    with np.errstate(invalid="ignore"):  # where a distance overflows, nothing is ruled out
-        return ~(np.sqrt(np.maximum(distances - errors, 0)) > reach)
-
-
-def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray) -> float:
-    """Return the size of a change, rounded up, if an opponent wins against the own class, at a D in a range ``[2]``.
-
-    Otherwise inf. An opponent so far from the image that the change cannot bring it that near is not looked at.
-    """
-    floor, ceiling = own_range.tolist()
-    values = pixel_values(witness)
-    change = values - view.values
-    error = 1 + gamma(max(change.size, view.start.size) + 8)
-    dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[base.norm]
-    size = float(dual_norms(dual_of, change) * error)
-    mapped, off = mapped_values(base.linear_map, values)
-    way = _ways(mapped, view.start, view.moved + float(off))
-    reach = (math.sqrt(max(ceiling, 0)) + way) * error
-    opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))
-    opponents = opponents[np.argsort(view.distances[opponents])]
-    nearest = np.inf
-    for start in range(0, len(opponents), _RIVALS):
-        part = pixel_values(base.points[opponents[start : start + _RIVALS]])
-        nearest = min(nearest, sq_lengths(part - mapped).min())
-        if nearest * error + raised(nearest * error, off) < floor:
-            return size
-    if nearest > ceiling * error + raised(nearest, off):
-        return np.inf
-    distances, lengths, point_lengths = _distances(base.points, mapped[None])
-    errors = _errors(distances[0], lengths[0], point_lengths, base, off)
-    changed = view._replace(image=witness, values=values, start=mapped, distances=distances[0], errors=errors)
-    return np.inf if is_correct(base, changed) else size
