@@ -91,7 +91,7 @@ def off_border(problems: Problems, multipliers: chex.Array, perturbation: chex.A
     size = jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1)[:, None, None]
     system = gram + jnp.eye(gaps.shape[1]) * (_DAMPING * size + 1e-300)
     wanted = jnp.broadcast_to(margin[:, None], multipliers.shape) * jnp.any(gaps != 0, axis=2)
-    return combine(gaps, jnp.linalg.solve(system, wanted[..., None])[..., 0])
+    return combine(gaps, _solve_positive(system, wanted))
 
 
 def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, working):
@@ -102,7 +102,22 @@ def _newton_direction(problems: Problems, inner: _Inner, delta, give, gradient, 
     full = jnp.max(jnp.sum(gaps**2, axis=2), axis=1, keepdims=True) / delta  # curvature if every variable were free
     diagonal = jnp.where(working, give + _DAMPING * full, 1.0)
     system = jnp.where(both, hessian, 0) + jnp.eye(gaps.shape[1]) * diagonal[:, :, None]
-    return jnp.linalg.solve(system, jnp.where(working, gradient, 0)[..., None])[..., 0]
+    return _solve_positive(system, jnp.where(working, gradient, 0))
+
+
+def _solve_positive(systems, right):
+    """Solve positive definite systems ``[S, M, M]`` for right-hand sides ``[S, M]``: Gauss-Jordan without pivoting.
+
+    JAX's own goes to LAPACK, whose first use on a CPU imports a part of SciPy; products of d numbers cost more than
+    either.
+    """
+
+    def eliminate(k, rows):
+        pivot = rows[:, k] / rows[:, k, k, None]
+        return (rows - rows[:, :, k, None] * pivot[:, None]).at[:, k].set(pivot)
+
+    rows = jnp.concatenate([systems, right[:, :, None]], axis=2)
+    return lax.fori_loop(0, rows.shape[1], eliminate, rows)[:, :, -1]
 
 
 def _maximize(inner_fn, problems: Problems, multipliers, center, delta, give):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from importlib import resources
+from types import ModuleType
 
 import numpy as np
 
@@ -26,16 +28,23 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
 
     Raises:
         ValueError: For an unknown name, an unfit npz file, or a data set that is not here and cannot be downloaded.
+        ImportError: Where tensorflow-datasets is missing; digits and npz files do without.
     """
     if isinstance(name, str) and name.startswith(_NPZ_PREFIX):
         return npz.load_npz(name.removeprefix(_NPZ_PREFIX))
     if name == "digits":
         return _load_digits()
     if name in DATASETS:
-        from nn_adv.data import tfds_source  # which takes longer to import than digits to load
-
-        return tfds_source.load_tfds(name, data_dir=data_dir)
+        return of_tfds("tfds_source").load_tfds(name, data_dir=data_dir)
     raise ValueError(f"dataset must be one of {', '.join(DATASETS)} or npz:PATH, got {name!r}")
+
+
+def of_tfds(module: str) -> ModuleType:
+    """Import a module of this folder that needs tensorflow-datasets, which takes longer to import than most to run."""
+    try:
+        return importlib.import_module(f"nn_adv.data.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"nn_adv.data needs {error.name} for this: pip install 'nn_adv[data]'") from error
 
 
 def _load_digits() -> Dataset:

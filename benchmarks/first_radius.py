@@ -1,0 +1,58 @@
+"""How long does it take from a cold process to the first exact radii, and how much of that is the import of JAX?
+
+A process loads the digits, fits 1NN to 1,697 of them and finds the radii of 50 others; nothing that was compiled by XLA is
+kept from one process to the next, the bytecode of Python is. Medians of wall seconds, norms and the import in turns.
+
+  python benchmarks/first_radius.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import timing
+
+_JAX = "import jax; jax.devices()"
+_RADIUS = """
+import numpy as np
+from nn_adv import certify, data, neighbors
+digits = data.load("digits")
+images = np.concatenate([digits.train_images, digits.test_images])
+labels = np.concatenate([digits.train_labels, digits.test_labels])
+reference = neighbors.fit(images[100:], labels[100:], 10)
+assert certify.radius(reference, images[:50], labels[:50], norm="{norm}").is_exact.all()
+"""
+
+
+def main() -> None:
+    """Time the processes in turns and write the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=pathlib.Path, default=None, help="JSON file")
+    args = parser.parse_args()
+    root = str(pathlib.Path(__file__).resolve().parents[1])
+    programs = {"the import of JAX": _JAX} | {norm: _RADIUS.format(norm=norm) for norm in ("l2", "l1", "linf")}
+    with tempfile.TemporaryDirectory() as bytecode:
+        settings = {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+        run = functools.partial(subprocess.run, check=True, env=inherited | settings)
+        calls = {name: functools.partial(run, [sys.executable, "-c", text]) for name, text in programs.items()}
+        calls["l2"]()  # which writes the bytecode
+        turns = timing.take_turns(calls, args.repeats)
+    seconds = {name: round(float(np.median(times[:, 0])), 2) for name, times in turns.items()}
+    result = {"environment": timing.environment(), "repeats": args.repeats, "seconds": seconds}
+    print(json.dumps(result, indent=1))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
