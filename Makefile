@@ -5,6 +5,8 @@ VENV ?= .venv
 WORKDIR ?= runs/digits
 
 BIN := $(VENV)/bin
+# Some environments forbid Python to keep the bytecode of what it imports, which is a second of each process.
+unexport PYTHONDONTWRITEBYTECODE
 # The newest pins a Python can use: 3.11 has its own, everything later shares those of 3.12.
 PINS = requirements/$(shell $(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 # Python compiles what is imported; pip would compile every file.
