@@ -56,7 +56,7 @@ def run(
     plan = module.make_plan(config)
     part = plan.groups[shard[0] :: shard[1]]
     if merge:
-        added, problems = store.merge(workdir, merge, plan.identity)
+        added, problems = store.merge(workdir, merge, plan.identity, lambda other, rows: plan.before(other, rows, part))
         console.say(f"{added} rows added to {workdir}", *problems)
     with store.open_store(workdir, plan.identity, shard=shard) as rows:
         lines = plan.before(workdir, store.read_rows(workdir)[0], part)

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,21 +182,27 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
 
 
 def merge(
-    workdir: str | os.PathLike, other_workdirs: Iterable[str | os.PathLike], config: Mapping[str, Any]
+    workdir: str | os.PathLike,
+    other_workdirs: Iterable[str | os.PathLike],
+    config: Mapping[str, Any],
+    check: Callable[[Path, Sequence[Mapping[str, Any]]], Any] = lambda other, rows: None,
 ) -> tuple[int, list[str]]:
     """Copy the rows of other workdirs of this configuration into `workdir`; doing it twice adds nothing.
 
-    The files that a row names are copied before it. `workdir` may be new. Returns (number of rows added, problems
-    found on the way).
+    The files that a row names are copied before it. `workdir` may be new. ``check`` sees each of the others with its
+    rows before anything is copied, and raises ValueError where they do not belong here. Returns (number of rows added,
+    problems found on the way).
     """
     others = [as_path(other, "merge") for other in other_workdirs]
     for other in others:
         configuration.check_same(other, configuration.require_config(other), config)
+    all_rows = [read_rows(other) for other in others]
+    for other, (rows, _) in zip(others, all_rows, strict=True):
+        check(other, rows)
     added = 0
     with _open_file(Path(workdir), config, _MERGED_FILE) as store:
         problems, done = list(store.problems), store.done()
-        for other in others:
-            rows, found = read_rows(other)
+        for other, (rows, found) in zip(others, all_rows, strict=True):
             problems += [f"{other}: {problem}" for problem in found]
             for row in rows:
                 if row["unit"] not in done:

@@ -14,10 +14,11 @@ from jax import lax
 
 # The layout of nn.Conv for images: batch, height, width, channels; kernels height, width, input, output.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Channels of images that are too few for the routine of the padded convolutions to make.
-_FEW_CHANNELS = 3
-# Channels made of so few that are too few for it likewise.
-_FEW_RESULTS = 16
+# Channels of pixels of one stride that are too few for the routine of the padded convolutions to make.
+_FEW_CHANNELS = 4
+# Channels, of images and of results, up to which it is faster at several pixels of a row at once, as channels, and how
+# many channels these should be: more where images have only two or three.
+_NARROW_CHANNELS, _WIDE, _WIDE_OF_FEW = 16, 32, 64
 # Channels of images up to which a convolution that makes all pixels of a stride at once is faster than one with zeros.
 _INTERLEAVED_CHANNELS = 32
 # Numbers of images and results together that stay in a core's cache between one use and the next.
@@ -32,16 +33,17 @@ def conv_general_dilated(
     On CPUs these things differ from JAX's own; none changes a value beyond rounding. There is no forward-mode
     derivative there (``jax.jvp``).
 
-    * The gradient with respect to the kernel is a matrix product for each of its positions, over a few images at a
-      time that stay in the cache. As the convolution that JAX makes of it, it takes up to ten times longer.
+    * The gradient with respect to the kernel is one matrix product, or one for each row of a stride, over a few images
+      at a time that stay in the cache. As the convolution that JAX makes of it, it takes a hundred times as long inside
+      a loop.
     * The gradient with respect to the images is a convolution with the kernel turned round and its channel axes
       exchanged. JAX leaves the exchange to the layout, and once the turning has moved out of a loop XLA cannot hand
       such a layout to its fast routines: a step of an attack then runs an order of magnitude slower. Here the axes
       are exchanged for real. With strides and few channels, most of that convolution would be zeros: here one without
-      strides makes all pixels of a stride at once, as channels. With one to three channels its result is too narrow
-      for the routine: there one matrix product makes all terms, which are added in place.
-    * From one to three channels to 16 or fewer, a padded convolution makes two pixels side by side at once, as
-      channels: so few results are too narrow for the routine.
+      strides makes all pixels of a stride at once, as channels. Where these are four at most, its result is too
+      narrow for the routine: there one matrix product makes all terms, which are added in place.
+    * From 16 channels or fewer to as few, a padded convolution makes several pixels side by side at once, as channels:
+      so few results are too narrow for the routine.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
@@ -64,27 +66,28 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(images, kernel, strides, padding, precision):
-    is_padded = any(map(any, padding))
-    if is_padded and images.shape[3] <= _FEW_CHANNELS and kernel.shape[3] <= _FEW_RESULTS:
-        return _in_pairs(images, kernel, strides, padding, precision)
-    extra = not is_padded and kernel.shape[0] > 1 and strides == (1, 1)
+    extra = not any(map(any, padding)) and kernel.shape[0] > 1 and strides == (1, 1)
     if extra:
         padding = ((0, 1), (0, 0))
-    result = lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision)
+    result = _side_by_side(images, kernel, strides, padding, precision)
     return result[:, :-1] if extra else result
 
 
-def _in_pairs(images, kernel, strides, padding, precision):
-    """Convolve with the kernel beside itself, one stride further: two pixels of a row at once, as channels."""
-    (height, width, _, features), step, (before, after) = kernel.shape, strides[1], padding[1]
-    pair = jnp.stack([jnp.pad(kernel, ((0, 0), edge, (0, 0), (0, 0))) for edge in ((0, step), (step, 0))], axis=3)
+def _side_by_side(images, kernel, strides, padding, precision):
+    """Convolve; narrow ones with copies of the kernel, each one stride further: some pixels at once, as channels."""
+    (height, width, channels, features), step, (before, after) = kernel.shape, strides[1], padding[1]
+    wanted = _WIDE_OF_FEW if channels in (2, 3) else _WIDE
+    copies = 1 if max(channels, features) > _NARROW_CHANNELS else wanted // max(features, 8)
+    spread = (copies - 1) * step
+    edges = [((0, 0), (start, spread - start), (0, 0), (0, 0)) for start in range(0, spread + 1, step)]
+    wide = jnp.stack([jnp.pad(kernel, edge) for edge in edges], axis=3)
     count = (images.shape[2] + before + after - width) // step + 1
-    last = (count - 1) // 2 * 2 * step + width + step  # where the last pair ends
+    last = (count - 1) // copies * copies * step + width + spread  # where the last copy ends
     result = lax.conv_general_dilated(
-        images, pair.reshape(height, width + step, -1, 2 * features), (strides[0], 2 * step),
+        images, wide.reshape(height, width + spread, channels, -1), (strides[0], copies * step),
         (padding[0], (before, last - before - images.shape[2])), dimension_numbers=_LAYOUT, precision=precision,
     )  # fmt: skip
-    return result.reshape(*result.shape[:2], 2 * result.shape[2], features)[:, :, :count]
+    return result.reshape(*result.shape[:2], -1, features)[:, :, :count]
 
 
 def _wide(array):
@@ -105,7 +108,7 @@ def _backward(strides, padding, precision, saved, cotangent):
 
     zero = jnp.zeros_like(_wide(kernel))
     kernel_gradient = _over_parts(add_kernel_gradient, zero, (images, cotangent), count).astype(kernel.dtype)
-    gradient = _scattered if images.shape[3] <= _FEW_CHANNELS else _turned
+    gradient = _scattered if images.shape[3] * math.prod(strides) <= _FEW_CHANNELS else _turned
     return gradient(images, kernel, cotangent, strides, padding, precision), kernel_gradient
 
 
@@ -126,9 +129,12 @@ def _turned(images, kernel, cotangent, strides, padding, precision):
     rows, columns = (size // step for size, step in zip(blocks.shape[:2], steps, strict=True))
     blocks = blocks.reshape(rows, steps[0], columns, steps[1], *kernel.shape[2:])[::-1, :, ::-1]
     blocks = blocks.transpose(0, 2, 5, 1, 3, 4).reshape(rows, columns, kernel.shape[3], -1)
-    result = lax.conv_general_dilated(
-        cotangent, blocks, (1, 1), places, lhs_dilation=dilation, dimension_numbers=_LAYOUT, precision=precision
-    )
+    if dilation == (1, 1):
+        result = _side_by_side(cotangent, blocks, (1, 1), places, precision)
+    else:
+        result = lax.conv_general_dilated(
+            cotangent, blocks, (1, 1), places, lhs_dilation=dilation, dimension_numbers=_LAYOUT, precision=precision
+        )
     batch, height, width, _ = result.shape
     result = result.reshape(batch, height, width, *steps, -1).transpose(0, 1, 3, 2, 4, 5)
     result = result.reshape(batch, height * steps[0], width * steps[1], -1)
@@ -154,27 +160,28 @@ def _scattered(images, kernel, cotangent, strides, padding, precision):
 
 
 def _kernel_gradient(images, cotangent, shape, strides, padding, precision):
-    columns = _wide(cotangent).reshape(-1, shape[3])
-    return jnp.stack(
-        [
-            lax.dot_general(view.reshape(-1, shape[2]), columns, (((0,), (0,)), ((), ())), precision=precision)
-            for view in _views(_wide(images), shape[:2], strides, padding)
-        ]
-    ).reshape(shape)
+    """Gradient with respect to the kernel, a product for each row of a stride.
 
-
-def _views(images, size, strides, padding):
-    """The pixels ``[B, H', W', I]`` that meet each position of the kernel, row by row."""
-    images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    views = []
-    for position in itertools.product(*map(range, size)):
-        ends = [
-            start + (images.shape[axis] - size[axis - 1]) // strides[axis - 1] * strides[axis - 1] + 1
-            for axis, start in enumerate(position, 1)
-        ]
-        corner, far = (0, *position, 0), (images.shape[0], *ends, images.shape[3])
-        views.append(lax.slice(images, corner, far, (1, *strides, 1)))
-    return views
+    Columns of the kernel move the images and its rows the cotangent, which makes products wide in both directions.
+    """
+    (height, width, channels, features), (row_step, step) = shape, strides
+    images, cotangent = jnp.pad(_wide(images), ((0, 0), *padding, (0, 0))), _wide(cotangent)
+    count, ends = cotangent.shape[1], (cotangent.shape[2] - 1) * step + 1
+    moved = [lax.slice_in_dim(images, start, start + ends, step, axis=2) for start in range(width)]
+    columns = jnp.concatenate(moved, axis=3)  # [B, H, W', width * I]
+    rows = {}
+    for first in range(min(row_step, height)):
+        taps = range(first, height, row_step)  # which meet the same rows of the images
+        more = len(taps) - 1
+        met = columns[:, first::row_step][:, : count + more]
+        padded = jnp.pad(cotangent, ((0, 0), (more, more), (0, 0), (0, 0)))
+        moved = [padded[:, more - tap : 2 * more - tap + count] for tap in range(len(taps))]
+        product = lax.dot_general(
+            met.reshape(-1, width * channels), jnp.concatenate(moved, axis=3).reshape(-1, len(taps) * features),
+            (((0,), (0,)), ((), ())), precision=precision,
+        )  # fmt: skip
+        rows |= zip(taps, jnp.moveaxis(product.reshape(width, channels, len(taps), features), 2, 0), strict=True)
+    return jnp.stack([rows[row] for row in range(height)])
 
 
 def _images_cached(images, kernel, cotangent):

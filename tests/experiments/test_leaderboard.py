@@ -336,6 +336,9 @@ def test_another_network_under_the_name_of_a_row_is_refused(weights, finished):
         ValueError, match=r"rows of other networks of these names, changed since: One \(One.safetensors\)"
     ):
         runner.run(leaderboard, tiny_config(other), finished)
+    with pytest.raises(ValueError, match=r"rows of other networks of these names, changed since: One"):
+        runner.run(leaderboard, tiny_config(other), finished.parent / "merged", merge=[finished])
+    assert not (finished.parent / "merged").exists()
     records = json.loads((other / "catalogue.json").read_text())
     (other / "catalogue.json").write_text(json.dumps([record | {"output": "probabilities"} for record in records]))
     with pytest.raises(ValueError, match=r"One \(catalogue, One.safetensors\), Two \(catalogue\)"):
