@@ -166,20 +166,21 @@ def _kernel_gradient(images, cotangent, shape, strides, padding, precision):
     """
     (height, width, channels, features), (row_step, step) = shape, strides
     images, cotangent = jnp.pad(_wide(images), ((0, 0), *padding, (0, 0))), _wide(cotangent)
-    count, ends = cotangent.shape[1], (cotangent.shape[2] - 1) * step + 1
-    moved = [lax.slice_in_dim(images, start, start + ends, step, axis=2) for start in range(width)]
-    columns = jnp.concatenate(moved, axis=3)  # [B, H, W', width * I]
+    num, count, span = *cotangent.shape[:2], (cotangent.shape[2] - 1) * step + 1
     rows = {}
     for first in range(min(row_step, height)):
         taps = range(first, height, row_step)  # which meet the same rows of the images
         more = len(taps) - 1
-        met = columns[:, first::row_step][:, : count + more]
+        end = first + (count + more - 1) * row_step + 1
+        met = [
+            lax.slice(images, (0, first, start, 0), (num, end, start + span, channels), (1, row_step, step, 1))
+            for start in range(width)
+        ]
         padded = jnp.pad(cotangent, ((0, 0), (more, more), (0, 0), (0, 0)))
         moved = [padded[:, more - tap : 2 * more - tap + count] for tap in range(len(taps))]
-        product = lax.dot_general(
-            met.reshape(-1, width * channels), jnp.concatenate(moved, axis=3).reshape(-1, len(taps) * features),
-            (((0,), (0,)), ((), ())), precision=precision,
-        )  # fmt: skip
+        pairs = (jnp.concatenate(parts, axis=3) for parts in (met, moved))
+        left, right = (pixels.reshape(-1, pixels.shape[3]) for pixels in pairs)
+        product = lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=precision)
         rows |= zip(taps, jnp.moveaxis(product.reshape(width, channels, len(taps), features), 2, 0), strict=True)
     return jnp.stack([rows[row] for row in range(height)])
 

@@ -17,12 +17,14 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("size", "margin"), [(1, 0), (3, 0), (3, 1), (5, 2), (7, 3)])
-@pytest.mark.parametrize(("sides", "channels"), [((8, 8), 2), ((9, 6), 2), ((6, 9), 5)])
-def test_equals_jax_with_gradients(sides, channels, size, margin, stride, mapped):
+@pytest.mark.parametrize(
+    ("sides", "channels", "features"), [((8, 8), 2, 4), ((9, 6), 2, 10), ((6, 9), 5, 13), ((9, 7), 5, 17)]
+)
+def test_equals_jax_with_gradients(sides, channels, features, size, margin, stride, mapped):
     with jax.enable_x64(True):
         generator = np.random.default_rng(0)
         images = jnp.asarray(generator.normal(size=(2, 3, *sides, channels)))
-        kernels = jnp.asarray(generator.normal(size=(2, size, size, channels, 4)))
+        kernels = jnp.asarray(generator.normal(size=(2, size, size, channels, features)))
         options = {"dimension_numbers": _LAYOUT, "lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}
 
         def results(convolve):
