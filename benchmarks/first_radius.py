@@ -1,7 +1,7 @@
 """How long does it take from a cold process to the first exact radii, and how much of that is the import of JAX?
 
-A process loads the digits, fits 1NN to 1,697 of them and finds the radii of 50 others; nothing that was compiled by XLA is
-kept from one process to the next, the bytecode of Python is. Medians of wall seconds, norms and the import in turns.
+A process loads the digits, fits 1NN to 1,697 of them and finds the radii of 50 others. What XLA compiles is not kept
+from one process to the next, the bytecode of Python is. Medians of wall seconds, norms and the import in turns.
 
   python benchmarks/first_radius.py
 """

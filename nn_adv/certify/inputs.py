@@ -213,9 +213,12 @@ def _earlier_copies(stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
     out, one with several never.
     """
     copies = np.full(len(stored), -1, np.int64)
-    # Equal points have equal sums, and few others have: only those are compared.
-    whole, half = (part.sum(axis=1, dtype=np.float64)[positions] for part in (stored, stored[:, ::2]))
-    _, group, count = np.unique(whole + np.sqrt(2) * half, return_inverse=True, return_counts=True)
+    # Equal points have equal sums, and few others have: only those are compared. Eight pixels at a time are quickest.
+    if stored.dtype == np.uint8 and stored.shape[1] % 8 == 0:
+        sums = np.ascontiguousarray(stored).view(np.uint64).sum(axis=1)
+    else:
+        sums = stored.sum(axis=1, dtype=np.float64) + np.sqrt(2) * stored[:, ::2].sum(axis=1, dtype=np.float64)
+    _, group, count = np.unique(sums[positions], return_inverse=True, return_counts=True)
     seen: dict[bytes, list[int]] = {}
     for position in positions[count[group] > 1].tolist():
         equal = seen.setdefault((stored[position] + 0).tobytes(), [])  # -0 is 0

@@ -166,7 +166,8 @@ def _kernel_gradient(images, cotangent, shape, strides, padding, precision):
     """
     (height, width, channels, features), (row_step, step) = shape, strides
     images, cotangent = jnp.pad(_wide(images), ((0, 0), *padding, (0, 0))), _wide(cotangent)
-    num, count, span = *cotangent.shape[:2], (cotangent.shape[2] - 1) * step + 1
+    num, count = cotangent.shape[:2]
+    span = (cotangent.shape[2] - 1) * step + 1
     rows = {}
     for first in range(min(row_step, height)):
         taps = range(first, height, row_step)  # which meet the same rows of the images

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.verify.linear import LinearMap, in_pixels, raised
+from nn_adv.certify.verify.linear import LinearMap, in_pixels
 from nn_adv.certify.verify.multipliers import multiplier_bounds
 from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, quotient, sq_lengths
 from nn_adv.certify.verify.views import (
@@ -248,14 +248,14 @@ def _is_below(base: Base, view: View, opponents: np.ndarray | slice, target: flo
     of the pixel values. A linear map that makes a move of size 1 up to L long has (||x - z_j|| - ||x - z_i||) / 2 / L.
     """
     size, linear_map = view.start.size, base.linear_map
-    nearest = sq_lengths(pixel_values(base.points[view.anchors]) - view.start).min() * (1 + gamma(size + 8))
-    nearest += raised(nearest, view.moved)
+    nearest = (view.distances[view.anchors] + view.errors[view.anchors]).min()
     scale = math.sqrt(size) if base.norm == "linf" else 1.0
     scale = scale if linear_map is None else linear_map.stretch
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
     if base.norm == "l1" and 0 < base.spread < np.inf:
         reach = min(reach, 2 * target * base.spread + nearest)
-    return view.distances[opponents] - view.errors[opponents] < reach * (1 + gamma(16))
+    # Not proved unless a comparison says so: NaN, which numbers near the largest may give, proves nothing.
+    return ~(view.distances[opponents] - view.errors[opponents] >= reach * (1 + gamma(16)))
 
 
 def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float) -> np.ndarray:
@@ -266,13 +266,15 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     norm, bounds, anchors, size = base.norm, base.bounds, view.anchors, view.start.size
     error = gamma(size + 8)
     others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[anchors])
-    far, near = sq_lengths(others - view.start)[:, None], sq_lengths(owns - view.start)[None]
+    to_others, to_owns = others - view.start, owns - view.start
+    far, near = sq_lengths(to_others)[:, None], sq_lengths(to_owns)[None]
     margins = (far - near) / 2 - error * (far + near)
     if base.linear_map is not None:
         free = _mapped_bounds(base.linear_map, base, view, others[:, None] - owns, margins)
         return free.max(axis=1) if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, target)
-    products = (others - view.values) @ (owns - view.values).T
-    lengths = np.sqrt(np.maximum(far + near - 2 * products, 0) + 4 * error * (far + near)) * (1 + gamma(4))
+    lengths = np.sqrt(np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + 4 * error * (far + near)) * (
+        1 + gamma(4)
+    )
     if norm == "linf":
         lengths *= math.sqrt(size) * (1 + gamma(4))
     elif norm == "l1":
@@ -301,6 +303,8 @@ def _boxed(base: Base, view: View, opponents: np.ndarray, free: np.ndarray, targ
     found, anchors = free.max(axis=1), view.anchors
     for count in (1, len(anchors)):  # the best anchor alone is mostly enough
         low = np.flatnonzero(found < target)
+        if not len(low):
+            break
         tried = anchors[np.argsort(-free[low], axis=1)[:, :count]]
         arguments = (np.zeros(tried.size, int), np.repeat(opponents[low], count), tried.reshape(-1, 1))
         boxed = multiplier_bounds(
