@@ -42,7 +42,8 @@ def main() -> None:
     programs = {"the import of JAX": _JAX} | {norm: _RADIUS.format(norm=norm) for norm in ("l2", "l1", "linf")}
     with tempfile.TemporaryDirectory() as bytecode:
         settings = {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+        forgotten = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_DISABLE", "XLA_FLAGS")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(forgotten)}
         run = functools.partial(subprocess.run, check=True, env=inherited | settings)
         calls = {name: functools.partial(run, [sys.executable, "-c", text]) for name, text in programs.items()}
         calls["l2"]()  # which writes the bytecode

@@ -88,7 +88,7 @@ class Plan(plan.Plan):
         if changed:
             raise ValueError(
                 f"workdir {workdir} has rows of other networks of these names, changed since: {', '.join(changed)}; "
-                "choose another --workdir, or put back what was there"
+                "take another folder, or put back what was there"
             )
         lacking = [
             unit.subject.name

@@ -71,7 +71,7 @@ class Plan(plan.Plan):
         """Refuse a workdir that has lost a network."""
         gone = [file for row in rows for file in row["files"] if not (workdir / file).is_file()]
         if gone:
-            raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another --workdir")
+            raise ValueError(f"{workdir} has no {', '.join(gone)} any more: put it back, or take another folder")
         return []
 
     def row(self, unit: Unit, shared: Any, workdir: Path, show: Any) -> dict[str, Any]:

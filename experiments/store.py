@@ -185,7 +185,7 @@ def merge(
     workdir: str | os.PathLike,
     other_workdirs: Iterable[str | os.PathLike],
     config: Mapping[str, Any],
-    check: Callable[[Path, Sequence[Mapping[str, Any]]], Any] = lambda other, rows: None,
+    check: Callable[[Path, Sequence[Mapping[str, Any]]], Any] | None = None,
 ) -> tuple[int, list[str]]:
     """Copy the rows of other workdirs of this configuration into `workdir`; doing it twice adds nothing.
 
@@ -198,7 +198,8 @@ def merge(
         configuration.check_same(other, configuration.require_config(other), config)
     all_rows = [read_rows(other) for other in others]
     for other, (rows, _) in zip(others, all_rows, strict=True):
-        check(other, rows)
+        if check is not None:
+            check(other, rows)
     added = 0
     with _open_file(Path(workdir), config, _MERGED_FILE) as store:
         problems, done = list(store.problems), store.done()

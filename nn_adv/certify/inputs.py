@@ -214,8 +214,8 @@ def _earlier_copies(stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """
     copies = np.full(len(stored), -1, np.int64)
     # Equal points have equal sums, and few others have: only those are compared. Eight pixels at a time are quickest.
-    if stored.dtype == np.uint8 and stored.shape[1] % 8 == 0:
-        sums = np.ascontiguousarray(stored).view(np.uint64).sum(axis=1)
+    if stored.dtype == np.uint8 and stored.shape[1] % 8 == 0 and stored.flags.c_contiguous:
+        sums = stored.view(np.uint64).sum(axis=1)
     else:
         sums = stored.sum(axis=1, dtype=np.float64) + np.sqrt(2) * stored[:, ::2].sum(axis=1, dtype=np.float64)
     _, group, count = np.unique(sums[positions], return_inverse=True, return_counts=True)

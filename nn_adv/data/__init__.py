@@ -21,3 +21,7 @@ def __getattr__(name: str) -> Any:
     if name == "prepare":
         return sources.of_tfds("preparation").prepare
     raise AttributeError(f"module 'nn_adv.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

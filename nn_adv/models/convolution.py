@@ -14,7 +14,7 @@ from jax import lax
 
 # The layout of nn.Conv for images: batch, height, width, channels; kernels height, width, input, output.
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Channels of pixels of one stride that are too few for the routine of the padded convolutions to make.
+# Channels of the pixels of one stride, taken together, that are too few for the routine of padded convolutions to make.
 _FEW_CHANNELS = 4
 # Channels, of images and of results, up to which it is faster at several pixels of a row at once, as channels, and how
 # many channels these should be: more where images have only two or three.
@@ -40,10 +40,11 @@ def conv_general_dilated(
       exchanged. JAX leaves the exchange to the layout, and once the turning has moved out of a loop XLA cannot hand
       such a layout to its fast routines: a step of an attack then runs an order of magnitude slower. Here the axes
       are exchanged for real. With strides and few channels, most of that convolution would be zeros: here one without
-      strides makes all pixels of a stride at once, as channels. Where these are four at most, its result is too
-      narrow for the routine: there one matrix product makes all terms, which are added in place.
-    * From 16 channels or fewer to as few, a padded convolution makes several pixels side by side at once, as channels:
-      so few results are too narrow for the routine.
+      strides makes all pixels of a stride at once, as channels. Where those of a stride have four channels at most,
+      also of a stride of one, its result is too narrow for the routine: there one matrix product makes all terms, which
+      are added in place.
+    * From 16 channels or fewer to as few, several pixels side by side are made at once, as channels: so few results are
+      too narrow for the routine.
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
@@ -77,7 +78,8 @@ def _side_by_side(images, kernel, strides, padding, precision):
     """Convolve; narrow ones with copies of the kernel, each one stride further: some pixels at once, as channels."""
     (height, width, channels, features), step, (before, after) = kernel.shape, strides[1], padding[1]
     wanted = _WIDE_OF_FEW if channels in (2, 3) else _WIDE
-    copies = 1 if max(channels, features) > _NARROW_CHANNELS else wanted // max(features, 8)
+    is_narrow = max(channels, features) <= _NARROW_CHANNELS and width > 1
+    copies = wanted // max(features, 8) if is_narrow else 1
     spread = (copies - 1) * step
     edges = [((0, 0), (start, spread - start), (0, 0), (0, 0)) for start in range(0, spread + 1, step)]
     wide = jnp.stack([jnp.pad(kernel, edge) for edge in edges], axis=3)
@@ -87,7 +89,7 @@ def _side_by_side(images, kernel, strides, padding, precision):
         images, wide.reshape(height, width + spread, channels, -1), (strides[0], copies * step),
         (padding[0], (before, last - before - images.shape[2])), dimension_numbers=_LAYOUT, precision=precision,
     )  # fmt: skip
-    return result.reshape(*result.shape[:2], -1, features)[:, :, :count]
+    return result.reshape(*result.shape[:2], copies * result.shape[2], features)[:, :, :count]
 
 
 def _wide(array):
@@ -135,9 +137,9 @@ def _turned(images, kernel, cotangent, strides, padding, precision):
         result = lax.conv_general_dilated(
             cotangent, blocks, (1, 1), places, lhs_dilation=dilation, dimension_numbers=_LAYOUT, precision=precision
         )
-    batch, height, width, _ = result.shape
-    result = result.reshape(batch, height, width, *steps, -1).transpose(0, 1, 3, 2, 4, 5)
-    result = result.reshape(batch, height * steps[0], width * steps[1], -1)
+    (batch, height, width, _), channels = result.shape, images.shape[3]
+    result = result.reshape(batch, height, width, *steps, channels).transpose(0, 1, 3, 2, 4, 5)
+    result = result.reshape(batch, height * steps[0], width * steps[1], channels)
     return result[:, : images.shape[1], : images.shape[2]]
 
 

@@ -37,6 +37,18 @@ def _problems(seeds, bounds):
     return problems, {norm: np.array([truth[norm] for truth in truths]) for norm in truths[0]}
 
 
+def test_systems_are_solved_as_a_library_does():
+    rng = np.random.default_rng(0)
+    for size in (1, 8, 33):
+        roots = rng.normal(size=(5, size, 1 + size // 2))  # singular but for what is added
+        systems = roots @ roots.transpose(0, 2, 1) + 1e-6 * np.eye(size)
+        right = rng.normal(size=(5, size))
+        with jax.enable_x64(True):
+            found = np.asarray(dual._solve_positive(systems, right))
+        expected = np.linalg.solve(systems, right[..., None])[..., 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 * np.abs(expected).max())
+
+
 def _solve(norm, problems, **options):
     multipliers = np.zeros_like(problems.heights)
     with jax.enable_x64(True):

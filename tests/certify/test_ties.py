@@ -5,6 +5,7 @@ import pytest
 
 from nn_adv import certify, neighbors
 from nn_adv.certify.inputs import SEVERAL, host_points
+from nn_adv.certify.verify.views import make_base
 from nn_adv.threat import NORMS, Threat
 from tests.certify.test_radius import ONE_NORM
 
@@ -106,6 +107,22 @@ def test_copies_across_classes_are_told_apart_from_two_points_only():
     found = host_points(reference)
     positions = found.positions
     np.testing.assert_array_equal(found.copies[positions], [-1, -1, positions[1], SEVERAL, positions[0], SEVERAL])
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_copies_of_bytes_are_those_of_floats(size):
+    rng = np.random.default_rng(size)
+    points = rng.integers(0, 256, (30, size)).astype(np.uint8)
+    points[10:20], points[25:28] = points[:10], points[3]
+    points[29] = points[28, ::-1]
+    labels, indices = np.arange(30) % 3, rng.permutation(30)
+    as_fortran = np.asfortranarray(points)
+    expected = make_base(points.astype(np.float32), labels, indices, "l2", None, None).copies
+    assert set(expected) > {-1, -2}
+    for some in (points, as_fortran):
+        np.testing.assert_array_equal(make_base(some, labels, indices, "l2", None, None).copies, expected)
+    of_bytes, of_floats = (neighbors.fit(some, labels, 3) for some in (points, points.astype(np.float32)))
+    np.testing.assert_array_equal(host_points(of_bytes).copies, host_points(of_floats).copies)
 
 
 @pytest.mark.slow

@@ -366,7 +366,13 @@ def test_merge_refuses_another_configuration_and_a_folder_without_results(tmp_pa
         store.merge(tmp_path / "all", [tmp_path / "missing"], CONFIG)
     with pytest.raises(files.ResultsError, match="belongs to configuration"):
         store.merge(tmp_path / "all", [tmp_path / "one"], {"dataset": "mnist"})
+    with pytest.raises(ValueError, match="one has other networks"):
+        store.merge(tmp_path / "all", [tmp_path / "one"], CONFIG, _refuse)
     assert not (tmp_path / "all").exists()
+
+
+def _refuse(other, rows):
+    raise ValueError(f"{other.name} has other networks: {[row['unit'] for row in rows]}")
 
 
 def test_a_full_disk_is_one_clear_error_and_the_results_stay(tmp_path, monkeypatch):

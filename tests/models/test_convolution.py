@@ -16,7 +16,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 @pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "margin"), [(1, 0), (3, 0), (3, 1), (5, 2), (7, 3)])
+@pytest.mark.parametrize(("size", "margin"), [(3, 1), (3, 0), (1, 0), (5, 2), (7, 3)])
 @pytest.mark.parametrize(
     ("sides", "channels", "features"), [((8, 8), 2, 4), ((9, 6), 2, 10), ((6, 9), 5, 13), ((9, 7), 5, 17)]
 )
@@ -41,15 +41,34 @@ def test_equals_jax_with_gradients(sides, channels, features, size, margin, stri
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, want)
 
 
+@pytest.mark.parametrize("channels", [2, 20])
+def test_axes_may_differ_and_a_batch_may_be_empty(channels):
+    generator = np.random.default_rng(0)
+    kernel = jnp.asarray(generator.normal(size=(5, 2, channels, 6)), jnp.float32)
+    for count in (3, 0):
+        images = jnp.asarray(generator.normal(size=(count, 9, 8, channels)), jnp.float32)
+
+        def results(convolve, images, kernel):
+            def value(images, kernel):
+                return convolve(images, kernel, (3, 1), ((3, 0), (1, 2)), dimension_numbers=_LAYOUT)
+
+            result, pullback = jax.vjp(value, images, kernel)
+            return result, *pullback(jnp.cos(3 * result))
+
+        got = results(conv_general_dilated, images, kernel)
+        for ours, exact in zip(got, results(lax.conv_general_dilated, images, kernel), strict=True):
+            np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "padding", "channels", "batch"),
     [
+        (3, ((0, 1), (2, 0)), 4, 3),
         (1, ((0, 0), (0, 0)), 40, 2),
         (3, ((1, 1), (1, 1)), 1, 300),
         (3, ((1, 1), (1, 1)), 40, 3),
-        (3, ((0, 1), (2, 0)), 4, 3),
         (5, ((2, 2), (2, 1)), 3, 2),
         (7, ((3, 3), (3, 2)), 3, 2),
         (7, ((1, 3), (3, 4)), 5, 2),

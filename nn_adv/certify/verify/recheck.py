@@ -254,7 +254,7 @@ def _is_below(base: Base, view: View, opponents: np.ndarray | slice, target: flo
     reach = (2 * target * scale + math.sqrt(nearest)) ** 2
     if base.norm == "l1" and 0 < base.spread < np.inf:
         reach = min(reach, 2 * target * base.spread + nearest)
-    # Not proved unless a comparison says so: NaN, which numbers near the largest may give, proves nothing.
+    # Not proved unless a comparison says so: NaN, as of points that are not finite, proves nothing.
     return ~(view.distances[opponents] - view.errors[opponents] >= reach * (1 + gamma(16)))
 
 
@@ -272,9 +272,8 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     if base.linear_map is not None:
         free = _mapped_bounds(base.linear_map, base, view, others[:, None] - owns, margins)
         return free.max(axis=1) if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, target)
-    lengths = np.sqrt(np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + 4 * error * (far + near)) * (
-        1 + gamma(4)
-    )
+    squares = np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + 4 * error * (far + near)
+    lengths = np.sqrt(squares) * (1 + gamma(4))
     if norm == "linf":
         lengths *= math.sqrt(size) * (1 + gamma(4))
     elif norm == "l1":

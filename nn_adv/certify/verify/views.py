@@ -203,7 +203,7 @@ def _pixel_rounding(distances: np.ndarray, size: int) -> np.ndarray:
     """Bound how far squared distances D of ``size`` pixels v / 255 move when each of those is rounded to float32.
 
     A difference moves by s = 2^-23 sqrt(size) at most, and so D by 2 sqrt(D) s + s^2. Roots take long: 2 sqrt(D) is at
-    most D / t + t for every t, and hardly more where t is near sqrt(D).
+    most D / t + t for every t > 0, and hardly more where t is near sqrt(D).
     """
     moved, typical = 2.0**-23 * math.sqrt(size), math.sqrt(size) / 8
     return distances * (1.03 * moved / typical) + 1.03 * moved * (typical + 2 * moved)
