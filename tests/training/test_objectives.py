@@ -61,7 +61,7 @@ def test_forward_equivalents_of_a_step(threats, budget):
     forward = 2 * batch * size * size
     # The gradient to the images is not needed in the loss: each of its backward passes counts 1 there, not 2.
     trained = 1 + len(threats)
-    assert flops / forward == pytest.approx(budget - trained, abs=0.75)  # what is no product is below that
+    assert int(flops / forward) == budget - trained  # what is no product adds up to less than one
 
 
 @pytest.mark.slow
