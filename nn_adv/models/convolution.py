@@ -34,8 +34,7 @@ def conv_general_dilated(
     derivative there (``jax.jvp``).
 
     * The gradient with respect to the kernel is one matrix product, or one for each row of a stride, over a few images
-      at a time that stay in the cache. As the convolution that JAX makes of it, it takes a hundred times as long inside
-      a loop.
+      at a time that stay in the cache. Inside a loop the convolution that JAX makes of it takes many times as long.
     * The gradient with respect to the images is a convolution with the kernel turned round and its channel axes
       exchanged. JAX leaves the exchange to the layout, and once the turning has moved out of a loop XLA cannot hand
       such a layout to its fast routines: a step of an attack then runs an order of magnitude slower. Here the axes
