@@ -17,6 +17,7 @@ from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_va
 _MULTIPLIER_RANGE = (1e-100, 1e100)
 _UNDERFLOW = 1e-150  # more than a length loses whose squares underflow, as they do where a linear map is tiny
 _MAX_ROOT_STEPS = 60
+_LARGEST = 128  # entries that are sorted at first: a change that is small in l1 moves few pixels
 # Numbers in one [S, M, d] array: 16 MB.
 _CHUNK = 2**21
 
@@ -52,7 +53,8 @@ def multiplier_bounds(
     step = max(1, _CHUNK // max(1, width * points.shape[1], images.shape[1]))
     for start in range(0, len(image) if width else 0, step):
         part = slice(start, start + step)
-        own, other, center = points[constraints[part]], points[opponent[part]], images[image[part]]
+        own, other = points[constraints[part]], points[opponent[part]]
+        center = images if len(images) == 1 else images[image[part]]
         values = (pixel_values(own), pixel_values(other), pixel_values(center))
         found[part] = _bounds(*values, multipliers[part], norm, bounds, linear_map)
     return found
@@ -137,11 +139,21 @@ def _l1(target, w, drift, low, high) -> np.ndarray:
         return free
     least = np.max(np.where(has_end, 0, size), axis=1)[:, None]
     room = np.where(has_end, room, 0)
-    order = np.argsort(-size, axis=1)
-    sizes, rooms = np.take_along_axis(size, order, axis=1), np.take_along_axis(room, order, axis=1)
-    held = np.cumsum(rooms * sizes, axis=1) - sizes * np.cumsum(rooms, axis=1)
-    proved = np.where(sizes >= least, quotient(target[:, None] - held, sizes + drift[:, None]), 0)
-    mu = np.take_along_axis(sizes, np.argmax(proved, axis=1)[:, None], axis=1)
-    mu = np.maximum(mu, least)  # where nothing is proved
+    mu, is_last = _best_price(target, size, room, drift, least, _LARGEST)
+    if is_last.any():  # of the largest |w_k|; the best may lie beyond
+        mu[is_last], _ = _best_price(*(array[is_last] for array in (target, size, room, drift, least)), size.shape[1])
     held_back = np.sum(room * np.maximum(size - mu, 0), axis=1) * (1 + gamma(w.shape[1] + 8))
     return np.maximum(free, quotient(target - held_back, mu[:, 0] + drift))
+
+
+def _best_price(target, size, room, drift, least, count) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best mu ``[S, 1]`` of `_l1` among the ``count`` largest |w_k|, and whether it is the last of them."""
+    count = min(count, size.shape[1])
+    largest = np.argpartition(size, -count, axis=1)[:, -count:]
+    sizes, rooms = np.take_along_axis(size, largest, axis=1), np.take_along_axis(room, largest, axis=1)
+    order = np.argsort(-sizes, axis=1)
+    sizes, rooms = np.take_along_axis(sizes, order, axis=1), np.take_along_axis(rooms, order, axis=1)
+    held = np.cumsum(rooms * sizes, axis=1) - sizes * np.cumsum(rooms, axis=1)
+    proved = np.where(sizes >= least, quotient(target[:, None] - held, sizes + drift[:, None]), 0)
+    best = np.argmax(proved, axis=1)[:, None]
+    return np.maximum(np.take_along_axis(sizes, best, axis=1), least), best[:, 0] == count - 1

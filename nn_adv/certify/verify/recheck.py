@@ -8,6 +8,7 @@ classes), from a witness its size, its box and its nearest neighbour. A wrong ce
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -271,7 +272,8 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     margins = (far - near) / 2 - error * (far + near)
     if base.linear_map is not None:
         free = _mapped_bounds(base.linear_map, base, view, others[:, None] - owns, margins)
-        return free.max(axis=1) if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, target)
+        found = free.max(axis=1)
+        return found if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, found, target)
     squares = np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + 4 * error * (far + near)
     lengths = np.sqrt(squares) * (1 + gamma(4))
     if norm == "linf":
@@ -282,10 +284,14 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     found = free.max(axis=1)
     if norm == "l2":
         return found
-    low = np.flatnonzero(found < target)
-    gaps = others[low][:, None] - owns
-    free[low] = np.maximum(free[low], quotient(margins[low], dual_norms(norm, gaps) * (1 + error)))
-    return free.max(axis=1) if bounds is None else _boxed(base, view, opponents, free, target)
+
+
+    def by_gaps(low: np.ndarray, tried: np.ndarray) -> np.ndarray:
+        gaps = others[low][:, None] - owns[tried]
+        return quotient(np.take_along_axis(margins[low], tried, axis=1), dual_norms(norm, gaps) * (1 + error))
+
+    found = _improved(free, found, target, by_gaps)
+    return found if bounds is None else _boxed(base, view, opponents, free, found, target)
 
 
 def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins) -> np.ndarray:
@@ -297,18 +303,33 @@ def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins)
     return quotient(margins, lengths)
 
 
-def _boxed(base: Base, view: View, opponents: np.ndarray, free: np.ndarray, target: float) -> np.ndarray:
-    """Return the best bound of one constraint inside the box, given those without it ``[c, m]``."""
-    found, anchors = free.max(axis=1), view.anchors
-    for count in (1, len(anchors)):  # the best anchor alone is mostly enough
+def _boxed(
+    base: Base, view: View, opponents: np.ndarray, free: np.ndarray, found: np.ndarray, target: float
+) -> np.ndarray:
+    """Return the best bound of one constraint inside the box, see `_improved`."""
+
+    def in_box(low: np.ndarray, tried: np.ndarray) -> np.ndarray:
+        own = view.anchors[tried].reshape(-1, 1)
+        arguments = (np.zeros(len(own), int), np.repeat(opponents[low], tried.shape[1]), own)
+        boxed = multiplier_bounds(
+            base.points, view.image[None], *arguments, np.ones((len(own), 1)), norm=base.norm, bounds=base.bounds,
+            linear_map=base.linear_map,
+        )  # fmt: skip
+        return boxed.reshape(tried.shape)
+
+    return _improved(free, found, target, in_box)
+
+
+def _improved(free: np.ndarray, found: np.ndarray, target: float, bound: Callable) -> np.ndarray:
+    """Return bounds ``[c]`` no weaker than those found, by ``bound(opponents, anchors)`` where these are below target.
+
+    The anchor whose ``free`` bound ``[c, m]`` is best is tried first, and mostly enough.
+    """
+    found = found.copy()
+    for count in (1, free.shape[1]):
         low = np.flatnonzero(found < target)
         if not len(low):
             break
-        tried = anchors[np.argsort(-free[low], axis=1)[:, :count]]
-        arguments = (np.zeros(tried.size, int), np.repeat(opponents[low], count), tried.reshape(-1, 1))
-        boxed = multiplier_bounds(
-            base.points, view.image[None], *arguments, np.ones((tried.size, 1)), norm=base.norm, bounds=base.bounds,
-            linear_map=base.linear_map,
-        )  # fmt: skip
-        found[low] = np.maximum(found[low], boxed.reshape(len(low), count).max(axis=1))
+        tried = np.argsort(-free[low], axis=1)[:, :count]
+        found[low] = np.maximum(found[low], bound(low, tried).max(axis=1))
     return found

@@ -126,9 +126,9 @@ def _are_integers(base: Base, images: np.ndarray) -> bool:
 
 
 def measured_distances(
-    base: Base, measured: Measured, k: int, rows: np.ndarray | slice
+    base: Base, measured: Measured, k: int | np.ndarray, rows: np.ndarray | slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the squared distances of one image to some points, and their errors."""
+    """Return the squared distances of image k, or images ``[c, 1]``, to some points, and their errors."""
     distances = measured.distances[k, rows]
     if _are_integers(base, measured.images):
         return distances, _pixel_rounding(distances, base.points.shape[1])
@@ -191,10 +191,11 @@ def _integer_distances(points: np.ndarray, images: np.ndarray) -> np.ndarray:
     for start in range(0, len(points), BLOCK):
         block = slice(start, start + BLOCK)
         rows = points[block].astype(np.float32) - 128
-        found = sq_norms[:, None] + sq_lengths(rows.astype(np.float64))
+        found = np.repeat(sq_norms[:, None], len(rows), axis=1)
         for first in range(0, rows.shape[1], _EXACT_TERMS):
-            terms = slice(first, first + _EXACT_TERMS)
-            found += doubled[:, terms] @ rows[:, terms].T
+            terms = rows[:, first : first + _EXACT_TERMS]
+            found += doubled[:, first : first + _EXACT_TERMS] @ terms.T
+            found += sq_lengths(terms)
         np.divide(found, 255.0**2, out=distances[:, block])
     return distances
 

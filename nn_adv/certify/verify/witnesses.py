@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from nn_adv.certify.verify.linear import mapped_values, raised
@@ -37,12 +35,7 @@ def own_ranges(
         values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
         rows = np.flatnonzero(base.labels == label)
         if measured.distances.size:  # those to all points are known
-            ways = _ways(values, measured.starts[mine], measured.moved[mine] + moved)
-            near = [
-                _may_be_nearest(base, measured, k, rows, leave_out[k], way)
-                for k, way in zip(mine.tolist(), ways, strict=True)
-            ]
-            rows = rows[np.any(near, axis=0)]
+            rows = rows[_may_be_nearest(base, measured, mine, rows, leave_out[mine], values, moved)]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             distances, lengths, point_lengths = point_distances(base.points[block], values)
@@ -53,18 +46,46 @@ def own_ranges(
     return ranges
 
 
-def _ways(mapped: np.ndarray, starts: np.ndarray, moved: np.ndarray | float) -> np.ndarray:
-    """Return upper bounds on the l2 ways from ``starts`` to mapped witnesses ``[c, k]``, ``[c]``."""
-    return np.sqrt(sq_lengths(mapped - starts)) * (1 + gamma(starts.shape[-1] + 8)) + moved
+def _may_be_nearest(
+    base: Base,
+    measured: Measured,
+    mine: np.ndarray,
+    rows: np.ndarray,
+    leave_out: np.ndarray,
+    mapped: np.ndarray,
+    moved: np.ndarray,
+) -> np.ndarray:
+    """Return which of some points may be the nearest to one of the witnesses ``mapped [c, k]`` of images ``mine [c]``.
 
-
-def _may_be_nearest(base: Base, measured: Measured, k: int, rows: np.ndarray, leave_out: int, way: float) -> np.ndarray:
-    """Return which of some points may be the nearest of them to a witness, by its way from the image."""
-    distances, errors = measured_distances(base, measured, k, rows)
-    nearest = (distances + errors)[rows != leave_out].min(initial=np.inf)
-    reach = (np.sqrt(nearest) + 2 * way) * (1 + gamma(16))  # triangle inequality
+    No farther from a witness than the point nearest to its image, that is.
+    """
+    distances, errors = measured_distances(base, measured, mine[:, None], rows)
+    distances[rows == leave_out[:, None]] = np.inf
+    nearest = np.argmin(distances, axis=1)
+    to_nearest = sq_lengths(pixel_values(base.points[rows[nearest]]) - mapped) * (1 + gamma(mapped.shape[1] + 8))
+    is_known = np.isfinite(distances[np.arange(len(mine)), nearest])
+    ceilings = np.where(is_known, to_nearest + raised(to_nearest, moved), np.inf)
+    reaches = _reaches(base, measured.starts[mine], measured.moved[mine], mapped, moved, ceilings)
     with np.errstate(invalid="ignore"):  # where a distance overflows, nothing is ruled out
-        return ~(np.sqrt(np.maximum(distances - errors, 0)) > reach)
+        return ~(distances - errors > reaches[:, None]).all(axis=0)
+
+
+def _reaches(base: Base, starts, started, mapped, moved, ceilings) -> np.ndarray:
+    """Return squared distances from images beyond which no point is within ``ceilings [c]`` of the witnesses, ``[c]``.
+
+    Of an image x, a witness y and a point z, ||y - z|| >= ||x - z|| - ||y - x||, and ||y - z||^2 = ||x - z||^2 +
+    ||y - x||^2 - 2 (y - x).(z - x), where no z_k makes the product larger than the end of the pixels that y_k moves to.
+    Where a witness moves few pixels, and far, the second says more.
+    """
+    change, error = mapped - starts, gamma(starts.shape[1] + 16)
+    squares = sq_lengths(change)
+    reaches = (np.sqrt(np.maximum(ceilings, 0)) + np.sqrt(squares) * (1 + error) + started + moved) ** 2 * (1 + error)
+    if base.linear_map is not None:
+        return reaches
+    with np.errstate(invalid="ignore"):  # points may have pixels that are not finite
+        terms = change * (np.where(change > 0, base.largest_pixel, base.lowest_pixel) - starts)
+        slack = error * (ceilings + squares + 2 * np.abs(terms).sum(axis=1))
+        return np.fmin(reaches, ceilings - squares + 2 * terms.sum(axis=1) + slack)
 
 
 def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndarray) -> float:
@@ -79,9 +100,8 @@ def witness_size(base: Base, view: View, witness: np.ndarray, own_range: np.ndar
     dual_of = {"l1": "linf", "l2": "l2", "linf": "l1"}[base.norm]
     size = float(dual_norms(dual_of, change) * error)
     mapped, off = mapped_values(base.linear_map, values)
-    way = _ways(mapped, view.start, view.moved + float(off))
-    reach = (math.sqrt(max(ceiling, 0)) + way) * error
-    opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach**2))
+    (reach,) = _reaches(base, view.start[None], view.moved, mapped[None], off, np.array([ceiling]))
+    opponents = np.flatnonzero(view.other & (view.distances - view.errors <= reach))
     opponents = opponents[np.argsort(view.distances[opponents])]
     nearest = np.inf
     for start in range(0, len(opponents), _RIVALS):

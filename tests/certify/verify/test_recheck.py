@@ -110,6 +110,24 @@ def test_each_bound_is_below_the_radius_of_its_opponent(seed, norm, box):
         assert all(_at_most(lower, radius) for lower, radius in zip(found, radii, strict=True))
 
 
+@pytest.mark.parametrize(("width", "least", "most"), [(0.5, 10, 40), (0.1, 130, 390)])
+def test_in_l1_one_constraint_proves_its_radius_whether_few_pixels_move_or_many(width, least, most):
+    rng = np.random.default_rng(0)
+    image = np.full(400, 0.5)
+    points = np.stack([image + rng.uniform(-0.1, 0.1, 400), rng.uniform(0.2, 0.7, 400)]).astype(np.float32)
+    bounds = (0.5 - width, 0.5 + width)
+    gap, distances = points[1].astype(float) - points[0], np.sum((points - image) ** 2, axis=1)
+    sizes = -np.sort(-np.abs(gap))
+    gained = np.cumsum(width * sizes)  # by moving the pixels of largest gap to the border, one after the other
+    needed = (distances[1] - distances[0]) / 2
+    moved = int(np.searchsorted(gained, needed))
+    radius = moved * width + (needed - gained[moved - 1]) / sizes[moved]
+    assert least < moved < most
+    whom = np.zeros(1, int), np.ones(1, int), np.zeros((1, 1), int), np.ones((1, 1))
+    (found,) = multiplier_bounds(points, image[None].astype(np.float32), *whom, norm="l1", bounds=bounds)
+    assert radius * (1 - 1e-6) <= found <= radius * (1 + 1e-12)
+
+
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(NORMS), st.sampled_from(BOXES))

@@ -52,7 +52,26 @@ def test_own_points_that_the_way_rules_out_are_not_the_nearest(kind, length, mon
         assert found[k, 0] <= nearest * (1 + 1e-12) and nearest <= found[k, 1] * (1 + 1e-12)
 
 
-def test_the_way_counts_twice_and_what_rounding_hides_is_kept():
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_what_is_beyond_reach_of_an_image_is_not_near_its_witness(is_sparse):
+    """Where few pixels move far the ends of the pixels say more than the length of the way."""
+    rng = np.random.default_rng(0)
+    images, points = rng.random((20, 30)), rng.random((3000, 30)).astype(np.float32)
+    witnesses = images + 0 if is_sparse else images.clip(0.02, 0.98) + rng.uniform(-0.02, 0.02, (20, 30))
+    if is_sparse:
+        witnesses[:, 0] = np.round(witnesses[:, 0])
+    images, witnesses, values = (pixel_values(some) for some in (images, witnesses, points))
+    base = make_base(points, np.zeros(3000, int), np.arange(3000), "l1", None, None)
+    from_images, from_witnesses = (np.sum((some[:, None] - values) ** 2, axis=2) for some in (images, witnesses))
+    for rank in (0, 50):
+        ceilings = np.sort(from_witnesses, axis=1)[:, rank]
+        reaches = module._reaches(base, images, np.zeros(20), witnesses, np.zeros(20), ceilings)
+        assert np.all((from_witnesses > ceilings[:, None]) | (from_images <= reaches[:, None]))
+        ways = np.sqrt(ceilings) + np.sqrt(np.sum((witnesses - images) ** 2, axis=1))
+        assert np.mean(reaches < ways**2 * 0.99) == is_sparse
+
+
+def test_a_point_behind_a_witness_and_what_rounding_hides_are_kept():
     """On a line: the own point behind a witness is farther from the image than the one on the other side."""
     points = np.array([[1.0], [-1.45]], np.float32)
     base = make_base(points, np.zeros(2, int), np.arange(2), "l2", None, None)
@@ -61,7 +80,7 @@ def test_the_way_counts_twice_and_what_rounding_hides_is_kept():
     (low, high), nearest = own_ranges(base, measured, *asked)[0], (float(points[1, 0]) - float(asked[0][0, 0])) ** 2
     assert low <= nearest <= high
     # Where distances to the image may be off, the point that only seems too far away is kept.
-    for squared, changed in ((2.8, {"lengths": np.array([1e7])}), (9.0, {"moved": np.array([0.5])})):
+    for squared, changed in ((2.6, {"lengths": np.array([1e7])}), (7.0, {"moved": np.array([0.5])})):
         doubtful = measured._replace(distances=np.array([[1.0, squared]]), **changed)
         linear = base._replace(linear_map=make_map(np.eye(1, dtype=np.float32), "l2"))
         low, high = own_ranges(linear, doubtful, *asked)[0]
