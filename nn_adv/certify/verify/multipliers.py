@@ -17,7 +17,7 @@ from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_va
 _MULTIPLIER_RANGE = (1e-100, 1e100)
 _UNDERFLOW = 1e-150  # more than a length loses whose squares underflow, as they do where a linear map is tiny
 _MAX_ROOT_STEPS = 60
-_LARGEST = 128  # entries that are sorted at first: a change that is small in l1 moves few pixels
+_LARGEST = 256  # entries that are sorted at first: a change that is small in l1 moves few pixels
 # Numbers in one [S, M, d] array: 16 MB.
 _CHUNK = 2**21
 
