@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from nn_adv.threat import float64_sizes
 
 _OWN_POINTS = 4  # asked for around a candidate witness
 _NUM_ANCHORS = 4
+_FEW_EACH = 32  # points near each candidate, on average, that are measured sooner than those of a class
 _FEW = 2**22  # differences of pixels that NumPy forms sooner than a search is compiled
 
 
@@ -56,11 +58,19 @@ class Search:
         is_copy = (self.points.measured[own] == self.points.measured[opponent]).all(axis=1)
         return (own >= 0) & (own != self.left_out[image]) & ~is_copy
 
-    def nearest_own(self, candidates: np.ndarray, label: int) -> np.ndarray:
-        """Return the points ``[T, k]`` of a class nearest to each candidate ``[T, d]``, nearest first."""
+    def nearest_own(
+        self, candidates: np.ndarray, label: int, among: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Return the points ``[T, k]`` of a class nearest to each candidate ``[T, d]``, nearest first.
+
+        With ``among``, points of the class for each candidate, others need not be found.
+        """
         count, mine = len(candidates), np.flatnonzero(self.points.labels == label)
         if candidates.size * len(mine) <= _FEW:
             return _nearest_of_few(candidates, self.points, mine)
+        if among is not None and sum(map(len, among)) <= _FEW_EACH * count:
+            found = [_nearest_of_few(c[None], self.points, some) for c, some in zip(candidates, among, strict=True)]
+            return np.concatenate(found)
         padded = np.pad(candidates, ((0, power_of_two(count) - count), (0, 0)), mode="edge")
         indices = np.asarray(nearest_in_class(self.reference, padded, label, k=_OWN_POINTS).indices)[:count]
         return np.where(indices < 0, -1, self.points.positions[np.maximum(indices, 0)])

@@ -18,7 +18,7 @@ import numpy as np
 
 from nn_adv.certify import dual
 from nn_adv.certify.problems import Problems, lower_bound, solve_linear
-from nn_adv.certify.screening import doubt
+from nn_adv.certify.screening import doubt, score_ceiling
 from nn_adv.certify.state import Search
 from nn_adv.pixels import float64_pixels
 
@@ -246,23 +246,51 @@ def _judge(search: Search, subproblems: list[Subproblem], candidate: np.ndarray,
     """Close what cannot beat the best witness; look for own points near the other candidates and go on from there."""
     for one in subproblems:
         one.is_open = _may_win(search, one)
-    labels = np.array([search.labels[one.image] for one in subproblems])
-    is_open = np.array([one.is_open for one in subproblems])
+    images = np.array([one.image for one in subproblems])
+    labels, is_open = search.labels[images], np.array([one.is_open for one in subproblems])
+    points = search.points
     for label in np.unique(labels[is_open]):
         chosen = np.flatnonzero(is_open & (labels == label))
-        nearest = search.nearest_own(candidate[chosen], int(label))
-        opponents = np.array([[subproblems[i].opponent] for i in chosen])
-        near = search.points.values(np.maximum(np.concatenate([nearest, opponents], axis=1), 0))
         witnesses = candidate[chosen].astype(np.float64)
-        errors = np.broadcast_to(search.points.mapping_error(witnesses), len(chosen))
-        difference = near - search.points.mapped(witnesses)[:, None]
-        sq = np.einsum("tkd,tkd->tk", difference, difference)
-        for i, own, sq_own, sq_other, error in zip(chosen, nearest, sq[:, :-1], sq[:, -1], errors, strict=True):
+        mapped = points.mapped(witnesses)
+        sq_other = _sq_lengths(points.values([subproblems[i].opponent for i in chosen]) - mapped)
+        # Ties count too: the index may decide them.
+        ceilings = sq_other + doubt(sq_other, mapped.shape[1], points.mapping_error(witnesses))
+        among = _own_within(search, images[chosen], mapped, ceilings) if _is_on_cpu() else None
+        nearest = search.nearest_own(candidate[chosen], int(label), among)
+        sq_own = _sq_lengths(points.values(np.maximum(nearest, 0)) - mapped[:, None])
+        for i, own, is_near in zip(chosen, nearest, sq_own < ceilings[:, None], strict=True):
             one = subproblems[i]
-            # Ties count too: the index may decide them.
-            is_missed = search.is_rival(own, one.image, one.opponent)
-            is_missed &= sq_own < sq_other + doubt(sq_other, near.shape[2], error)
+            is_missed = is_near & search.is_rival(own, one.image, one.opponent)
             _update(search, one, candidate[i], own[is_missed], bool(is_converged[i]))
+
+
+def _own_within(search: Search, images: np.ndarray, mapped: np.ndarray, sq_distances: np.ndarray) -> list[np.ndarray]:
+    """Return own points of images ``[T]``, among them all within distances of their candidates ``[T, k]``.
+
+    Candidates are mapped pixels and distances ``[T]`` squared.
+    """
+    points, starts = search.points, search.points.mapped(search.pixels[images])
+    change = mapped - starts
+    squares = _sq_lengths(change)
+    reach = (np.sqrt(sq_distances) + np.sqrt(squares)) ** 2  # triangle inequality
+    if points.linear_map is None:
+        # ||y - z||^2 = ||x - z||^2 + ||y - x||^2 - 2 (y - x).(z - x), and no z_k lies beyond the ends of the pixels:
+        # that says more where few pixels move, and far.
+        ends = np.where(change > 0, points.lowest_pixel + points.spread, points.lowest_pixel)
+        reach = np.minimum(reach, sq_distances - squares + 2 * np.sum(change * (ends - starts), axis=1))
+    farthest = np.zeros(len(search.labels))
+    np.maximum.at(farthest, images, np.sqrt(np.maximum(reach, 0)))
+    ceilings = score_ceiling(search, farthest)
+    found = {
+        b: np.flatnonzero((search.scores[b] <= ceilings[b]) & (search.points.labels == search.labels[b]))
+        for b in set(images.tolist())
+    }
+    return [found[b] for b in images.tolist()]
+
+
+def _sq_lengths(vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("...d,...d->...", vectors, vectors)
 
 
 def _update(search: Search, one: Subproblem, candidate: np.ndarray, missed: np.ndarray, is_converged: bool) -> None:
