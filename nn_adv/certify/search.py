@@ -12,7 +12,7 @@ import numpy as np
 
 from nn_adv.certify import screening
 from nn_adv.certify.inputs import Points, Question, host_pixels, pixel_scale
-from nn_adv.certify.state import Search, power_of_two
+from nn_adv.certify.state import Search, power_of_two, sq_lengths
 from nn_adv.certify.subproblems import Subproblem, advance
 from nn_adv.certify.ties import step_across
 from nn_adv.neighbors import Reference, Streamed
@@ -120,9 +120,10 @@ def _usable(points: Points, labels: np.ndarray, left_out: np.ndarray) -> tuple[n
 
 def _measure(search: Search, near: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the least squared distance to own points ``[B, 1]``, those to ``near``, and lower bounds of these."""
-    everyone = np.arange(len(near))
-    sq_own, _ = screening.by_one_constraint(search, everyone, search.own, norm=search.norm, bounds=search.bounds)
+    points, everyone = search.points, np.arange(len(near))
     sq_near, lower = screening.by_one_constraint(search, everyone, near, norm=search.norm, bounds=search.bounds)
+    pairs = zip(np.maximum(search.own, 0), points.mapped(search.pixels), strict=True)
+    sq_own = np.array([sq_lengths(points.values(own) - start) for own, start in pairs])
     sq_own = np.where(search.own >= 0, sq_own, np.inf).min(axis=1, keepdims=True)
     return sq_own, np.where(near >= 0, sq_near, np.inf), lower
 
@@ -226,7 +227,7 @@ def _winners(search: Search) -> np.ndarray:
         near = [j for j, lower in search.candidates[b].items() if lower <= search.best[b] * (1 + 1e-9)]
         some = np.array([*near, winners[b]])
         witness = search.points.mapped(search.adversarial[b].astype(np.float64))
-        sq_distances = np.sum((search.points.values(some) - witness) ** 2, axis=1)
+        sq_distances = sq_lengths(search.points.values(some) - witness)
         nearest = some[sq_distances == sq_distances.min()]
         winners[b] = nearest[np.argmin(search.points.indices[nearest])]
     return winners

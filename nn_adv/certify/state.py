@@ -58,9 +58,7 @@ class Search:
         is_copy = (self.points.measured[own] == self.points.measured[opponent]).all(axis=1)
         return (own >= 0) & (own != self.left_out[image]) & ~is_copy
 
-    def nearest_own(
-        self, candidates: np.ndarray, label: int, among: Sequence[np.ndarray] | None = None
-    ) -> np.ndarray:
+    def nearest_own(self, candidates: np.ndarray, label: int, among: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return the points ``[T, k]`` of a class nearest to each candidate ``[T, d]``, nearest first.
 
         With ``among``, points of the class for each candidate, others need not be found.
@@ -90,9 +88,14 @@ def _nearest_of_few(candidates: np.ndarray, points: Points, some: np.ndarray) ->
     values = points.measured[some]
     if not values.dtype == candidates.dtype == np.uint8:  # between uint8 images ties are those of the integers
         values, candidates = host_pixels(values, np.float64), points.mapped(host_pixels(candidates, np.float64))
-    sq_distances = np.sum((candidates[:, None].astype(np.float64) - values) ** 2, axis=2)
+    sq_distances = sq_lengths(candidates[:, None].astype(np.float64) - values)
     order = np.lexsort((np.broadcast_to(points.indices[some], sq_distances.shape), sq_distances))[:, :_OWN_POINTS]
     return np.pad(some[order], ((0, 0), (0, _OWN_POINTS - order.shape[1])), constant_values=-1)
+
+
+def sq_lengths(vectors: np.ndarray) -> np.ndarray:
+    """Return squared l2 norms over the last axis."""
+    return np.einsum("...d,...d->...", vectors, vectors)
 
 
 def power_of_two(count: int) -> int:

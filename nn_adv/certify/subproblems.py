@@ -19,7 +19,7 @@ import numpy as np
 from nn_adv.certify import dual
 from nn_adv.certify.problems import Problems, lower_bound, solve_linear
 from nn_adv.certify.screening import doubt, score_ceiling
-from nn_adv.certify.state import Search
+from nn_adv.certify.state import Search, sq_lengths
 from nn_adv.pixels import float64_pixels
 
 _WIDTHS = (8, 16, 32, 64, 128)  # padded numbers of constraints, a program each
@@ -253,12 +253,12 @@ def _judge(search: Search, subproblems: list[Subproblem], candidate: np.ndarray,
         chosen = np.flatnonzero(is_open & (labels == label))
         witnesses = candidate[chosen].astype(np.float64)
         mapped = points.mapped(witnesses)
-        sq_other = _sq_lengths(points.values([subproblems[i].opponent for i in chosen]) - mapped)
+        sq_other = sq_lengths(points.values([subproblems[i].opponent for i in chosen]) - mapped)
         # Ties count too: the index may decide them.
         ceilings = sq_other + doubt(sq_other, mapped.shape[1], points.mapping_error(witnesses))
         among = _own_within(search, images[chosen], mapped, ceilings) if _is_on_cpu() else None
         nearest = search.nearest_own(candidate[chosen], int(label), among)
-        sq_own = _sq_lengths(points.values(np.maximum(nearest, 0)) - mapped[:, None])
+        sq_own = sq_lengths(points.values(np.maximum(nearest, 0)) - mapped[:, None])
         for i, own, is_near in zip(chosen, nearest, sq_own < ceilings[:, None], strict=True):
             one = subproblems[i]
             is_missed = is_near & search.is_rival(own, one.image, one.opponent)
@@ -272,7 +272,7 @@ def _own_within(search: Search, images: np.ndarray, mapped: np.ndarray, sq_dista
     """
     points, starts = search.points, search.points.mapped(search.pixels[images])
     change = mapped - starts
-    squares = _sq_lengths(change)
+    squares = sq_lengths(change)
     reach = (np.sqrt(sq_distances) + np.sqrt(squares)) ** 2  # triangle inequality
     if points.linear_map is None:
         # ||y - z||^2 = ||x - z||^2 + ||y - x||^2 - 2 (y - x).(z - x), and no z_k lies beyond the ends of the pixels:
@@ -287,10 +287,6 @@ def _own_within(search: Search, images: np.ndarray, mapped: np.ndarray, sq_dista
         for b in set(images.tolist())
     }
     return [found[b] for b in images.tolist()]
-
-
-def _sq_lengths(vectors: np.ndarray) -> np.ndarray:
-    return np.einsum("...d,...d->...", vectors, vectors)
 
 
 def _update(search: Search, one: Subproblem, candidate: np.ndarray, missed: np.ndarray, is_converged: bool) -> None:

@@ -139,14 +139,15 @@ def _l1(target, w, drift, low, high) -> np.ndarray:
         return free
     least = np.max(np.where(has_end, 0, size), axis=1)[:, None]
     room = np.where(has_end, room, 0)
-    mu, is_last = _best_price(target, size, room, drift, least, _LARGEST)
-    if is_last.any():  # of the largest |w_k|; the best may lie beyond
-        mu[is_last], _ = _best_price(*(array[is_last] for array in (target, size, room, drift, least)), size.shape[1])
+    mu, is_last = _best_threshold(target, size, room, drift, least, _LARGEST)
+    if is_last.any():  # of the largest |w_k|: the best may lie beyond
+        rest = target[is_last], size[is_last], room[is_last], drift[is_last], least[is_last]
+        mu[is_last], _ = _best_threshold(*rest, size.shape[1])
     held_back = np.sum(room * np.maximum(size - mu, 0), axis=1) * (1 + gamma(w.shape[1] + 8))
     return np.maximum(free, quotient(target - held_back, mu[:, 0] + drift))
 
 
-def _best_price(target, size, room, drift, least, count) -> tuple[np.ndarray, np.ndarray]:
+def _best_threshold(target, size, room, drift, least, count) -> tuple[np.ndarray, np.ndarray]:
     """Return the best mu ``[S, 1]`` of `_l1` among the ``count`` largest |w_k|, and whether it is the last of them."""
     count = min(count, size.shape[1])
     largest = np.argpartition(size, -count, axis=1)[:, -count:]

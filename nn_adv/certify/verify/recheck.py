@@ -285,7 +285,6 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     if norm == "l2":
         return found
 
-
     def by_gaps(low: np.ndarray, tried: np.ndarray) -> np.ndarray:
         gaps = others[low][:, None] - owns[tried]
         return quotient(np.take_along_axis(margins[low], tried, axis=1), dual_norms(norm, gaps) * (1 + error))
