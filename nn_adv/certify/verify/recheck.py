@@ -8,14 +8,23 @@ classes), from a witness its size, its box and its nearest neighbour. A wrong ce
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from nn_adv.certify.verify.linear import LinearMap, in_pixels
 from nn_adv.certify.verify.multipliers import multiplier_bounds
-from nn_adv.certify.verify.rounding import box_room, dual_norms, gamma, pixel_values, quotient, sq_lengths
+from nn_adv.certify.verify.rounding import (
+    LEAST_SINGLE,
+    box_room,
+    dual_norms,
+    gamma,
+    pixel_values,
+    quotient,
+    single_gamma,
+    single_values,
+    sq_lengths,
+)
 from nn_adv.certify.verify.views import (
     Base,
     View,
@@ -262,39 +271,58 @@ def _is_below(base: Base, view: View, opponents: np.ndarray | slice, target: flo
 def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float) -> np.ndarray:
     """Return for each opponent the best bound of one constraint; from ``target`` on it may be weaker than need be.
 
-    The free bound is (D_j - D_i) / 2 over the dual norm of z_j - z_i, and that norm is first bounded by products.
+    The free bound is (D_j - D_i) / 2 over the dual norm of z_j - z_i; one inside the box is no weaker.
     """
-    norm, bounds, anchors, size = base.norm, base.bounds, view.anchors, view.start.size
-    error = gamma(size + 8)
-    others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[anchors])
-    to_others, to_owns = others - view.start, owns - view.start
-    far, near = sq_lengths(to_others)[:, None], sq_lengths(to_owns)[None]
+    every = np.arange(len(view.anchors))
+    if base.linear_map is None:
+        rough = _rough_bounds(base, view, opponents)
+    else:
+        rough = _free_bounds(base, view, opponents, every[None])
+    found = rough.max(axis=1)
+    steps = [(_free_bounds, 1), (_free_bounds, len(every))]
+    if base.norm != "l2" and base.bounds is not None:
+        steps[1:] = [(_boxed_bounds, 1), (_boxed_bounds, len(every))]
+    for bounds_of, count in steps:  # the anchor that seems best is mostly enough
+        low = np.flatnonzero(found < target)
+        if not len(low):
+            break
+        tried = np.argsort(-rough[low], axis=1)[:, :count]
+        found[low] = np.maximum(found[low], bounds_of(base, view, opponents[low], tried).max(axis=1))
+    return found
+
+
+def _rough_bounds(base: Base, view: View, opponents: np.ndarray) -> np.ndarray:
+    """Return free bounds ``[c, m]``, weaker ones, from distances that are known and products in single precision."""
+    anchors, size, start = view.anchors, view.start.size, view.start.astype(np.float32)
+    to_others, to_owns = (single_values(base.points[some]) - start for some in (opponents, anchors))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 proves nothing here
+        far, near = view.distances[opponents][:, None], view.distances[anchors]
+        doubt = (view.errors[opponents][:, None] + view.errors[anchors]) * (1 + gamma(8))
+        # A product of two vectors is off by its rounding, as the product of their lengths, and by what is too small.
+        error = single_gamma(size + 8) * (far + near + doubt) + size * LEAST_SINGLE
+        squares = np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + doubt + error
+        lengths = np.sqrt(squares) * (1 + gamma(4))
+        if base.norm == "linf":
+            lengths *= math.sqrt(size) * (1 + gamma(4))
+        elif base.norm == "l1":
+            lengths = np.minimum(lengths, base.spread * (1 + gamma(4)))
+        return quotient((far - near - doubt) / 2, lengths)
+
+
+def _free_bounds(base: Base, view: View, opponents: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Return the free bounds ``[c, t]`` of opponents ``[c]`` by places of anchors ``[c, t]``, or ``[1, t]`` for all."""
+    others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[view.anchors])
+    far, near = sq_lengths(others - view.start)[:, None], sq_lengths(owns - view.start)[tried]
+    error = gamma(view.start.size + 8)
     margins = (far - near) / 2 - error * (far + near)
+    gaps = others[:, None] - owns[tried]
     if base.linear_map is not None:
-        free = _mapped_bounds(base.linear_map, base, view, others[:, None] - owns, margins)
-        found = free.max(axis=1)
-        return found if norm == "l2" or bounds is None else _boxed(base, view, opponents, free, found, target)
-    squares = np.maximum(far + near - 2 * (to_others @ to_owns.T), 0) + 4 * error * (far + near)
-    lengths = np.sqrt(squares) * (1 + gamma(4))
-    if norm == "linf":
-        lengths *= math.sqrt(size) * (1 + gamma(4))
-    elif norm == "l1":
-        lengths = np.minimum(lengths, base.spread * (1 + gamma(4)))
-    free = quotient(margins, lengths)
-    found = free.max(axis=1)
-    if norm == "l2":
-        return found
-
-    def by_gaps(low: np.ndarray, tried: np.ndarray) -> np.ndarray:
-        gaps = others[low][:, None] - owns[tried]
-        return quotient(np.take_along_axis(margins[low], tried, axis=1), dual_norms(norm, gaps) * (1 + error))
-
-    found = _improved(free, found, target, by_gaps)
-    return found if bounds is None else _boxed(base, view, opponents, free, found, target)
+        return _mapped_bounds(base.linear_map, base, view, gaps, margins)
+    return quotient(margins, dual_norms(base.norm, gaps) * (1 + error))
 
 
 def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins) -> np.ndarray:
-    """Return the free bounds of `_single_bounds` ``[c, m]`` for differences of mapped points ``gaps [c, m, k]``."""
+    """Return the free bounds of `_single_bounds` for differences of mapped points ``gaps [c, m, k]``."""
     error = 1 + gamma(gaps.shape[2] + 16)
     margins = margins - view.moved * dual_norms("l2", gaps) * error
     in_image, drift = in_pixels(linear_map, gaps, base.norm)
@@ -302,33 +330,12 @@ def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins)
     return quotient(margins, lengths)
 
 
-def _boxed(
-    base: Base, view: View, opponents: np.ndarray, free: np.ndarray, found: np.ndarray, target: float
-) -> np.ndarray:
-    """Return the best bound of one constraint inside the box, see `_improved`."""
-
-    def in_box(low: np.ndarray, tried: np.ndarray) -> np.ndarray:
-        own = view.anchors[tried].reshape(-1, 1)
-        arguments = (np.zeros(len(own), int), np.repeat(opponents[low], tried.shape[1]), own)
-        boxed = multiplier_bounds(
-            base.points, view.image[None], *arguments, np.ones((len(own), 1)), norm=base.norm, bounds=base.bounds,
-            linear_map=base.linear_map,
-        )  # fmt: skip
-        return boxed.reshape(tried.shape)
-
-    return _improved(free, found, target, in_box)
-
-
-def _improved(free: np.ndarray, found: np.ndarray, target: float, bound: Callable) -> np.ndarray:
-    """Return bounds ``[c]`` no weaker than those found, by ``bound(opponents, anchors)`` where these are below target.
-
-    The anchor whose ``free`` bound ``[c, m]`` is best is tried first, and mostly enough.
-    """
-    found = found.copy()
-    for count in (1, free.shape[1]):
-        low = np.flatnonzero(found < target)
-        if not len(low):
-            break
-        tried = np.argsort(-free[low], axis=1)[:, :count]
-        found[low] = np.maximum(found[low], bound(low, tried).max(axis=1))
-    return found
+def _boxed_bounds(base: Base, view: View, opponents: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Return bounds inside the box, as `_free_bounds`."""
+    own = view.anchors[tried].reshape(-1, 1)
+    arguments = (np.zeros(len(own), int), np.repeat(opponents, tried.shape[1]), own)
+    boxed = multiplier_bounds(
+        base.points, view.image[None], *arguments, np.ones((len(own), 1)), norm=base.norm, bounds=base.bounds,
+        linear_map=base.linear_map,
+    )  # fmt: skip
+    return boxed.reshape(tried.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _UNIT_ROUNDOFF = 2.0**-53
+LEAST_SINGLE = 2.0**-120  # more than two float32 numbers lose whose product is too small for the type
 LEAST_LENGTH = 1e-300  # no division by zero, and no infinite radius times zero
 
 
@@ -13,11 +14,21 @@ def gamma(count: int) -> float:
     return count * _UNIT_ROUNDOFF / (1 - count * _UNIT_ROUNDOFF)
 
 
+def single_gamma(count: int) -> float:
+    """Return `gamma` of roundings to float32."""
+    return gamma(count * 2**29) if count < 2**23 else np.inf
+
+
 def pixel_values(images: np.ndarray) -> np.ndarray:
     """Return the float64 values of images: uint8 means float32(v / 255), others are rounded to float32."""
+    return single_values(images).astype(np.float64)
+
+
+def single_values(images: np.ndarray) -> np.ndarray:
+    """Return the same as float32, which holds them."""
     if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255), dtype=np.float32).astype(np.float64)
-    return images.astype(np.float32, copy=False).astype(np.float64)
+        return np.divide(images, np.float32(255), dtype=np.float32)
+    return images.astype(np.float32, copy=False)
 
 
 def sq_lengths(vectors: np.ndarray) -> np.ndarray:
