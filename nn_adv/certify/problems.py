@@ -74,7 +74,8 @@ def l1_maximum(target, size, room):
         return jnp.where(target > held, low, middle), jnp.where(target > held, middle, high)
 
     low, _ = lax.fori_loop(0, _NUM_HALVINGS, halve, (largest * _LEAST_THRESHOLD, largest))
-    return jnp.maximum(_l1_value(low, target, size, room), _l1_value(largest, target, size, room))
+    # At the largest |w| nothing is held back.
+    return jnp.maximum(_l1_value(low, target, size, room), target / jnp.where(largest > 0, largest, jnp.inf))
 
 
 def linf_root(target, size, room):

@@ -38,7 +38,7 @@ from nn_adv.certify.verify.views import (
 from nn_adv.certify.verify.witnesses import own_ranges, witness_size
 
 _MAX_DISTANCES = 48 * 2**20  # distances made at a time: 384 MB; the last ones are held meanwhile
-_FIRST_OPPONENTS, _MAX_OPPONENTS = 8, 64  # compared with the anchors at a time
+_FIRST_OPPONENTS, _MAX_OPPONENTS = 16, 128  # compared with the anchors at a time
 _TOGETHER = 64  # images screened together
 _MANY = 1 / 64  # share of the points: so many opponents left of an image gain by a product with all points
 
