@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from nn_adv import neighbors
 from nn_adv.certify.verify import Certificate, Screened, recheck
 from nn_adv.certify.verify.multipliers import multiplier_bounds
+from nn_adv.certify.verify.recheck import _rough_bounds
+from nn_adv.certify.verify.rounding import pixel_values
+from nn_adv.certify.verify.views import make_base, measure, views
 from tests.certify import truths
 from tests.neighbors.truths import as_pixels
 
@@ -108,6 +111,29 @@ def test_each_bound_is_below_the_radius_of_its_opponent(seed, norm, box):
         entries = (problem.points, problem.image[None], np.zeros(len(opponents), int), opponents, rows, weights)
         found = multiplier_bounds(*entries, norm=norm, bounds=box)
         assert all(_at_most(lower, radius) for lower, radius in zip(found, radii, strict=True))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("unit", [1e-22, 1e-3, 1.0, 1e18, np.uint8])
+def test_bounds_in_single_precision_are_no_better_than_those_in_double(norm, unit):
+    rng = np.random.default_rng(0)
+    points, images = rng.integers(0, 256, (200, 40)).astype(np.uint8), rng.integers(0, 256, (3, 40)).astype(np.uint8)
+    points[-1] = points[-2]  # a step away from an anchor, where what single precision loses counts most
+    points[-1, 0] ^= 1
+    if unit is not np.uint8:
+        points, images = ((values * (unit / 255)).astype(np.float32) for values in (points, images))
+    labels, opponents, anchors = (np.arange(200) >= 150).astype(int), np.append(np.arange(150), 199), [150, 170, 198]
+    labels[199] = 0
+    base = make_base(points, labels, np.arange(200), norm, None, None)
+    others, owns = pixel_values(points[opponents])[:, None], pixel_values(points[anchors])
+    gaps = others - owns
+    sizes = {"l1": np.abs(gaps).max(axis=2), "l2": np.linalg.norm(gaps, axis=2), "linf": np.abs(gaps).sum(axis=2)}[norm]
+    for view in views(base, measure(base, images, all_points=True), np.ones(3, int), np.full(3, -1)):
+        truth = np.maximum(np.sum(gaps * ((others + owns) / 2 - view.values), axis=2) / sizes, 0)
+        found = _rough_bounds(base, view._replace(anchors=np.array(anchors)), opponents)
+        assert np.all(found <= truth * (1 + 1e-9))
+        if norm == "l2" and unit not in (1e-22, 1e18):  # whose squares float32 does not hold
+            assert np.all(found[:-1] >= truth[:-1] * 0.99)
 
 
 @pytest.mark.parametrize(("width", "least", "most"), [(0.5, 10, 40), (0.075, 260, 390)])
