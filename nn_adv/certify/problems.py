@@ -9,6 +9,7 @@ Everything is float64: call under ``jax.enable_x64(True)``.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -20,7 +21,8 @@ from jax import lax
 
 _MAX_ROOT_STEPS = 150
 _LEAST_THRESHOLD, _NUM_HALVINGS = 2.0**-12, 14  # where the best threshold of l1 is looked for
-_HIGHS_OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+# Without what is done before: it takes longer than solving for a few constraints.
+_HIGHS_OPTIONS = {"presolve": False, "primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
 class Problems(NamedTuple):
@@ -38,6 +40,7 @@ def combine(gaps: chex.Array, multipliers: chex.Array) -> jax.Array:
     return jnp.einsum("smd,sm->sd", gaps, multipliers)
 
 
+@functools.partial(jax.jit, static_argnames="norm")  # for calls outside jit: there the search below compiled each time
 def lower_bound(norm: str, problems: Problems, multipliers: chex.Array) -> jax.Array:
     """Return the lower bound on the radius that any multipliers >= 0 prove, ``[S]``; weak duality."""
     w = combine(problems.gaps, multipliers)
