@@ -123,7 +123,7 @@ def _measure(search: Search, near: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     points, everyone = search.points, np.arange(len(near))
     sq_near, lower = screening.by_one_constraint(search, everyone, near, norm=search.norm, bounds=search.bounds)
     pairs = zip(np.maximum(search.own, 0), points.mapped(search.pixels), strict=True)
-    sq_own = np.array([sq_lengths(points.values(own) - start) for own, start in pairs])
+    sq_own = np.array([sq_lengths(points.values(own) - start) for own, start in pairs]).reshape(search.own.shape)
     sq_own = np.where(search.own >= 0, sq_own, np.inf).min(axis=1, keepdims=True)
     return sq_own, np.where(near >= 0, sq_near, np.inf), lower
 
