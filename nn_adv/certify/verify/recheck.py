@@ -275,11 +275,10 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     """
     every = np.arange(len(view.anchors))
     if base.linear_map is None:
-        rough = _rough_bounds(base, view, opponents)
+        rough, steps = _rough_bounds(base, view, opponents), [(_free_bounds, 1), (_free_bounds, len(every))]
     else:
-        rough = _free_bounds(base, view, opponents, every[None])
+        rough, steps = _free_bounds(base, view, opponents, every[None]), []
     found = rough.max(axis=1)
-    steps = [(_free_bounds, 1), (_free_bounds, len(every))]
     if base.norm != "l2" and base.bounds is not None:
         steps[1:] = [(_boxed_bounds, 1), (_boxed_bounds, len(every))]
     for bounds_of, count in steps:  # the anchor that seems best is mostly enough

@@ -34,7 +34,7 @@ def own_ranges(
         mine = np.flatnonzero(is_real & (labels == label))
         values, moved = mapped_values(base.linear_map, pixel_values(witnesses[mine]))
         rows = np.flatnonzero(base.labels == label)
-        if measured.distances.size:  # those to all points are known
+        if len(rows) and measured.distances.size:  # those to all points are known
             rows = rows[_may_be_nearest(base, measured, mine, rows, leave_out[mine], values, moved)]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
