@@ -85,3 +85,11 @@ def test_a_point_behind_a_witness_and_what_rounding_hides_are_kept():
         linear = base._replace(linear_map=make_map(np.eye(1, dtype=np.float32), "l2"))
         low, high = own_ranges(linear, doubtful, *asked)[0]
         assert low <= nearest <= high
+
+
+def test_a_class_without_points_is_infinitely_far_from_a_witness():
+    points = np.array([[0], [255]], np.uint8)
+    base = make_base(points, np.zeros(2, int), np.arange(2), "l2", None, None)
+    measured = measure(base, np.array([[100]], np.uint8), all_points=True)
+    asked = np.array([[0.3]], np.float32), np.array([True]), np.ones(1, int), np.array([-1])
+    np.testing.assert_array_equal(own_ranges(base, measured, *asked), [[np.inf, np.inf]])
