@@ -52,20 +52,12 @@ def broken_by(
     at the smaller ones: their balls lie inside the one that was searched. So an image goes through all attacks about
     once a norm, not once a radius; the counts are still upper bounds of the robust accuracy.
 
+    Arguments that `attacks.ensemble` has too are as there; images are float32.
+
     Args:
-      logits_fn: what is attacked, images ``[B, ...]`` to logits ``[B, C]``.
-      images: ``[N, ...]`` float32.
-      labels: ``[N]``.
-      suite: the attacks in their order.
       threats: in the order in which they are tried. At the first of a norm every image is attacked.
-      key: of the attacks' random numbers.
-      indices: ``[N]`` what the random numbers of each image belong to.
-      batch_size: images per call.
       progress_file: where the progress is kept while it runs, and read from at the start; the caller removes it.
       show: called after each batch with a few words on where it belongs.
-
-    Returns:
-      What broke each image in each threat; the more broken, the larger the radius.
 
     Raises:
       ValueError: the progress file cannot be read; the message says what to do.

@@ -220,7 +220,7 @@ class Plan(plan.Plan):
 
     def _nearest(self, unit: Unit, shared: Prepared) -> tuple[np.ndarray, dict[str, float]]:
         """Return how near each image broke, ``[N]``, inf if it did not, and what was asked for an image and radius."""
-        subject, known, spent = unit.subject, shared.radii, audited.Spent()
+        subject, known, spent = unit.subject, shared.radii, audited.Spent(queries=0, gradients=0)
         search = subject.attack.make(subject.norm, unit.seed, spent)
         nearest, num_attacked = np.full(len(known.correct), np.inf), 0
         jobs: list[tuple[float | None, np.ndarray]] = [(None, np.flatnonzero(known.correct))]
@@ -235,7 +235,7 @@ class Plan(plan.Plan):
                 nearest[rows] = np.minimum(nearest[rows], found)
             num_attacked += num_filled
         jax.effects_barrier()
-        asked = {name: round(count / max(num_attacked, 1), 1) for name, count in dataclasses.asdict(spent).items()}
+        asked = {name: round(count / max(num_attacked, 1), 1) for name, count in spent.items()}
         return nearest, asked
 
     def _distances(

@@ -6,8 +6,8 @@ alone.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,20 +19,9 @@ from jax.tree_util import Partial
 from nn_adv import attacks, evaluation, neighbors
 from nn_adv.threat import NORMS, Threat, float64_sizes
 
+# What attacks have asked for: "queries", images whose class or logits were computed; "gradients", of how many.
+Spent = Counter[str]
 LOSSES = {"cross-entropy": attacks.cross_entropy, "margin": attacks.margin}
-
-
-@dataclasses.dataclass
-class Spent:
-    """What attacks have asked for: images whose class or logits were computed, and whose gradients were."""
-
-    queries: int = 0
-    gradients: int = 0
-
-    def add(self, queries: int = 0, gradients: int = 0) -> None:
-        """Count more."""
-        self.queries += queries
-        self.gradients += gradients
 
 
 class Problem(NamedTuple):
@@ -74,14 +63,14 @@ def soft_logits(spent: Spent, reference, temperature, points):
 
     @jax.custom_vjp
     def ask(reference, temperature, points):
-        jax.debug.callback(functools.partial(spent.add, queries=len(points)))
+        jax.debug.callback(functools.partial(spent.update, queries=len(points)))
         return soft(reference, temperature, points)
 
     def forward(reference, temperature, points):
         return ask(reference, temperature, points), (reference, temperature, points)
 
     def backward(asked, slope):
-        jax.debug.callback(functools.partial(spent.add, gradients=len(slope)))
+        jax.debug.callback(functools.partial(spent.update, gradients=len(slope)))
         return None, None, _pull_back(*asked, slope)
 
     ask.defvjp(forward, backward)
@@ -89,7 +78,7 @@ def soft_logits(spent: Spent, reference, temperature, points):
 
 
 def _classes(spent: Spent, reference, points):
-    jax.debug.callback(functools.partial(spent.add, queries=len(points)))
+    jax.debug.callback(functools.partial(spent.update, queries=len(points)))
     return neighbors.predict(reference, points)
 
 
@@ -157,16 +146,8 @@ def distances(
 ) -> np.ndarray:
     """Return how far from its image each point ``[N, ...]`` breaks 1NN, ``[N]`` in float64; inf where it does not.
 
-    Args:
-      reference: the points of 1NN, which decides in float64 (`neighbors.nearest`).
-      norm: of the distances.
-      images, labels: ``[N, ...]`` float32 and ``[N]``.
-      points: what an attack found; they must lie in the box.
-      stretches: each point is tried at so many times its distance, along the same line, clipped to the box.
-      batch_size: images per call.
-
-    Raises:
-      ValueError: a point outside the box.
+    Each point is tried at so many times its distance, the ``stretches``, along the same line, clipped to the box; 1NN
+    decides in float64 (`neighbors.nearest`). ValueError for a point outside the box.
     """
     found = np.full(len(images), np.inf)
     for stretch in stretches:

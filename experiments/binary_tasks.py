@@ -196,13 +196,7 @@ class Plan(plan.Plan):
         names, what = [attack.name for attack in self.suite], f"attacking {unit.subject} on {unit.task.name}"
         logits_fn = Partial(self.model.apply, variables)
         outcomes, records, flags = evaluate.attack(
-            self.evaluation,
-            self.suite,
-            logits_fn,
-            chosen,
-            seed=unit.seed,
-            progress_file=plan.progress_file(workdir, unit),
-            show=lambda text: show(f"{what}: {text}"),
+            self.evaluation, self.suite, logits_fn, chosen, unit, workdir, lambda text: show(f"{what}: {text}")
         )
         made = {"model": self.model_settings, **parsing.recipe_settings(self.recipes[unit.subject])}
         sizes = {"images_per_split": self.evaluation.images_per_split, **self.evaluation.sizes}

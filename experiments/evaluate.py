@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.tree_util import Partial
 
 from experiments import attacked, radii
 from experiments.parsing import Evaluation
+from experiments.plan import Unit, progress_file
 from nn_adv import attacks, data
 from nn_adv import evaluation as accuracy
 from nn_adv.pixels import as_float
@@ -75,11 +77,11 @@ def attack(
     suite: Sequence[attacks.Attack],
     logits_fn: Partial,
     chosen: Images,
-    *,
-    seed: int,
-    **options: Any,
+    unit: Unit,
+    workdir: Path,
+    show: Callable[[str], None],
 ) -> tuple[list[attacked.Outcome], list[Record], tuple[str, ...]]:
-    """Attack images in every threat of the evaluation; further options are those of `attacked.broken_by`.
+    """Attack the network of a unit in every threat of the evaluation, going on where an earlier run was stopped.
 
     Returns:
       What broke each image in each threat, the counts of them, and what makes these say little.
@@ -90,10 +92,11 @@ def attack(
         chosen.labels,
         suite=suite,
         threats=evaluation.threats,
-        key=jax.random.key(seed),
+        key=jax.random.key(unit.seed),
         indices=chosen.number,
         batch_size=evaluation.batch_size,
-        **options,
+        progress_file=progress_file(workdir, unit),
+        show=show,
     )
     records = attacked_records(evaluation, chosen.split, outcomes, [attack.name for attack in suite])
     return outcomes, records, flags(evaluation, logits_fn, chosen, records)
@@ -104,11 +107,7 @@ def attacked_records(
 ) -> list[Record]:
     """Count the images that are classified correctly, and those that no attack broke, by growing epsilons of each norm.
 
-    Args:
-      evaluation: whose main epsilons count for the worst of the norms.
-      split: ``[N]``.
-      outcomes: what broke each image in each threat.
-      names: of the attacks.
+    The main epsilons count for the worst of the norms.
     """
     found = _counts(split, None, 0.0, "clean", outcomes[0].attack_index != attacks.CLEAN)
     at_main = []

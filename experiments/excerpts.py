@@ -121,8 +121,16 @@ class Excerpts:
         return self._image(of.figures[page.file_name(of.results.dataset, *parts)])
 
     def section(self, of: str, heading: str) -> str:
-        """Quote what the report of a study has below a heading."""
-        return self.show(section(self._folder(of), heading), f"{of}-")
+        """Quote what the report of a study has below a heading; ValueError where there is no such heading."""
+        folder, found, level = self._folder(of), list[page.Block](), 0
+        for block in _report(folder):
+            if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
+                level = block.level if block.text == heading else 0
+            elif level:
+                found.append(block)
+        if not found:
+            raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
+        return self.show(found, f"{of}-")
 
     def sweep(self, of: str, setting: str, base: float) -> str:
         """Show what the runs of a sweep say of one setting, whose value in the run called base is ``base``."""
@@ -152,11 +160,32 @@ class Excerpts:
 
     def histogram(self, of: str, norm: str) -> str:
         """Draw the shares of images by their distance to another class, as benchmarks/separation.py counted them."""
-        return self._image(_histogram(of, self.benchmark(of), norm))
+        found = self.benchmark(of)
+        sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
+        edges = found["norms"][norm]["edges"]
+        middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]
+        lines = []
+        for (what, one), (color, _) in zip(sets.items(), figures.PALETTE, strict=False):
+            shares = [100 * count / one["images"] for count in one["histogram"]]
+            lines.append(figures.Curve(list(zip(middles, shares, strict=True)), what, color))
+        title = f"{found['data']}, {norm}"
+        xlabel = "distance to the nearest image of another class"
+        drawing = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
+        return self._image(page.Image(page.file_name(of, norm), f"{title}: histogram of the {xlabel}", drawing))
 
     def votes(self, measured: str) -> str:
         """Draw the mean bounds on the radius of a vote against k, as benchmarks/bounds.py found them."""
-        return self._image(_votes(measured, self.benchmark(measured)))
+        found = self.benchmark(measured)
+        lines = [
+            figures.Curve([(row["k"], row[bound]) for row in found["rows"]], label, *figures.PALETTE[place], style)
+            for place, (bound, label, style) in enumerate(
+                [("lower", "certified", {"linestyle": ":"}), ("upper", "what attacks find", {"linestyle": "--"})]
+            )
+        ]
+        title = f"{found['data']}, {found['norm']}"
+        drawing = figures.curves(lines, title=title, xlabel="k", ylabel="mean radius")
+        alt = f"{title}: mean bounds on the radius of the vote of k neighbours"
+        return self._image(page.Image(page.file_name(measured), alt, drawing))
 
     def run(self, of: str) -> records.Run:
         """Read a folder of rows."""
@@ -188,24 +217,6 @@ def tables(blocks: Sequence[page.Block]) -> str:
 _study = functools.cache(Study)
 
 
-def section(folder: Path, heading: str) -> list[page.Block]:
-    """Return what the report of a study has below a heading.
-
-    Raises:
-      ValueError: the rows are damaged or contradict each other, or there is no such heading.
-    """
-    found: list[page.Block] = []
-    level = 0
-    for block in _report(folder):
-        if isinstance(block, page.Heading) and (block.text == heading or block.level <= level):
-            level = block.level if block.text == heading else 0
-        elif level:
-            found.append(block)
-    if not found:
-        raise ValueError(f"the report of {folder} has nothing below a heading {heading!r}")
-    return found
-
-
 @functools.cache
 def _report(folder: Path) -> list[page.Block]:
     experiment, run = _read(folder)
@@ -219,32 +230,6 @@ def _read(folder: Path) -> tuple[str, records.Run]:
     if wrong := [*run.problems, *run.contradictions]:
         raise ValueError(f"{folder} is not fit to be printed: {wrong[0]}")
     return experiment, run
-
-
-def _histogram(name: str, found: Mapping[str, Any], norm: str) -> page.Image:
-    sets = {what: one for what, one in found["norms"][norm].items() if what != "edges"}
-    edges = found["norms"][norm]["edges"]
-    middles = [edge + (edges[1] - edges[0]) / 2 for edge in edges]
-    lines = []
-    for (what, one), (color, _) in zip(sets.items(), figures.PALETTE, strict=False):
-        shares = [100 * count / one["images"] for count in one["histogram"]]
-        lines.append(figures.Curve(list(zip(middles, shares, strict=True)), what, color))
-    title = f"{found['data']}, {norm}"
-    xlabel = "distance to the nearest image of another class"
-    drawing = figures.curves(lines, title=title, xlabel=xlabel, ylabel="images in %")
-    return page.Image(page.file_name(name, norm), f"{title}: histogram of the {xlabel}", drawing)
-
-
-def _votes(name: str, found: Mapping[str, Any]) -> page.Image:
-    lines = [
-        figures.Curve([(row["k"], row[bound]) for row in found["rows"]], label, *figures.PALETTE[place], style)
-        for place, (bound, label, style) in enumerate(
-            [("lower", "certified", {"linestyle": ":"}), ("upper", "what attacks find", {"linestyle": "--"})]
-        )
-    ]
-    title = f"{found['data']}, {found['norm']}"
-    drawing = figures.curves(lines, title=title, xlabel="k", ylabel="mean radius")
-    return page.Image(page.file_name(name), f"{title}: mean bounds on the radius of the vote of k neighbours", drawing)
 
 
 def _percent(results: Results, method: str, split: str, condition: records.Condition, tasks: Sequence[str]) -> str:

@@ -146,13 +146,7 @@ class Plan(plan.Plan):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             outcomes, records, flags = evaluate.attack(
-                self.evaluation,
-                self.suite,
-                logits_fn,
-                self.images,
-                seed=unit.seed,
-                progress_file=plan.progress_file(workdir, unit),
-                show=show,
+                self.evaluation, self.suite, logits_fn, self.images, unit, workdir, show
             )
         file = f"outcomes/{failures.file_name(unit.name)}.npz"
         _save_outcomes(workdir / file, self.images, names, outcomes)

@@ -66,14 +66,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def sweep_items(config_file: str, overrides: dict[str, Any]) -> list[tuple[str, ml_collections.ConfigDict]]:
-    """List the runs a config file's ``sweep`` adds, as (folder name, configuration).
+    """List the runs a config file's ``sweep`` adds, as (folder name, configuration); ValueError where it has none.
 
-    Args:
-      config_file: path, with or without ":ARGUMENT" (which a sweep replaces by its own).
-      overrides: values given on the command line; they hold for every run.
-
-    Raises:
-      ValueError: the file has no ``sweep``.
+    An ":ARGUMENT" behind its path is replaced by those of the sweep; ``overrides`` hold for every run.
     """
     path = config_file.partition(":")[0]
     module = types.SimpleNamespace(**runpy.run_path(path))

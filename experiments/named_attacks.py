@@ -73,7 +73,7 @@ def _foolbox(sees: str, finds: str, of_norms: Mapping[str, str], **options: Any)
 
 
 def _label_scores(spent: audited.Spent, reference, points):
-    spent.add(len(points))
+    spent.update(queries=len(points))
     return _one_hot(reference, points)
 
 
@@ -108,7 +108,7 @@ def _ask(spent: audited.Spent, fn: Callable, *args: Any) -> np.ndarray:
     """Return what a function says of points; few numbers of points are compiled for."""
     *before, points = args
     count = len(points)
-    spent.add(count)
+    spent.update(queries=count)
     filled = np.resize(points, (1 << (count - 1).bit_length(), *points.shape[1:])).astype(np.float32)
     return np.asarray(fn(*before, filled))[:count]
 

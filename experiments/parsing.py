@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -167,13 +166,10 @@ def make_identity(
 ) -> dict[str, Any]:
     """Return what decides what a row says, the pixels included: the same name can stand for other ones.
 
-    Args:
-      config: of the experiment.
-      dataset: that it names.
-      not_in_a_row: dotted names of what may change between two runs into one workdir: it decides which units are run,
-        where or how fast, not what a row says (beyond rounding).
+    ``not_in_a_row`` are dotted names of what may change between two runs into one workdir: it decides which units are
+    run, where or how fast, not what a row says (beyond rounding).
     """
-    settings = copy.deepcopy(config.to_dict())
+    settings = config.to_dict()
     for name in not_in_a_row:
         *path, last = name.split(".")
         functools.reduce(dict.__getitem__, path, settings).pop(last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -67,13 +68,8 @@ def clean_accuracy(
       WrongAccuracy: they differ by more than the tolerance, and three standard errors where not all images are taken.
     """
     count = check.num_images or len(dataset.test_labels)
-    labels = dataset.test_labels[:count]
-    correct = evaluation.correct(
-        lambda x: attacked.predict(logits_fn, x),
-        dataset.test_images[:count],
-        labels,
-        batch_size=batch_size,
-    )
+    images, labels = dataset.test_images[:count], dataset.test_labels[:count]
+    correct = evaluation.correct(functools.partial(attacked.predict, logits_fn), images, labels, batch_size=batch_size)
     share = float(np.mean(correct))
     published = network.entry.clean_accuracy if network.entry else None
     verdict = "nothing published" if published is None else "other pixels"

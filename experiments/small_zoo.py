@@ -7,6 +7,7 @@ its file and its row are stored before the next one starts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import time
@@ -30,7 +31,6 @@ from nn_adv import data, evaluation, training, zoo
 CATALOGUE = "catalogue.json"
 # Folders of RobustBench's layout. Networks trained for no norm or for several lie in that of the first, as there.
 _FOLDERS = {"linf": "Linf", "l2": "L2"}
-_BATCH_SIZE = 500
 _NOT_IN_A_ROW = ("data_dir", "methods", "training.checkpoint_every")
 
 
@@ -89,13 +89,8 @@ class Plan(plan.Plan):
         norm = (*NETWORKS[method][1], "linf")[0]
         file = f"{self.name}/{_FOLDERS[norm]}/{method}.pt"
         zoo.write_state_dict(workdir / file, zoo.to_state_dict(variables))
-        logits_fn = Partial(self.model.apply, variables)
-        correct = evaluation.correct(
-            lambda images: attacked.predict(logits_fn, images),
-            dataset.test_images,
-            dataset.test_labels,
-            batch_size=_BATCH_SIZE,
-        )
+        predict = functools.partial(attacked.predict, Partial(self.model.apply, variables))
+        correct = evaluation.correct(predict, dataset.test_images, dataset.test_labels)
         return self.about(unit) | {
             "dataset_name": self.name,
             "image_shape": list(dataset.image_shape),

@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments import configuration
 from experiments.files import ResultsError, dumps, one_line_errors, sync_folder, write_whole
@@ -93,8 +93,7 @@ class Store:
             current = _open_locked(self._path)
             try:
                 _cut_damaged_tail(current, self._path)
-                rows = [line.row for line in _lines(self._path.read_bytes()) if line.row is not None]
-                there = {row["unit"] for row in rows if row["config_hash"] == self.config_hash}
+                there = {row["unit"] for row in _whole_rows(self._path) if row["config_hash"] == self.config_hash}
                 for line in os.pread(descriptor, opened.st_size, 0).splitlines(keepends=True):
                     if (row := _decode(line)) is not None and row["unit"] not in there:
                         _write_all(current, line)
@@ -168,16 +167,16 @@ def read_rows(workdir: str | os.PathLike) -> tuple[list[dict[str, Any]], list[st
     rows: dict[str, dict[str, Any]] = {}
     problems = []
     for path in sorted(Path(workdir).glob(ROWS_PATTERN)):
-        for line in _lines(path.read_bytes()):
-            where = f"{path.name} line {line.number}"
-            if line.row is None:
+        for number, line in enumerate(io.BytesIO(path.read_bytes()), start=1):
+            where, row = f"{path.name} line {number}", _decode(line)
+            if row is None:
                 problems.append(
                     f"{where}: damaged and left out; a unit that has no other row is done again by the next run"
                 )
-            elif stored is not None and line.row["config_hash"] != stored["hash"]:
-                problems.append(f"{where}: row of another configuration ({line.row['config_hash']}), ignored")
+            elif stored is not None and row["config_hash"] != stored["hash"]:
+                problems.append(f"{where}: row of another configuration ({row['config_hash']}), ignored")
             else:
-                rows.setdefault(line.row["unit"], line.row)
+                rows.setdefault(row["unit"], row)
     return list(rows.values()), problems
 
 
@@ -226,17 +225,9 @@ def _copy_files(row: Mapping[str, Any], source: Path, target: Path) -> list[str]
     return problems
 
 
-class _Line(NamedTuple):
-    number: int  # From 1.
-    end: int  # Offset of the byte after the line.
-    row: dict[str, Any] | None  # None: damaged.
-
-
-def _lines(data: bytes) -> Iterator[_Line]:
-    end = 0
-    for number, line in enumerate(io.BytesIO(data), start=1):
-        end += len(line)
-        yield _Line(number, end, _decode(line))
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    with open(path, "rb") as file:
+        return [row for line in file if (row := _decode(line)) is not None]
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:
@@ -281,7 +272,10 @@ def _open_locked(path: Path) -> int:
 def _cut_damaged_tail(descriptor: int, path: Path) -> None:
     """Truncate what follows the last whole line, after keeping a copy of it beside the file; end that line."""
     data = path.read_bytes()
-    keep = max((line.end for line in _lines(data) if line.row is not None), default=0)
+    lines = list(io.BytesIO(data))
+    while lines and _decode(lines[-1]) is None:
+        lines.pop()
+    keep = sum(map(len, lines))
     if data[:keep] and not data[:keep].endswith(b"\n"):
         with one_line_errors(path):
             _write_all(descriptor, b"\n")
@@ -300,15 +294,10 @@ def _cut_damaged_tail(descriptor: int, path: Path) -> None:
 
 def _create_config(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Write config.json, unless rows of another configuration lie there without theirs."""
-    others = {
-        line.row["config_hash"]
-        for path in workdir.glob(ROWS_PATTERN)
-        for line in _lines(path.read_bytes())
-        if line.row is not None
-    } - {configuration.config_hash(config)}
-    if (
-        others and not (workdir / configuration.CONFIG_FILE).exists()
-    ):  # It does if another run has started in the meantime.
+    found = {row["config_hash"] for path in workdir.glob(ROWS_PATTERN) for row in _whole_rows(path)}
+    others = found - {configuration.config_hash(config)}
+    # It does exist if another run has started in the meantime.
+    if others and not (workdir / configuration.CONFIG_FILE).exists():
         raise ResultsError(
             f"workdir {workdir} has rows of configuration {min(others)} and no {configuration.CONFIG_FILE}: "
             "choose another --workdir"

@@ -110,14 +110,9 @@ def of_task(name: str, task: data.Task, seed: int) -> data.Task:
 
 
 def make(name: str, images: np.ndarray, labels: np.ndarray, *, seed: int, epsilons: Mapping[str, float]) -> Made:
-    """Make the points of a variant from the images and labels of its task.
+    """Make the points of a variant without alternatives from images ``[n, H, W, C]`` and labels ``[n]`` of its task.
 
-    Args:
-      name: of the variant, without alternatives.
-      images: ``[n, H, W, C]``.
-      labels: ``[n]``.
-      seed: of what is drawn.
-      epsilons: main one of each norm, to learn prototypes for.
+    Prototypes are learned for the epsilons, the main one of each norm.
     """
     measured: dict[str, Any] = {}
     for what, values in _parse(name):

@@ -81,16 +81,6 @@ class Told(NamedTuple):
     advance: float = 0.0
 
 
-class _Stop(NamedTuple):
-    """What is wrong with the workdir, where nothing else can be stored either."""
-
-    problem: str
-
-
-class _Done(NamedTuple):
-    """A worker asks for another group."""
-
-
 Event = Began | Finished | Failed | Told
 
 
@@ -220,7 +210,7 @@ class Pool:
                         yield Told(" | ".join(texts[one] for one in sorted(texts)), advance)
                     case Began(unit):
                         units[place] = unit
-                    case _Done():
+                    case None:  # it asks for another group
                         del at_work[place]
                         texts.pop(place, None)
                         give(place)
@@ -231,8 +221,8 @@ class Pool:
                         yield said  # and it is stored
                         with contextlib.suppress(OSError):  # a worker that has died meanwhile is found above
                             pipe.send(None)
-                    case _Stop(problem):
-                        raise ResultsError(problem)
+                    case ResultsError():  # of the workdir, where nothing else can be stored either
+                        raise said
 
     def _lost(self, place: int, at_work: str | None, units: Sequence[str], done: set[str]) -> list[Failed]:
         """Bury a worker; return the units that it costs: the one at work; all of the group where none was yet."""
@@ -270,10 +260,9 @@ def _work(pipe: connection.Connection, module: str, config: Any, workdir: Path) 
             return
         try:
             run_group(plan, plan.groups[job], done, workdir, tell)
+            pipe.send(None)
         except ResultsError as error:
-            pipe.send(_Stop(str(error)))
-        else:
-            pipe.send(_Done())
+            pipe.send(error)
 
 
 def _end_with_parent() -> None:

@@ -32,14 +32,7 @@ def as_array(values: Any, name: str) -> chex.Array:
 
 
 def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, count: int | None = None) -> chex.Array:
-    """Return integers ``[N]`` as int32: on the host, or traced as they came.
-
-    Args:
-      values: integers of any dtype and byte order, or a list of them.
-      name: of the argument.
-      low: the least that is allowed.
-      high: the largest that is allowed, at most that of an int32.
-      count: N; None for any.
+    """Return integers ``[N]`` from ``low`` to ``high``, N being ``count`` if given, as int32 on the host, or traced.
 
     Raises:
       ValueError: another shape, another kind of numbers, or one that is not allowed.
@@ -118,14 +111,9 @@ def as_images(
 
 
 def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, what: str = "") -> int:
-    """Return a whole number as a plain one, so that equal ones share a compilation.
+    """Return a whole number from ``low`` to ``high`` as a plain one, so that equal ones share a compilation.
 
-    Args:
-      value: any integer.
-      name: of the argument.
-      low: the least that is allowed.
-      high: the largest that is allowed; None for any.
-      what: why these limits, for the message.
+    ``what`` says in the message why these are the limits.
 
     Raises:
       ValueError: another kind of number, or one that is not allowed.
@@ -157,19 +145,15 @@ def check_sizes(value: Any, name: str, count: int) -> None:
 
 
 def as_number(value: Any, name: str, *, below: float = np.inf) -> float:
-    """Return a number of 0 or more as a plain one.
-
-    Args:
-      value: any number, but no traced one.
-      name: of the argument.
-      below: what it must be less than.
+    """Return a number of 0 or more, less than ``below`` and not traced, as a plain one.
 
     Raises:
       ValueError: no number, several, or one that is not allowed.
     """
     check_size(value, name)
     if np.ndim(value) or not value < below:
-        raise ValueError(f"{name} must be one number >= 0 and < {below}, got {np.asarray(value).tolist()}")
+        allowed = f"one number >= 0 and < {below}" if below < np.inf else "one finite number >= 0"
+        raise ValueError(f"{name} must be {allowed}, got {np.asarray(value).tolist()}")
     return float(value)
 
 

@@ -154,7 +154,7 @@ _ENTRIES = {
     "nearest, l1": Entry(search._nearest, _search("uint8", "uint8"), {"k": 1, "norm": "l1"}, DECIDES),
     "nearest, linf": Entry(search._nearest, _search("float32", "float32"), {"k": 1, "norm": "linf"}, DECIDES),
     "nearest_in_class": Entry(
-        search._nearest_in_class, lambda: (*_search("uint8", "uint8")(), np.int32(1)), {"k": 2}, DECIDES
+        search._nearest, lambda: (*_search("uint8", "uint8")(), None, np.int32(1)), {"k": 2, "norm": "l2"}, DECIDES
     ),
     "class_distances": Entry(search._class_distances, _search("uint8", "uint8"), {"norm": "l2"}, DECIDES),
     "soft_logits": Entry(

@@ -10,26 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.attacks import common
 from nn_adv.attacks.apgd_l1 import ascend_l1
-from nn_adv.attacks.common import (
-    AttackResult,
-    Highest,
-    Visited,
-    attack_in_turn,
-    better,
-    check_clean_logits,
-    check_inputs,
-    check_loss,
-    evaluate_loss,
-    fold_in_each,
-    higher,
-    highest_others,
-    is_wrong,
-    logits_of,
-    nothing_found,
-    rejudged,
-    where_each,
-)
 from nn_adv.attacks.losses import cross_entropy, margin, targeted_dlr
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_images
@@ -53,7 +35,7 @@ def apgd(
     num_targets: int | None = None,
     starts: chex.Array | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> AttackResult:
+) -> common.AttackResult:
     """Attack a classifier by ascent with momentum whose step size is halved where it stops gaining. Jittable.
 
     l2 and linf follow Croce & Hein 2020, arXiv 2003.01690, and the details of the authors' code; l1 follows Croce &
@@ -80,18 +62,18 @@ def apgd(
     Raises:
       ValueError: ``num_targets`` outside 1 to C - 1, starts of a wrong shape; and as in `pgd`.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = common.check_inputs(images, labels, key, threat)
     num_steps, num_restarts = as_count(num_steps, "num_steps", low=0), as_count(num_restarts, "num_restarts")
     if starts is not None:
         starts = as_images(starts, name="starts", takes_uint8=False)
         if starts.shape != images.shape:
             raise ValueError(f"starts must have the shape of images, {images.shape}, got {starts.shape}")
     if images.shape[0] == 0:
-        return nothing_found(images)
-    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
-    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+        return common.nothing_found(images)
+    clean_logits = common.check_clean_logits(run(common.logits_of, logits_fn, images), labels)
+    targets = None if num_targets is None else common.highest_others(clean_logits, labels, num_targets)
     usual_loss: Callable[..., chex.Array] = cross_entropy if num_targets is None else targeted_dlr
-    check_loss(loss_fn or usual_loss, clean_logits, labels, *(() if targets is None else (targets[:, 0],)))
+    common.check_loss(loss_fn or usual_loss, clean_logits, labels, *(() if targets is None else (targets[:, 0],)))
     functions = (logits_fn, loss_fn or usual_loss, predict_fn)
     arrays = (images, labels, clean_logits, targets, starts, keys, threat)
     return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)
@@ -100,30 +82,32 @@ def apgd(
 def _search(
     logits_fn, loss_fn, predict_fn, images, labels, clean_logits, targets, starts, keys, threat,
     *, num_steps, num_restarts,
-) -> AttackResult:  # fmt: skip
+) -> common.AttackResult:  # fmt: skip
     rank_fn = loss_fn if targets is None else margin
 
-    def visit(points: chex.Array, logits: chex.Array) -> Visited:
-        return Visited(points, is_wrong(logits, labels), rank_fn(logits, labels))
+    def visit(points: chex.Array, logits: chex.Array) -> common.Visited:
+        return common.Visited(points, common.is_wrong(logits, labels), rank_fn(logits, labels))
 
-    def ascend(number: chex.Numeric) -> Visited:
-        start = _random_start(threat, fold_in_each(fold_in_each(keys, 1 + number), 0), images)
+    def ascend(number: chex.Numeric) -> common.Visited:
+        start = _random_start(threat, common.fold_in_each(common.fold_in_each(keys, 1 + number), 0), images)
         if starts is not None:
             given = project(threat, starts.astype(images.dtype), images)
             start = jnp.where(number % num_restarts == 0, given, start)
         classes = (labels,) if targets is None else (labels, targets[:, number // num_restarts])
 
         def evaluate(points):
-            loss, gradient, logits = evaluate_loss(logits_fn, loss_fn, points, *classes)
+            loss, gradient, logits = common.evaluate_loss(logits_fn, loss_fn, points, *classes)
             return loss, gradient, visit(points, logits)
 
         problem = (evaluate, start, images, threat, num_steps)
         best = ascend_l1(*problem) if threat.norm == "l1" else _ascend(*problem)[0]
-        return rejudged(predict_fn, best, labels)
+        return common.rejudged(predict_fn, best, labels)
 
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
-    best = attack_in_turn(ascend, num_runs, rejudged(predict_fn, visit(images, clean_logits), labels))
-    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+    best = common.attack_in_turn(ascend, num_runs, common.rejudged(predict_fn, visit(images, clean_logits), labels))
+    return common.AttackResult(
+        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
+    )
 
 
 class _State(NamedTuple):
@@ -134,14 +118,14 @@ class _State(NamedTuple):
     gradient: chex.Array
     loss: chex.Array
     step_size: chex.Array
-    best: Highest
+    best: common.Highest
     gains: chex.Array  # iterations of this window in which the loss rose
     was_halved: chex.Array  # at the last checkpoint
     checked_loss: chex.Array  # best loss at the last checkpoint
-    visited: Visited
+    visited: common.Visited
 
 
-def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, jax.Array, jax.Array]:
+def _ascend(evaluate, start, images, threat, num_steps) -> tuple[common.Visited, jax.Array, jax.Array]:
     """Run the ascent in l2 or linf once.
 
     ``evaluate(points)`` returns loss ``[B]``, gradient ``[B, ...]`` and `Visited`. The start counts as visited
@@ -156,7 +140,7 @@ def _ascend(evaluate, start, images, threat, num_steps) -> tuple[Visited, jax.Ar
         # The authors' list of losses begins after the first step, so their first comparison is with an empty entry.
         loss=jnp.zeros_like(loss),
         step_size=step_size,
-        best=Highest(start, gradient, loss),
+        best=common.Highest(start, gradient, loss),
         gains=jnp.zeros(loss.shape, jnp.int32),
         was_halved=jnp.ones(loss.shape, bool),
         checked_loss=loss,
@@ -189,9 +173,9 @@ def _move(state: _State, evaluate, number, images, threat) -> _State:
         previous=points,
         gradient=gradient,
         loss=loss,
-        best=higher(state.best, Highest(moved, gradient, loss)),
+        best=common.higher(state.best, common.Highest(moved, gradient, loss)),
         gains=state.gains + (loss > state.loss),
-        visited=better(state.visited, visited),
+        visited=common.better(state.visited, visited),
     )
 
 
@@ -200,7 +184,7 @@ def _checkpoint(state: _State, window) -> _State:
     gained_little = state.gains <= _GAIN * window
     no_better = ~state.was_halved & (state.checked_loss >= state.best.loss)
     halve = gained_little | no_better
-    points, gradient = where_each(halve, state.best[:2], (state.points, state.gradient))
+    points, gradient = common.where_each(halve, state.best[:2], (state.points, state.gradient))
     return state._replace(
         points=points,
         gradient=gradient,

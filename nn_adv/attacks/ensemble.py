@@ -16,16 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.attacks import common
 from nn_adv.attacks.apgd import apgd
-from nn_adv.attacks.common import (
-    GENERATOR,
-    AttackResult,
-    check_logit_values,
-    example_keys,
-    is_inside,
-    judged,
-    logits_of,
-)
 from nn_adv.attacks.fab import fab
 from nn_adv.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from nn_adv.attacks.pgd import pgd
@@ -41,7 +33,7 @@ _LEAST_ROWS = 8
 
 
 # For each name: the attack, its options, how many classes it needs, and what to take where there are fewer.
-_NAMED: dict[str, tuple[Callable[..., AttackResult], dict, int, str]] = {
+_NAMED: dict[str, tuple[Callable[..., common.AttackResult], dict, int, str]] = {
     "apgd-ce": (apgd, {"loss_fn": cross_entropy}, 2, ""),
     "apgd-dlr": (apgd, {"loss_fn": dlr}, 3, "apgd-margin"),
     "apgd-margin": (apgd, {"loss_fn": margin}, 2, ""),
@@ -63,7 +55,7 @@ class Attack(NamedTuple):
     """
 
     name: str
-    fn: Callable[..., AttackResult]
+    fn: Callable[..., common.AttackResult]
 
 
 class EnsembleState(NamedTuple):
@@ -210,7 +202,7 @@ def ensemble(
     state = _state_to_go_on_from(state, images, attacks, threat)
     if state.attack != CLEAN and len(images):  # the clean pass warned an earlier run only
         first = np.arange(num_filled) % len(images)
-        check_logit_values(np.asarray(classify(images[first], labels[first])[0]), first, stacklevel=3)
+        common.check_logit_values(np.asarray(classify(images[first], labels[first])[0]), first, stacklevel=3)
 
     for place in range(state.attack, len(attacks)):
         if place != state.attack:
@@ -225,7 +217,7 @@ def ensemble(
             if place == CLEAN:
                 found = images[filled]
                 logits, success = map(np.asarray, classify(found, labels[filled]))
-                check_logit_values(logits[: len(batch)], batch, stacklevel=3)
+                common.check_logit_values(logits[: len(batch)], batch, stacklevel=3)
             else:
                 inputs = (jnp.asarray(images[filled]), jnp.asarray(labels[filled]), keys[filled], threat)
                 result = compiled(_attack, logits_fn, predict_fn, *inputs, attack=attacks[place].fn)
@@ -298,7 +290,7 @@ def count_unbroken(broken_by: np.ndarray, num_attacks: int) -> tuple[int, ...]:
 
 
 def _attack(logits_fn, predict_fn, images, labels, key_data, threat, *, attack):
-    keys = jax.random.wrap_key_data(key_data, impl=GENERATOR)
+    keys = jax.random.wrap_key_data(key_data, impl=common.GENERATOR)
     result = attack(logits_fn, images, labels, key=keys, threat=threat, predict_fn=predict_fn)
     return result.success, result.adversarial
 
@@ -310,7 +302,7 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
     ulp = float(jnp.finfo(points.dtype).eps) * max(float(np.max(np.abs(images), initial=0)), 1)
     rounding = float64_sizes(threat.norm, np.full((1, images.shape[1]), ulp))
     is_far = ~(distance <= threat.epsilon * (1 + 1e-5) + rounding)
-    is_out = ~np.all(is_inside(points, threat.bounds), axis=1)
+    is_out = ~np.all(common.is_inside(points, threat.bounds), axis=1)
     is_outside = claimed & (is_far | is_out)
     if is_outside.any():
         place = np.argmax(is_outside)
@@ -321,11 +313,11 @@ def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: n
 
 
 def _classify(logits_fn, predict_fn, images, labels):
-    logits = logits_of(logits_fn, images)
-    return logits, judged(predict_fn, logits, images, labels)
+    logits = common.logits_of(logits_fn, images)
+    return logits, common.judged(predict_fn, logits, images, labels)
 
 
 def _keys(key: chex.PRNGKey, name: str, indices: np.ndarray) -> np.ndarray:
     """Return the data of one key per image for an attack, on the host."""
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return np.asarray(jax.random.key_data(example_keys(own, indices)))
+    return np.asarray(jax.random.key_data(common.example_keys(own, indices)))

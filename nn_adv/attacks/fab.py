@@ -10,18 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.attacks.common import (
-    AttackResult,
-    check_clean_logits,
-    check_inputs,
-    finite_or_zero,
-    fold_in_each,
-    highest_others,
-    judged,
-    logits_of,
-    nothing_found,
-    where_each,
-)
+from nn_adv.attacks import common
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count
@@ -60,7 +49,7 @@ def fab(
     num_restarts: int = 1,
     num_targets: int | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> AttackResult:
+) -> common.AttackResult:
     """Search the nearest misclassified point and tell whether it lies inside the ball (Algorithm 1). Jittable.
 
     Each step projects the current point and the image onto the border of the classifier linearised at the current
@@ -90,22 +79,22 @@ def fab(
     Raises:
       ValueError: ``num_steps`` below 1, ``num_targets`` outside 1 to C - 1; and as in `pgd`.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat, finite=False)
+    images, labels, keys, threat = common.check_inputs(images, labels, key, threat, finite=False)
     num_steps = as_count(num_steps, "num_steps")
     num_restarts = as_count(num_restarts, "num_restarts")
     if images.shape[0] == 0:
-        return nothing_found(images)
-    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
-    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+        return common.nothing_found(images)
+    clean_logits = common.check_clean_logits(run(common.logits_of, logits_fn, images), labels)
+    targets = None if num_targets is None else common.highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, clean_logits, targets, keys, threat)
     return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
     logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, *, num_steps, num_restarts
-) -> AttackResult:
+) -> common.AttackResult:
     num_runs = 1 if targets is None else targets.shape[1]
-    logits_fn = functools.partial(logits_of, logits_fn)
+    logits_fn = functools.partial(common.logits_of, logits_fn)
 
     def step(target, points, nearest):
         gap, normal = _border(logits_fn, points, labels, target, threat.norm)
@@ -118,25 +107,25 @@ def _search(
         alpha = per_image(jnp.minimum(size / jnp.where(total > 0, total, 1), _ALPHA_MAX), images)
         points = (1 - alpha) * (points + _ETA * from_point) + alpha * (images + _ETA * from_image)
         points = threat.clip(points)
-        found = judged(predict_fn, logits_fn(points), points, labels)
+        found = common.judged(predict_fn, logits_fn(points), points, labels)
         distance = jnp.where(found, perturbation_size(threat.norm, points - images), jnp.inf)
-        nearest = where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
-        return where_each(found, images + _BETA * (points - images), points), nearest
+        nearest = common.where_each(distance < nearest.distance, _Nearest(points, distance), nearest)
+        return common.where_each(found, images + _BETA * (points - images), points), nearest
 
     def run_once(number, nearest):
         target = None if targets is None else targets[:, number % num_runs]
         # Half of an infinite radius is nowhere: such a restart begins at the image again.
         reach = jnp.minimum(nearest.distance, threat.epsilon) / 2
         around = Threat(threat.norm, jnp.where(jnp.isfinite(reach), reach, 0), threat.bounds)
-        start = jnp.where(number < num_runs, images, random_start(around, fold_in_each(keys, number), images))
+        start = jnp.where(number < num_runs, images, random_start(around, common.fold_in_each(keys, number), images))
         return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(target, *carry), (start, nearest))[1]
 
-    is_wrong_clean = judged(predict_fn, clean_logits, images, labels)
+    is_wrong_clean = common.judged(predict_fn, clean_logits, images, labels)
     clean = _Nearest(images, jnp.where(is_wrong_clean, 0, jnp.inf).astype(images.dtype))
     nearest = jax.lax.fori_loop(0, num_restarts * num_runs, run_once, clean)
     success = nearest.distance <= threat.epsilon
-    adversarial = where_each(success, nearest.images, images)
-    return AttackResult(adversarial, success, margin(logits_fn(adversarial), labels), nearest.distance)
+    adversarial = common.where_each(success, nearest.images, images)
+    return common.AttackResult(adversarial, success, margin(logits_fn(adversarial), labels), nearest.distance)
 
 
 def project_onto_hyperplane(
@@ -149,20 +138,7 @@ def project_onto_hyperplane(
 
       linf: |move| = min(t, r);   l2: |move| = min(t |normal|, r);   l1: |move| = r in the largest |normal| first.
 
-    Where the hyperplane misses the box, the move ends in the corner nearest to it.
-
-    Args:
-      norm: what is smallest, "l1", "l2" or "linf".
-      bounds: lowest and highest value of a component, or None.
-      points: ``[B, ...]`` inside the bounds.
-      normal: ``[B, ...]``; a zero normal gives no move.
-      gap: ``[B]``.
-
-    Returns:
-      Moves ``[B, ...]``.
-
-    Raises:
-      ValueError: unknown norm.
+    Where the hyperplane misses the box, the move ends in the corner nearest to it; a zero normal gives no move.
     """
     check_norm(norm)
     count = points.shape[0]
@@ -221,7 +197,7 @@ def _border(logits_fn, points, labels, target, norm):
 
     def gap_and_slope(other):
         value, pull = jax.vjp(lambda points: targeted_margin(logits_fn(points), labels, other), points)
-        return -value, finite_or_zero(pull(jnp.ones_like(value))[0])
+        return -value, common.finite_or_zero(pull(jnp.ones_like(value))[0])
 
     if target is not None:
         return gap_and_slope(target)

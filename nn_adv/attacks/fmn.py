@@ -13,18 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.attacks.common import (
-    AttackResult,
-    check_clean_logits,
-    check_inputs,
-    evaluate_loss,
-    fold_in_each,
-    highest_others,
-    judged,
-    logits_of,
-    nothing_found,
-    where_each,
-)
+from nn_adv.attacks import common
 from nn_adv.attacks.losses import margin, targeted_margin
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count
@@ -48,7 +37,7 @@ def fmn(
     num_restarts: int = 1,
     num_targets: int | None = None,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> AttackResult:
+) -> common.AttackResult:
     """Search the nearest misclassified point of each image, whatever its distance (Algorithm 1). Jittable.
 
     A point climbs the margin inside a ball around the image. While none is misclassified, the ball reaches 5 % beyond
@@ -81,33 +70,33 @@ def fmn(
       ValueError: unknown norm, ``num_steps`` below 1, ``num_targets`` outside 1 to C - 1; and as in `pgd`.
     """
     # A threat refuses an unknown norm and bounds that are none.
-    images, labels, keys, threat = check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
+    images, labels, keys, threat = common.check_inputs(images, labels, key, Threat(norm, 0.0, bounds))
     num_steps = as_count(num_steps, "num_steps")
     num_restarts = as_count(num_restarts, "num_restarts")
     if images.shape[0] == 0:
-        return nothing_found(images)
-    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
-    targets = None if num_targets is None else highest_others(clean_logits, labels, num_targets)
+        return common.nothing_found(images)
+    clean_logits = common.check_clean_logits(run(common.logits_of, logits_fn, images), labels)
+    targets = None if num_targets is None else common.highest_others(clean_logits, labels, num_targets)
     arrays = (images, labels, clean_logits, targets, keys, threat)
     return run(_search, logits_fn, predict_fn, *arrays, num_steps=num_steps, num_restarts=num_restarts)
 
 
 def _search(
     logits_fn, predict_fn, images, labels, clean_logits, targets, keys, threat, *, num_steps, num_restarts
-) -> AttackResult:
+) -> common.AttackResult:
     norm, num_runs = threat.norm, 1 if targets is None else targets.shape[1]
 
     loss_fn: Callable[..., chex.Array] = margin if targets is None else targeted_margin
 
     def remember(best, points, logits):
-        found = judged(predict_fn, logits, points, labels)
+        found = common.judged(predict_fn, logits, points, labels)
         distance = jnp.where(found, perturbation_size(norm, points - images), jnp.inf)
-        result = AttackResult(points, found, margin(logits, labels), distance)
-        return found, where_each(distance < best.distance, result, best)
+        result = common.AttackResult(points, found, margin(logits, labels), distance)
+        return found, common.where_each(distance < best.distance, result, best)
 
     def step(index, carry, classes):
         points, radius, best = carry
-        loss, slope, logits = evaluate_loss(logits_fn, loss_fn, points, *classes)
+        loss, slope, logits = common.evaluate_loss(logits_fn, loss_fn, points, *classes)
         found, best = remember(best, points, logits)
         falling = (1 + jnp.cos(jnp.pi * index / num_steps)) / 2
         steepness = perturbation_size(dual_norm(norm), slope)
@@ -127,17 +116,17 @@ def _search(
     def run_once(number, best):
         classes = (labels,) if targets is None else (labels, targets[:, number % num_runs])
         reach = jnp.where(jnp.isfinite(best.distance), best.distance, _size_of_box(threat, images)) / 2
-        around = random_start(dataclasses.replace(threat, epsilon=reach), fold_in_each(keys, number), images)
+        around = random_start(dataclasses.replace(threat, epsilon=reach), common.fold_in_each(keys, number), images)
         start = jnp.where(number < num_runs, images, around)
         nothing = clean._replace(success=jnp.zeros_like(wrong), distance=jnp.full_like(best.distance, jnp.inf))
         carry = (start, nothing.distance, nothing)
         points, _, found = jax.lax.fori_loop(0, num_steps, functools.partial(step, classes=classes), carry)
-        _, found = remember(found, points, logits_of(logits_fn, points))
-        return where_each(found.distance < best.distance, found, best)
+        _, found = remember(found, points, common.logits_of(logits_fn, points))
+        return common.where_each(found.distance < best.distance, found, best)
 
-    wrong = judged(predict_fn, clean_logits, images, labels)
+    wrong = common.judged(predict_fn, clean_logits, images, labels)
     distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
-    clean = AttackResult(images, wrong, margin(clean_logits, labels), distance)
+    clean = common.AttackResult(images, wrong, margin(clean_logits, labels), distance)
     return jax.lax.fori_loop(0, num_restarts * num_runs, run_once, clean)
 
 

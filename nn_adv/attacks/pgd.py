@@ -8,21 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from nn_adv.attacks.common import (
-    AttackResult,
-    Visited,
-    better,
-    check_clean_logits,
-    check_inputs,
-    check_loss,
-    evaluate_loss,
-    fold_in_each,
-    is_wrong,
-    logits_of,
-    nothing_found,
-    rejudged,
-    where_each,
-)
+from nn_adv.attacks import common
 from nn_adv.attacks.losses import cross_entropy
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, check_sizes
@@ -41,7 +27,7 @@ def pgd(
     num_restarts: int = 1,
     loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = cross_entropy,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> AttackResult:
+) -> common.AttackResult:
     """Attack a classifier by steepest ascent steps, each projected back onto ball and bounds. Jittable.
 
     Every point visited is scored, the last one and the clean image included. A point that ``logits_fn`` gets wrong
@@ -72,12 +58,12 @@ def pgd(
     num_restarts = as_count(num_restarts, "num_restarts")
     if step_size is None:
         step_size = 2.5 * threat.epsilon / max(num_steps, 1)
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = common.check_inputs(images, labels, key, threat)
     check_sizes(step_size, "step_size", len(images))
     if images.shape[0] == 0:
-        return nothing_found(images)
-    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
-    check_loss(loss_fn, clean_logits, labels)
+        return common.nothing_found(images)
+    clean_logits = common.check_clean_logits(run(common.logits_of, logits_fn, images), labels)
+    common.check_loss(loss_fn, clean_logits, labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat, step_size)
     return run(_search, *functions, *arrays, num_steps=num_steps, num_restarts=num_restarts)
@@ -85,28 +71,30 @@ def pgd(
 
 def _search(
     logits_fn, loss_fn, predict_fn, images, labels, clean_logits, keys, threat, step_size, *, num_steps, num_restarts
-) -> AttackResult:
+) -> common.AttackResult:
     def visit(points, logits, loss):
-        return Visited(points, is_wrong(logits, labels), loss)
+        return common.Visited(points, common.is_wrong(logits, labels), loss)
 
-    clean = rejudged(predict_fn, visit(images, clean_logits, loss_fn(clean_logits, labels)), labels)
+    clean = common.rejudged(predict_fn, visit(images, clean_logits, loss_fn(clean_logits, labels)), labels)
 
     def ascend(points):
         def step(_, carry):
             points, best = carry
-            loss, gradient, logits = evaluate_loss(logits_fn, loss_fn, points, labels)
+            loss, gradient, logits = common.evaluate_loss(logits_fn, loss_fn, points, labels)
             moved = points + per_image(step_size, images) * steepest_step(threat, gradient, points)
-            return project(threat, moved, images), better(best, visit(points, logits, loss))
+            return project(threat, moved, images), common.better(best, visit(points, logits, loss))
 
-        nothing = Visited(points, jnp.zeros(labels.shape, bool), jnp.full_like(clean.loss, -jnp.inf))
+        nothing = common.Visited(points, jnp.zeros(labels.shape, bool), jnp.full_like(clean.loss, -jnp.inf))
         points, best = jax.lax.fori_loop(0, num_steps, step, (points, nothing))
-        logits = logits_of(logits_fn, points)
-        return rejudged(predict_fn, better(best, visit(points, logits, loss_fn(logits, labels))), labels)
+        logits = common.logits_of(logits_fn, points)
+        return common.rejudged(predict_fn, common.better(best, visit(points, logits, loss_fn(logits, labels))), labels)
 
     def restart(index, best):
-        start = random_start(threat, fold_in_each(keys, index), images)
-        return better(best, ascend(start))
+        start = random_start(threat, common.fold_in_each(keys, index), images)
+        return common.better(best, ascend(start))
 
     best = jax.lax.fori_loop(0, num_restarts, restart, clean)
-    best = where_each(clean.success, clean, best)
-    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+    best = common.where_each(clean.success, clean, best)
+    return common.AttackResult(
+        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
+    )

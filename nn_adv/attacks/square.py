@@ -14,19 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn_adv.attacks.common import (
-    AttackResult,
-    Visited,
-    better,
-    check_clean_logits,
-    check_inputs,
-    check_loss,
-    fold_in_each,
-    judged,
-    logits_of,
-    nothing_found,
-    where_each,
-)
+from nn_adv.attacks import common
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, as_number
@@ -48,7 +36,7 @@ def square(
     initial_share: float = 0.8,
     loss_fn: Callable[[chex.Array, chex.Array], chex.Array] = margin,
     predict_fn: Callable[[chex.Array], chex.Array] | None = None,
-) -> AttackResult:
+) -> common.AttackResult:
     """Attack a classifier by random squares, each kept where it raises the loss (Algorithm 1). Jittable.
 
     The first query is a pattern over the whole image (linf: vertical stripes; l2 and l1: tiles of bumps). Each further
@@ -70,16 +58,16 @@ def square(
       ValueError: images that are not ``[B, H, W, C]``, ``num_queries`` below 1, ``initial_share`` outside (0, 1]; and
         as in `pgd`.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = common.check_inputs(images, labels, key, threat)
     if images.ndim != 4:
         raise ValueError(f"images must be [B, H, W, C] for squares to exist, got shape {images.shape}")
     num_queries = as_count(num_queries, "num_queries")
     if not 0 < as_number(initial_share, "initial_share") <= 1:
         raise ValueError(f"initial_share must be in (0, 1], got {initial_share}")
     if images.shape[0] == 0:
-        return nothing_found(images)
-    clean_logits = check_clean_logits(run(logits_of, logits_fn, images), labels)
-    check_loss(loss_fn, clean_logits, labels)
+        return common.nothing_found(images)
+    clean_logits = common.check_clean_logits(run(common.logits_of, logits_fn, images), labels)
+    common.check_loss(loss_fn, clean_logits, labels)
     functions = (logits_fn, loss_fn, predict_fn)
     arrays = (images, labels, clean_logits, keys, threat)
     return run(_search, *functions, *arrays, num_queries=num_queries, initial_share=float(initial_share))
@@ -87,7 +75,7 @@ def square(
 
 def _search(
     logits_fn, loss_fn, predict_fn, images, labels, clean_logits, keys, threat, *, num_queries, initial_share
-) -> AttackResult:
+) -> common.AttackResult:
     if threat.norm == "linf":
         start, propose, least = _stripes, _recolour, 1
     else:
@@ -95,23 +83,25 @@ def _search(
     sides = jnp.asarray(_sides(images.shape, num_queries, initial_share, least))
     radii = jnp.broadcast_to(jnp.asarray(threat.epsilon, images.dtype), labels.shape)
 
-    def visit(points, logits) -> Visited:
-        return Visited(points, judged(predict_fn, logits, points, labels), loss_fn(logits, labels))
+    def visit(points, logits) -> common.Visited:
+        return common.Visited(points, common.judged(predict_fn, logits, points, labels), loss_fn(logits, labels))
 
-    def ask(offset) -> Visited:
+    def ask(offset) -> common.Visited:
         points = project(threat, images + offset, images)
-        return visit(points, logits_of(logits_fn, points))
+        return visit(points, common.logits_of(logits_fn, points))
 
     def query(number, best):
         draw = jax.vmap(lambda key, offset, radius: propose(key, offset, radius, sides[number]))
-        proposed = ask(draw(fold_in_each(keys, number), best.images - images, radii))
-        return where_each(best.success, best, better(best, proposed))
+        proposed = ask(draw(common.fold_in_each(keys, number), best.images - images, radii))
+        return common.where_each(best.success, best, common.better(best, proposed))
 
     clean = visit(images, clean_logits)
     begin = jax.vmap(lambda key, radius: start(key, images.shape[1:], radius))
-    best = jax.lax.fori_loop(1, num_queries, query, ask(begin(fold_in_each(keys, 0), radii)))
-    best = where_each(clean.success, clean, better(clean, best))
-    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+    best = jax.lax.fori_loop(1, num_queries, query, ask(begin(common.fold_in_each(keys, 0), radii)))
+    best = common.where_each(clean.success, clean, common.better(clean, best))
+    return common.AttackResult(
+        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
+    )
 
 
 def _sides(shape: tuple[int, ...], num_queries: int, initial_share: float, least: int) -> np.ndarray:

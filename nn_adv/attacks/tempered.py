@@ -12,17 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nn_adv.attacks import common
 from nn_adv.attacks.apgd import apgd
-from nn_adv.attacks.common import (
-    AttackResult,
-    Visited,
-    attack_in_turn,
-    check_clean_logits,
-    check_inputs,
-    fold_in_each,
-    logits_of,
-    nothing_found,
-)
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
 from nn_adv.threat import Threat, perturbation_size
@@ -38,7 +29,7 @@ def tempered_apgd(
     predict_fn: Callable[[chex.Array], chex.Array],
     temperatures: Sequence[float] | chex.Array = (0.03, 0.01, 0.1, 0.3),
     num_steps: int = 100,
-) -> AttackResult:
+) -> common.AttackResult:
     """Attack 1NN through its soft form: `apgd` on the margin at each temperature, on what is left. Jittable.
 
     Too warm, the soft form is another classifier; too cold, its gradient sees one point of each class. What is best
@@ -61,33 +52,37 @@ def tempered_apgd(
     Raises:
       ValueError: no temperature, or one that is not above 0 or infinite (seen only outside jit); and as in `pgd`.
     """
-    images, labels, keys, threat = check_inputs(images, labels, key, threat)
+    images, labels, keys, threat = common.check_inputs(images, labels, key, threat)
     temperatures = _check_temperatures(temperatures)
     if images.shape[0] == 0:
-        return nothing_found(images)
-    check_clean_logits(run(logits_of, logits_fn, images, temperatures[0]), labels)
+        return common.nothing_found(images)
+    common.check_clean_logits(run(common.logits_of, logits_fn, images, temperatures[0]), labels)
     arrays = (images, labels, keys, threat, temperatures)
     return run(_attack_in_turn, logits_fn, predict_fn, *arrays, num_steps=num_steps)
 
 
-def _attack_in_turn(logits_fn, predict_fn, images, labels, keys, threat, temperatures, *, num_steps) -> AttackResult:
+def _attack_in_turn(
+    logits_fn, predict_fn, images, labels, keys, threat, temperatures, *, num_steps
+) -> common.AttackResult:
     def attack(number):
         temperature = temperatures[number]
         result = apgd(
             lambda points: temperature * logits_fn(points, temperature),
             images,
             labels,
-            key=fold_in_each(keys, number),
+            key=common.fold_in_each(keys, number),
             threat=threat,
             num_steps=num_steps,
             loss_fn=margin,
             predict_fn=predict_fn,
         )
-        return Visited(result.adversarial, result.success, result.loss.astype(images.dtype))
+        return common.Visited(result.adversarial, result.success, result.loss.astype(images.dtype))
 
-    nothing = Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
-    best = attack_in_turn(attack, len(temperatures), nothing)
-    return AttackResult(best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images))
+    nothing = common.Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
+    best = common.attack_in_turn(attack, len(temperatures), nothing)
+    return common.AttackResult(
+        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
+    )
 
 
 def _check_temperatures(temperatures: Sequence[float] | chex.Array) -> jax.Array:

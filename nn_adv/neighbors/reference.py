@@ -7,7 +7,6 @@ of a task depend only on its number of blocks, so most pairs of classes share on
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ GROUP_SIZE = 8
 NO_POINT = np.iinfo(np.int32).max
 # Padding rows get this squared norm: above any squared distance between uint8 images that int32 may hold.
 PADDING_SQ_NORM = 2**30
-_MAX_BLOCK_SIZE = 1024
+_BLOCK_SIZES = (1024, 512, 256, 128, 64, 32, 16, 8)
 # Points whose largest pixel exceeds the median one by more than this factor do not move the center.
 _FAR = 2**10
 # What a block costs besides its rows, in rows; it keeps small classes from being cut into tiny blocks.
@@ -151,7 +150,8 @@ def fit(
         size = -(-as_count(block_size, "block_size") // GROUP_SIZE) * GROUP_SIZE
     blocks_per_class = -(-counts // size)
     class_start = np.concatenate([[0], np.cumsum(blocks_per_class)])
-    row_of_point = _rows(labels, counts, class_start * size)
+    place = np.argsort(np.argsort(labels, kind="stable"))  # of each point, class after class
+    row_of_point = place + (class_start[:-1] * size - (np.cumsum(counts) - counts))[labels]
 
     def in_blocks(name: str, values: np.ndarray) -> jax.Array:
         rows = np.full((class_start[-1] * size, *values.shape[1:]), padding_of(name, values.dtype), values.dtype)
@@ -222,22 +222,12 @@ def _unit(points: np.ndarray) -> np.float32:
 
 
 def _choose_block_size(counts: np.ndarray) -> int:
-    """Return the block size, 8 to 1024, that wastes the fewest rows; the larger one where two are equal."""
-    candidates = [GROUP_SIZE * 2**i for i in range(int(math.log2(_MAX_BLOCK_SIZE // GROUP_SIZE)) + 1)]
+    """Return the block size that wastes the fewest rows; the larger one where two are equal."""
 
     def cost(size: int) -> int:
         return int(np.sum(-(-counts // size))) * (size + _BLOCK_OVERHEAD)
 
-    return min(reversed(candidates), key=cost)
-
-
-def _rows(labels: np.ndarray, counts: np.ndarray, first_row: np.ndarray) -> np.ndarray:
-    """Return the row of every point when each class starts at its own row and keeps its order."""
-    order = np.argsort(labels, kind="stable")
-    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = np.empty(len(labels), np.int64)
-    rows[order] = np.repeat(first_row[:-1], counts) + rank_in_class
-    return rows
+    return min(_BLOCK_SIZES, key=cost)
 
 
 def _without_far(points: np.ndarray) -> np.ndarray:

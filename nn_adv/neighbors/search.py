@@ -126,17 +126,26 @@ def nearest_in_class(
     queries = lax.stop_gradient(flatten_queries(reference, queries))
     if isinstance(reference, Streamed):
         return _nearest_streamed(reference, queries, None, np.flatnonzero(reference.labels == label), k=k, norm="l2")
-    return _nearest_in_class(reference, queries, jnp.asarray(label, jnp.int32), k=k)
+    return _nearest(reference, queries, None, jnp.asarray(label, jnp.int32), k=k, norm="l2")
 
 
 @functools.partial(jax.jit, static_argnames=("k", "norm"))
 def _nearest(
-    reference: Reference, queries: chex.Array, leave_out: chex.Array | None = None, *, k: int, norm: str
+    reference: Reference,
+    queries: chex.Array,
+    leave_out: chex.Array | None = None,
+    label: chex.Array | None = None,
+    *,
+    k: int,
+    norm: str,
 ) -> Neighbors:
+    """Search all points, or those of a class; what is not there has index -1."""
     limits = jnp.int32(0), jnp.int32(reference.blocks.shape[0])
-    if leave_out is None:
-        return _nearest_between(reference, queries, limits, k=k, norm=norm)
-    return _without(_nearest_between(reference, queries, limits, k=k + 1, norm=norm), leave_out)
+    if label is not None:
+        limits = reference.class_start[label], reference.class_start[label + 1]
+    search = functools.partial(nearest_exactly, reference, limits=limits, k=k + (leave_out is not None), norm=norm)
+    found = _of_finite(lambda finite: _named(reference, finite, search(finite), norm), queries)
+    return found if leave_out is None else _without(found, leave_out)
 
 
 def _without(found: Neighbors, leave_out: chex.Array) -> Neighbors:
@@ -146,18 +155,6 @@ def _without(found: Neighbors, leave_out: chex.Array) -> Neighbors:
     order = jnp.argsort(is_left_out, axis=1, stable=True)[:, :k]
     found = Neighbors(jnp.where(is_left_out, jnp.inf, found.distances), jnp.where(is_left_out, -1, found.indices))
     return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), found)
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest_in_class(reference: Reference, queries: chex.Array, label: chex.Array, *, k: int) -> Neighbors:
-    limits = reference.class_start[label], reference.class_start[label + 1]
-    return _nearest_between(reference, queries, limits, k=k, norm="l2")
-
-
-def _nearest_between(reference: Reference, queries: chex.Array, limits, *, k: int, norm: str) -> Neighbors:
-    """Search the blocks between limits; what is not there has index -1."""
-    search = functools.partial(nearest_exactly, reference, limits=limits, k=k, norm=norm)
-    return _of_finite(lambda finite: _named(reference, finite, search(finite), norm), queries)
 
 
 def _named(reference: Reference | Streamed, queries: chex.Array, found, norm: str) -> Neighbors:

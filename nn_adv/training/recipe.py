@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 
 import numpy as np
 import optax
 
+from nn_adv.border import as_count, as_number
 from nn_adv.threat import Threat, check_threat
 from nn_adv.training.inner_maximization import NORMS
 
@@ -73,34 +72,30 @@ class Recipe:
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTATIONS)
-        for name, value in vars(self).items():  # plain numbers in tuples, so that equal recipes are equal, as text too
-            if isinstance(value, np.generic):
-                object.__setattr__(self, name, value.item())
         for name in ("num_epochs", "batch_size", "batch_norm_groups"):
-            _check_range(name, getattr(self, name), 1, whole=True)
+            self._set(name, as_count(getattr(self, name), name))
         if self.batch_size % self.batch_norm_groups:
             raise ValueError(
                 f"batch_norm_groups must divide batch_size ({self.batch_size}), got {self.batch_norm_groups}"
             )
         for name in ("num_steps", "select_every", "select_steps"):
-            _check_range(name, getattr(self, name), 0, whole=True)
+            self._set(name, as_count(getattr(self, name), name, low=0))
         for name in ("beta", "learning_rate", "weight_decay"):
-            _check_range(name, getattr(self, name), 0)
+            self._set(name, as_number(getattr(self, name), name))
         for name in ("momentum", "ema_decay"):
-            _check_range(name, getattr(self, name), 0, below=1)
-        object.__setattr__(self, "threats", tuple(map(_plain_threat, _as_tuple("threats", self.threats))))
+            self._set(name, as_number(getattr(self, name), name, below=1))
+        self._set("nesterov", bool(self.nesterov))
+        self._set("threats", tuple(map(_plain_threat, _as_tuple("threats", self.threats))))
         drops = _as_tuple("drop_epochs", self.drop_epochs)
-        for epoch in drops:
-            _check_range("drop_epochs", epoch, 0, whole=True)
-        object.__setattr__(self, "drop_epochs", tuple(map(int, drops)))
+        self._set("drop_epochs", tuple(as_count(epoch, "drop_epochs", low=0) for epoch in drops))
         if self.step_sizes is not None:
             sizes = _as_tuple("step_sizes", self.step_sizes)
-            for size in sizes:
-                if size is not None:
-                    _check_range("step_sizes", size, 0)
-            object.__setattr__(self, "step_sizes", tuple(None if size is None else float(size) for size in sizes))
+            self._set("step_sizes", tuple(None if size is None else as_number(size, "step_sizes") for size in sizes))
         self._check_threats()
         self._check_drops()
+
+    def _set(self, name, value):  # a plain value, so that equal recipes are equal, as text too
+        object.__setattr__(self, name, value)
 
     def _check_threats(self):
         if self.objective == "standard":
@@ -137,14 +132,6 @@ class Recipe:
 def _check_choice(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_range(name, value, lowest, *, below=math.inf, whole=False):
-    kind = "an integer" if whole else "a number"
-    limits = f"{kind} >= {lowest}" + (f" and < {below}" if below < math.inf else "")
-    wanted = numbers.Integral if whole else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, wanted) or not lowest <= value < below:
-        raise ValueError(f"{name} must be {limits}, got {value!r}")
 
 
 def _as_tuple(name, values):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from nn_adv import attacks
-from nn_adv.attacks import losses
-from nn_adv.attacks.common import highest_others
+from nn_adv.attacks import common, losses
 from nn_adv.threat import Threat
 from tests.attacks import reference_models
 
@@ -55,12 +54,12 @@ def _run(model, norm, loss_fn, target_rank=None):
     def run(starts, epsilon):
         target = None
         if target_rank is not None:
-            target = highest_others(model.logits_fn(images), labels, 9)[:, target_rank - 2]
+            target = common.highest_others(model.logits_fn(images), labels, 9)[:, target_rank - 2]
 
         def evaluate(points):
             classes = (labels,) if target is None else (labels, target)
-            loss, gradient, logits = apgd.evaluate_loss(model.logits_fn, loss_fn, points, *classes)
-            return loss, gradient, apgd.Visited(points, jnp.argmax(logits, axis=1) != labels, loss)
+            loss, gradient, logits = common.evaluate_loss(model.logits_fn, loss_fn, points, *classes)
+            return loss, gradient, common.Visited(points, jnp.argmax(logits, axis=1) != labels, loss)
 
         visited, trace, step_sizes = apgd._ascend(evaluate, starts, images, Threat(norm, epsilon), 100)
         return visited.success, jnp.concatenate([evaluate(starts)[0][None], trace]), step_sizes, target

@@ -7,6 +7,7 @@ import threading
 import time
 
 from experiments import plan
+from experiments.files import ResultsError
 from experiments.plan import Unit
 
 
@@ -37,6 +38,8 @@ class Plan(plan.Plan):
         marker.touch()
         if unit.name.startswith("fails"):
             raise ValueError(f"{unit.name}\nsays why")
+        if unit.name.startswith("finds-the-workdir-full"):
+            raise ResultsError(f"no space left in {workdir}")
         if unit.name.startswith("exits"):
             sys.exit("as a network of the user's may")
         if unit.name.startswith("endless"):

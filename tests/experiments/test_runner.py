@@ -109,6 +109,13 @@ def test_a_workdir_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, nu
     assert not _rows(tmp_path) and not failures.read(tmp_path) and not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_unit_finds_wrong_with_the_workdir_ends_the_run(tmp_path, num_workers):
+    with pytest.raises(files.ResultsError, match="no space left in"):
+        runner.run(counting, config("a", "finds-the-workdir-full", "b"), tmp_path, num_workers=num_workers)
+    assert not failures.read(tmp_path) and not multiprocessing.active_children()
+
+
 def test_a_second_run_of_one_workdir_is_refused(tmp_path):
     with (
         store.open_store(tmp_path, {"experiment": "counting", "note": ""}),

@@ -91,8 +91,8 @@ def test_threats_that_are_none_are_refused(epsilons):
         (np.nan, "learning_rate must be a number >= 0, got nan"),
         (-1, "learning_rate must be a number >= 0, got -1"),
         ("0.1", "learning_rate must be a number >= 0, got '0.1'"),
-        (np.inf, "learning_rate must be one number >= 0 and < inf, got inf"),
-        (np.array([0.1, 0.2]), r"learning_rate must be one number >= 0 and < inf, got \[0.1, 0.2\]"),
+        (np.inf, "learning_rate must be one finite number >= 0, got inf"),
+        (np.array([0.1, 0.2]), r"learning_rate must be one finite number >= 0, got \[0.1, 0.2\]"),
     ],
 )
 def test_a_learning_rate_that_is_none_is_refused(learning_rate, message):

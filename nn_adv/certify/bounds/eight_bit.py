@@ -56,13 +56,8 @@ def eight_bit_radius(
     they are read from a file. All opponents are checked once more, in memory. Where no rounded witness has another
     label, the training image it is nearest to does.
 
-    Args:
-      reference: of uint8 points, as given to `radius`.
-      images: ``[B, ...]`` uint8, as given to `radius`.
-      labels: ``[B]``, as given to `radius`.
-      found: what `radius` returned for them, with the bounds (0, 1).
-      norm: as given to `radius`.
-      leave_out: as given to `radius`.
+    Points and images are uint8; these, labels, norm and left-out points are what `radius` was given, with the bounds
+    (0, 1), and ``found`` is what it returned.
 
     Raises:
       ValueError: unknown norm, another one than that of the radii, images or points that are not uint8, another number

@@ -59,9 +59,7 @@ def raised(sq_distances: Any, moved: Any) -> Any:
     return (2 * np.sqrt(np.maximum(sq_distances, 0)) + moved) * moved * (1 + gamma(8))
 
 
-def in_pixels(
-    linear_map: LinearMap, gaps: np.ndarray, norm: str, moved: np.ndarray | float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
+def in_pixels(linear_map: LinearMap, gaps: np.ndarray, norm: str, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``M' g`` ``[..., d]`` of g ``[..., k]``, and its error ``[...]`` in the norm dual to ``norm``.
 
     ``moved [...]`` is the error of g in l2.

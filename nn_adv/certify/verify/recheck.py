@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nn_adv.certify.verify.linear import LinearMap, in_pixels
 from nn_adv.certify.verify.multipliers import multiplier_bounds
 from nn_adv.certify.verify.rounding import (
     LEAST_SINGLE,
@@ -277,10 +276,11 @@ def _single_bounds(base: Base, view: View, opponents: np.ndarray, target: float)
     if base.linear_map is None:
         rough, steps = _rough_bounds(base, view, opponents), [(_free_bounds, 1), (_free_bounds, len(every))]
     else:
-        rough, steps = _free_bounds(base, view, opponents, every[None]), []
+        tried = np.tile(every, (len(opponents), 1))
+        rough, steps = _bounds_of_each(base._replace(bounds=None), view, opponents, tried), []
     found = rough.max(axis=1)
     if base.norm != "l2" and base.bounds is not None:
-        steps[1:] = [(_boxed_bounds, 1), (_boxed_bounds, len(every))]
+        steps[1:] = [(_bounds_of_each, 1), (_bounds_of_each, len(every))]
     for bounds_of, count in steps:  # the anchor that seems best is mostly enough
         low = np.flatnonzero(found < target)
         if not len(low):
@@ -309,32 +309,21 @@ def _rough_bounds(base: Base, view: View, opponents: np.ndarray) -> np.ndarray:
 
 
 def _free_bounds(base: Base, view: View, opponents: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    """Return the free bounds ``[c, t]`` of opponents ``[c]`` by places of anchors ``[c, t]``, or ``[1, t]`` for all."""
+    """Return the free bounds ``[c, t]`` of opponents ``[c]`` by places of anchors ``[c, t]``."""
     others, owns = pixel_values(base.points[opponents]), pixel_values(base.points[view.anchors])
     far, near = sq_lengths(others - view.start)[:, None], sq_lengths(owns - view.start)[tried]
     error = gamma(view.start.size + 8)
     margins = (far - near) / 2 - error * (far + near)
     gaps = others[:, None] - owns[tried]
-    if base.linear_map is not None:
-        return _mapped_bounds(base.linear_map, base, view, gaps, margins)
     return quotient(margins, dual_norms(base.norm, gaps) * (1 + error))
 
 
-def _mapped_bounds(linear_map: LinearMap, base: Base, view: View, gaps, margins) -> np.ndarray:
-    """Return the free bounds of `_single_bounds` for differences of mapped points ``gaps [c, m, k]``."""
-    error = 1 + gamma(gaps.shape[2] + 16)
-    margins = margins - view.moved * dual_norms("l2", gaps) * error
-    in_image, drift = in_pixels(linear_map, gaps, base.norm)
-    lengths = dual_norms(base.norm, in_image) * (1 + gamma(view.values.size + 8)) + drift
-    return quotient(margins, lengths)
-
-
-def _boxed_bounds(base: Base, view: View, opponents: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    """Return bounds inside the box, as `_free_bounds`."""
+def _bounds_of_each(base: Base, view: View, opponents: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Return bounds inside the box, if there is one, and with the linear map, otherwise as `_free_bounds`."""
     own = view.anchors[tried].reshape(-1, 1)
     arguments = (np.zeros(len(own), int), np.repeat(opponents, tried.shape[1]), own)
-    boxed = multiplier_bounds(
+    found = multiplier_bounds(
         base.points, view.image[None], *arguments, np.ones((len(own), 1)), norm=base.norm, bounds=base.bounds,
         linear_map=base.linear_map,
     )  # fmt: skip
-    return boxed.reshape(tried.shape)
+    return found.reshape(tried.shape)
