@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.methods import NEIGHBOR
 from experiments.report import figures, rates
 from experiments.report.labels import condition_label, counted, method_label, percent
-from experiments.report.means import PROVEN, Mean, mean_of, points_of_curve
+from experiments.report.means import PROVEN, mean_of, points_of_curve
 from experiments.report.page import Block, Bullets, Heading, Image, Panels, Table, Text, file_name, text_table
 from experiments.report.provenance import alerts, incomplete, provenance_blocks
 from experiments.report.records import CLEAN, Condition, Results, Run, index, tidy
@@ -110,29 +110,22 @@ def lead_table(results: Results, networks: Results) -> Table:
     """
     rivals = [method for method in networks.methods if method.startswith("trades")]
     tasks = [task for task in results.common_tasks if task in networks.common_tasks]
-
-    def mean(of: Results, method: str, condition: Condition) -> Mean | None:
-        return mean_of(of, method, "test", condition, tasks)
-
-    conditions = [condition for condition in _conditions(results) if mean(networks, rivals[0], condition)]
-    best = {
-        condition: max(
-            (found for rival in rivals if (found := mean(networks, rival, condition))), key=lambda mean: mean.value
-        )
-        for condition in conditions
+    means = {
+        condition: [mean for rival in rivals if (mean := mean_of(networks, rival, "test", condition, tasks))]
+        for condition in _conditions(results)
     }
+    highest = {condition: max(of, key=lambda mean: mean.value) for condition, of in means.items() if of}
     lines = []
     for method in results.methods:
         cells = []
-        for condition in conditions:
-            found, plain = mean(results, method, condition), mean(results, NEIGHBOR, condition)
-            lead = best[condition].value - plain.value if plain else 0.0
+        for condition, best in highest.items():
+            found, plain = (mean_of(results, name, "test", condition, tasks) for name in (method, NEIGHBOR))
+            lead = best.value - plain.value if plain else 0.0
             won = f" ({round(100 * (found.value - plain.value) / lead)} %)" if found and plain and lead > 0 else ""
             cells.append(percent(found, error=False) + (won if method != NEIGHBOR else ""))
         lines.append([method_label(method), *cells])
-    highest = [percent(best[condition], error=False) for condition in conditions]
-    lines.append(["TRADES network with the highest mean", *highest])
-    return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, conditions)], lines)
+    lines.append(["TRADES network with the highest mean", *(percent(best, error=False) for best in highest.values())])
+    return Table([f"mean over {counted(len(tasks), 'pair')}", *map(condition_label, highest)], lines)
 
 
 def _choice_blocks(run: Run) -> list[Block]:

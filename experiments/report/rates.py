@@ -13,6 +13,7 @@ from scipy import stats
 
 from experiments.report import figures
 from experiments.report.labels import MISSING, condition_label, number, signed_points
+from experiments.report.means import task_accuracies
 from experiments.report.page import Block, Heading, Image, Panels, Table, Text, file_name
 from experiments.report.records import CLEAN, Condition, Results, Row, tidy
 
@@ -195,17 +196,11 @@ def needed_table(rows: Sequence[Row], networks: Results) -> Table:
       rows: of nested subsets.
       networks: results of the same tasks, whose TRADES networks were attacked at the same radii.
     """
+    rivals = [method for method in networks.methods if method.startswith("trades")]
     lines = []
     for (task, condition), one in growth(rows).items():
-        target = max(
-            (
-                networks.accuracies.get((method, "test", condition, kind), {}).get(task, 0.0)
-                for method in networks.methods
-                if method.startswith("trades")
-                for kind in ("clean", "attacked")
-            ),
-            default=0.0,
-        )
+        known = [task_accuracies(networks, rival, "test", condition).get(task) for rival in rivals]
+        target = max((accuracy.value for accuracy in known if accuracy), default=0.0)
         if target and (condition == CLEAN or condition in networks.main_conditions):
             by_power, by_line = one.needed(target)
             few, many = (one.at_rate(rate, target) for rate in reversed(one.power_interval()))
