@@ -1,7 +1,7 @@
 """Are our attacks as strong as the published ones? Two small networks on which the authors' code was run.
 
-  python benchmarks/attack_parity.py --reference=REFERENCE_DIR
-  python benchmarks/attack_parity.py --reference=REFERENCE_DIR --spread="c10 l2 0.85 apgd-dlr"
+  python -m benchmarks.attack_parity --reference=REFERENCE_DIR
+  python -m benchmarks.attack_parity --reference=REFERENCE_DIR --spread="c10 l2 0.85 apgd-dlr"
 
 The folder holds the networks, 200 images for each, and `outcomes.json`, the share of images that the published code
 left unbroken with one attack or with its ensemble ("aa"), in float32 and for some also in float64. Each line is
@@ -16,23 +16,18 @@ import argparse
 import collections
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for the loader of these networks, which the tests share
+from benchmarks.timing import environment
+from nn_adv import attacks
+from nn_adv.threat import Threat
+from tests.attacks import reference_models
 
-from timing import environment  # noqa: E402
-
-from nn_adv import attacks  # noqa: E402
-from nn_adv.threat import Threat  # noqa: E402
-from tests.attacks import reference_models  # noqa: E402
-
-_RESULTS = ROOT / "docs" / "benchmarks" / "attack_parity.json"
+_RESULTS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "attack_parity.json"
 _SEEDS_OF_ONE_START = 5
 _SEEDS_OF_A_SPREAD = 40
 _NUM_IMAGES = 200  # those that a network gets wrong are among them, and count as broken

@@ -6,10 +6,10 @@ passes. Each attack is timed as a whole, from clean images to result, with n ste
 difference costs, and the rest (a start, looks at the clean logits and at the last point) is told beside it.
 Compilation is left out. Bare passes and attacks take turns, medians are reported.
 
-  python benchmarks/attacks.py --models small_cnn --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models soft_1nn --repeats=9 --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models linear --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models preact_resnet18 --steps=2 --repeats=3 --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models small_cnn --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models soft_1nn --repeats=9 --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models linear --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models preact_resnet18 --steps=2 --repeats=3 --output=docs/benchmarks/attacks.json
 
 The file keeps the models of earlier runs. On two cores the last command takes a quarter of an hour.
 """
@@ -27,8 +27,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv import attacks, models, neighbors
 from nn_adv.threat import NORMS, Threat
 

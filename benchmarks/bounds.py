@@ -1,8 +1,8 @@
 """What do the other bounds give: the vote of k neighbours, 1NN on features; and exactly, 1NN after a linear map?
 
-  python benchmarks/bounds.py vote --dataset=digits --images=599 --output=docs/benchmarks/votes_digits.json
-  python benchmarks/bounds.py embedding --images=300 --data_dir=DATA_DIR --output=docs/benchmarks/features_cifar10.json
-  python benchmarks/bounds.py linear --images=500 --data_dir=DATA_DIR --output=docs/benchmarks/linear_cifar10.json
+  python -m benchmarks.bounds vote --dataset=digits --images=599 --output=docs/benchmarks/votes_digits.json
+  python -m benchmarks.bounds embedding --images=300 --data_dir=DATA_DIR --output=docs/benchmarks/features_cifar10.json
+  python -m benchmarks.bounds linear --images=500 --data_dir=DATA_DIR --output=docs/benchmarks/linear_cifar10.json
 
 Each prints one line per setting and writes them. Vote and embedding figures are bounds; those of pixels and of linear
 maps are exact.
@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from timing import environment
 
+from benchmarks.timing import environment
 from nn_adv import certify, data, neighbors
 
 _LINF_RADII = (1 / 255, 2 / 255, 4 / 255, 8 / 255)

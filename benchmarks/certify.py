@@ -10,11 +10,11 @@ Five questions, each a sub-command; in the first two, radii are of the predicted
   pairs   every test image of each of the 45 pairs of classes; goes on from what its output file holds.
   saved   the first pair again, among 8-bit images: how many images change sides at an epsilon.
 
-  python benchmarks/certify.py floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
-  python benchmarks/certify.py peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
-  python benchmarks/certify.py full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
-  python benchmarks/certify.py saved --data_dir=DATA_DIR --output=docs/benchmarks/certify_saved.json
-  python benchmarks/certify.py pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
+  python -m benchmarks.certify floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
+  python -m benchmarks.certify peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
+  python -m benchmarks.certify full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
+  python -m benchmarks.certify saved --data_dir=DATA_DIR --output=docs/benchmarks/certify_saved.json
+  python -m benchmarks.certify pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv import certify, data, evaluation, neighbors, precision
 
 _CURVES = {

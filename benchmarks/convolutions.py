@@ -1,7 +1,7 @@
 """How fast are convolutions and their two gradients one by one, here, as JAX makes them, and in PyTorch?
 
-  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python benchmarks/convolutions.py
-  taskset -c 0 python benchmarks/convolutions.py --layers wrn_28_10
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python -m benchmarks.convolutions
+  taskset -c 0 python -m benchmarks.convolutions --layers wrn_28_10
 
 "small" are the layers of the strided network that a CPU trains, and others of its sizes, in batches of 128;
 "wrn_28_10" are those of WRN-28-10, in batches of 16. All are 3x3 in float32, and PyTorch has the faster of its two
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv.models.convolution import conv_general_dilated
 
 # Batch, then pixels a side, channels in and out, stride.

@@ -1,6 +1,6 @@
 """What one answer costs: 1NN over the training images of a CIFAR-10 pair beside the network that a CPU trains.
 
-  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python benchmarks/cost.py --output docs/benchmarks/cost.json
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python -m benchmarks.cost --output docs/benchmarks/cost.json
 
 The images are random: nothing here depends on what they show. Both answer the same batches of float32 images in turn,
 and medians of processor time are reported. The operations of 1NN are those of its distances, two for each pixel of each
@@ -16,8 +16,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv import models, neighbors
 
 _NUM_POINTS, _SHAPE, _BATCH = 10_000, (32, 32, 3), 500

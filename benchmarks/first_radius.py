@@ -3,7 +3,7 @@
 A process loads the digits, fits 1NN to 1,697 of them and finds the radii of 50 others. What XLA compiles is not kept
 from one process to the next, the bytecode of Python is. Medians of wall seconds, norms and the import in turns.
 
-  python benchmarks/first_radius.py
+  python -m benchmarks.first_radius
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 import tempfile
 
 import numpy as np
-import timing
+
+from benchmarks import timing
 
 _JAX = "import jax; jax.devices()"
 _RADIUS = """

@@ -10,8 +10,8 @@
 float32 is without TF32 in both frameworks; "tf32" allows it in both; "bfloat16" is mixed precision in both. All take
 turns; medians. Each program is compiled, or chosen, before it is timed. Less than ten minutes on one GPU:
 
-  XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/gpu.py --output=docs/benchmarks/gpu.json
-  python benchmarks/gpu.py --small --output=gpu.json      # anywhere, in minutes: does it run?
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu --output=docs/benchmarks/gpu.json
+  python -m benchmarks.gpu --small --output=gpu.json      # anywhere, in minutes: does it run?
 
 The file is written after each part, and a part that fails is named in it and costs no other.
 """
@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import environment, take_turns
 from torch.nn import functional
-from trades_step import NETWORKS, Comparison
 
+from benchmarks.timing import environment, take_turns
+from benchmarks.trades_step import NETWORKS, Comparison
 from nn_adv import Threat, attacks, certify, data, neighbors, precision
 
 _DEVICE = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"

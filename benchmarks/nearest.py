@@ -5,7 +5,7 @@ turns, and medians over the turns are reported, of wall and of processor time (w
 disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the
 high-water mark of a fresh process beyond the arrays it searches.
 
-  python benchmarks/nearest.py --data_dir=DATA_DIR
+  python -m benchmarks.nearest --data_dir=DATA_DIR
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv import data, neighbors
 
 _PEERS = ("faiss-cpu", "scikit-learn", "torch", "scipy")
@@ -233,9 +233,10 @@ def probe_memory(arguments: argparse.Namespace, case_number: int) -> None:
 def _measure_memory(arguments: argparse.Namespace) -> list[dict]:
     results = []
     for number in _MEMORY_CASES:
-        command = [sys.executable, __file__, f"--points={arguments.points}", f"--queries={arguments.queries}"]
-        command += [f"--probe_memory={number}"] + ([f"--data_dir={arguments.data_dir}"] if arguments.data_dir else [])
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        program = [sys.executable, "-m", "benchmarks.nearest", f"--probe_memory={number}"]
+        program += [f"--points={arguments.points}", f"--queries={arguments.queries}"]
+        program += [f"--data_dir={arguments.data_dir}"] if arguments.data_dir else []
+        output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
         results.append(json.loads(output.splitlines()[-1]))
         print(f"{results[-1]['case']:34s} {results[-1]['beyond_data_mib']} MiB beyond the data", flush=True)
     return results

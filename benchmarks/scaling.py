@@ -5,7 +5,7 @@ the splitting costs: the same work on 1, 2, 4 and 8 devices (strong), or as much
 their bytes and the memory of a device are read from the compiled program. A model of the time, from the measured rate
 of products, stands beside each measurement.
 
-  python benchmarks/scaling.py --output=docs/benchmarks/scaling.json
+  python -m benchmarks.scaling --output=docs/benchmarks/scaling.json
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import environment, take_turns
 from nn_adv import neighbors
 from nn_adv.neighbors import search
 

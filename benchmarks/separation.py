@@ -3,7 +3,7 @@
 Train to train, test to train and test to test; in l1, l2 and linf; with equal images named, and the errors of 1NN. A
 norm that the output file holds is not measured again.
 
-  python benchmarks/separation.py --dataset=mnist --data_dir=DATA_DIR --output=docs/benchmarks/separation_mnist.json
+  python -m benchmarks.separation --dataset=mnist --data_dir=DATA_DIR --output=docs/benchmarks/separation_mnist.json
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pathlib
 import time
 
 import numpy as np
-from certify import write_whole
-from timing import environment
 
+from benchmarks.certify import write_whole
+from benchmarks.timing import environment
 from nn_adv import data, neighbors
 
 NORMS = ("l2", "linf", "l1")

@@ -3,7 +3,7 @@
 Digits, ten classes, the first so many test images with classes balanced. Every attack is judged by 1NN itself; one that
 breaks an image inside its proven radius ends the run.
 
-  python benchmarks/tempered.py --output=docs/benchmarks/tempered.json
+  python -m benchmarks.tempered --output=docs/benchmarks/tempered.json
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from timing import environment
 
+from benchmarks.timing import environment
 from experiments import evaluate
 from nn_adv import attacks, certify, data, neighbors
 from nn_adv.pixels import as_float

@@ -7,7 +7,7 @@ change the result, as we do: 27, 27 and 50. Weights, images and noise are the sa
 the peers take turns, and medians of wall and of processor time are reported (other programs on the machine disturb the
 latter less).
 
-  python benchmarks/trades_step.py
+  python -m benchmarks.trades_step
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import jax
 import numpy as np
 import optax
 import torch
-import torch_models
-from timing import environment, take_turns
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import torch_models
+from benchmarks.timing import environment, take_turns
 from nn_adv import models, training, zoo
 from nn_adv.threat import Threat
 

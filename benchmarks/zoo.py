@@ -10,8 +10,8 @@ prediction stays; networks of random weights decide less clearly than trained on
 
 On a GPU both frameworks use TF32 in float32. JAX's preallocation would leave PyTorch no memory there: switch it off.
 
-  taskset -c 0 python benchmarks/zoo.py --output=docs/benchmarks/zoo.json
-  XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/zoo.py --batch_size=256 --repeats=20 --output=zoo-gpu.json
+  taskset -c 0 python -m benchmarks.zoo --output=docs/benchmarks/zoo.json
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.zoo --batch_size=256 --repeats=20 --output=zoo-gpu.json
 
 The file keeps the networks of earlier runs.
 """
@@ -29,10 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import environment, take_turns
 from torch.nn import functional
-from torch_models import PreActResNet18, WideResNet, draw_statistics
 
+from benchmarks.timing import environment, take_turns
+from benchmarks.torch_models import PreActResNet18, WideResNet, draw_statistics
 from nn_adv import attacks, models, zoo
 
 # For each name of `models.create`: the module, the options of both, and those that make a small one.

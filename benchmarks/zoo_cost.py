@@ -6,7 +6,7 @@ From them and the passes of the standard ensemble follow the hours of a leaderbo
 of them: an upper bound) on a GPU that sustains so many operations a second. That rate is an assumption. The largest
 batch is what fits, beside the weights, into four fifths of a card by this count.
 
-  python benchmarks/zoo_cost.py --output=docs/benchmarks/zoo_cost.json
+  python -m benchmarks.zoo_cost --output=docs/benchmarks/zoo_cost.json
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from timing import environment
 
+from benchmarks.timing import environment
 from nn_adv import models, zoo
 
 # Gradients and further logits of one image that no attack of the ensemble breaks: APGD-CE and, over nine targets,

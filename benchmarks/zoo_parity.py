@@ -1,6 +1,6 @@
 """Do the networks of the catalogue compute what the published ones do? At full size, under weights made by a rule.
 
-  python benchmarks/zoo_parity.py --shared=SHARED_DIR
+  python -m benchmarks.zoo_parity --shared=SHARED_DIR
 
 The folder's ``reference/robustbench`` holds outputs of the PyTorch networks (tests/zoo/fixtures.py). Each line is
 printed and stored in docs/benchmarks/zoo_parity.json as soon as it is known, with the commit that it is of; a second
@@ -17,14 +17,10 @@ import time
 
 import jax
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for what makes the weights, which the tests share
+from benchmarks.timing import environment
+from tests.zoo import fixtures
 
-from timing import environment  # noqa: E402
-
-from tests.zoo import fixtures  # noqa: E402
-
-_RESULTS = ROOT / "docs" / "benchmarks" / "zoo_parity.json"
+_RESULTS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "zoo_parity.json"
 
 
 def main() -> None:
