@@ -12,7 +12,6 @@ with each of forty seeds.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import pathlib
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import environment
+from benchmarks.timing import command, environment, keep, kept
 from nn_adv import attacks
 from nn_adv.threat import Threat
 from tests.attacks import reference_models
@@ -35,7 +34,8 @@ _NORMS = {key: norm for norm, key in reference_models.KEYS.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
+    parser.set_defaults(output=_RESULTS)
     parser.add_argument("--reference", type=pathlib.Path, required=True)
     parser.add_argument("--spread", metavar="NAME", help='"network norm epsilon attack", as the lines are named')
     arguments = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> None:
         left = _left_by_ours(arguments.reference, arguments.spread, _SEEDS_OF_A_SPREAD)["ours"]
         print(f"{arguments.spread}: mean {np.mean(left):.4f}, standard deviation {np.std(left, ddof=1):.4f}: {left}")
         return
-    found = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    found = kept(arguments.output)
     for name, published in _published(arguments.reference).items():
         if name not in found:
             started = time.perf_counter()
@@ -52,7 +52,7 @@ def main() -> None:
             left = _left_by_ours(arguments.reference, name, num_seeds)
             seconds = round(time.perf_counter() - started, 1)
             found[name] = published | left | {"seconds": seconds, "commit": environment()["commit"]}
-            _RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            keep(arguments.output, found)
         print(name, json.dumps(found[name]), flush=True)
 
 

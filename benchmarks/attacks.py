@@ -16,11 +16,8 @@ The file keeps the models of earlier runs. On two cores the last command takes a
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, kept, take_turns
 from nn_adv import attacks, models, neighbors
 from nn_adv.threat import NORMS, Threat
 
@@ -152,14 +149,12 @@ def _finish(call):
 
 def main() -> None:
     """Run the cases and print, and with ``--output`` write, the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--models", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
-    report = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    report = kept(arguments.output)
     for name in arguments.models:
         rows = run_problem(PROBLEMS[name](arguments.batch_size), arguments.steps, arguments.repeats)
         sizes = {key: getattr(arguments, key) for key in ("batch_size", "steps", "repeats")}
@@ -171,8 +166,7 @@ def main() -> None:
                 *(f"x{row[key]}" for key in row if "ratio" in key),
                 flush=True,
             )
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

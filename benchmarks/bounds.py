@@ -11,14 +11,12 @@ maps are exact.
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.timing import environment
+from benchmarks.timing import command, environment, keep
 from nn_adv import certify, data, neighbors
 
 _LINF_RADII = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -103,19 +101,18 @@ def _embeddings(points: np.ndarray) -> Iterator[certify.Embedding | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, required=True)
     parser.add_argument("question", choices=["vote", "embedding", "linear"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--task", default="0v1", help="for embedding and linear: a pair such as 0v1, or all")
     parser.add_argument("--norm", default="l2", help="for vote")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
     found = {"vote": vote, "embedding": embedding, "linear": linear}[arguments.question](dataset, arguments)
     found = {"environment": environment(), "data": dataset.title} | found
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    keep(arguments.output, found)
 
 
 if __name__ == "__main__":

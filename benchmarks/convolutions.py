@@ -11,11 +11,8 @@ other programs on the machine disturb less than wall time.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +20,7 @@ import numpy as np
 import torch
 from jax import lax
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv.models.convolution import conv_general_dilated
 
 # Batch, then pixels a side, channels in and out, stride.
@@ -62,10 +59,8 @@ _TOLERANCE = 1e-4
 
 def main() -> None:
     """Print a line for each layer and operation, and with ``--output`` write them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=15)
     parser.add_argument("--layers", default="small", choices=list(_LAYERS))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     batch, layers = _LAYERS[arguments.layers]
@@ -76,8 +71,7 @@ def main() -> None:
             report["rows"].append(row)
             times = ", ".join(f"{name} {time:.2f}" for name, time in row["milliseconds"].items())
             print(f"{row['layer']}, {operation}: {times} ms, x{row['ratio']} of PyTorch's", flush=True)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            keep(arguments.output, report)
 
 
 def _measure(batch: int, layer: tuple[int, int, int, int], operation: str, repeats: int) -> dict:

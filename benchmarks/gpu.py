@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import functools
 import json
-import pathlib
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, take_turns
 from benchmarks.trades_step import NETWORKS, Comparison
 from nn_adv import Threat, attacks, certify, data, neighbors, precision
 
@@ -212,12 +211,10 @@ PARTS = (roofline, nearest, soft, radius, trades, apgd)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5, required=True)
     parser.add_argument("--data_dir", help="tensorflow-datasets folder with cifar10; random pixels without it")
     parser.add_argument("--small", action="store_true", help="few and small arrays: to see that all parts run")
     parser.add_argument("--parts", nargs="+", default=[part.__name__ for part in PARTS], help="some of these")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     images = Images(arguments.data_dir, *((2000, 100) if arguments.small else (50_000, 10_000)))
     report: dict = {"environment": environment("flax", "torch"), "kind": jax.devices()[0].device_kind}
@@ -230,7 +227,7 @@ def main() -> None:
                 report[part.__name__] = {"failed": traceback.format_exc().splitlines()[-1]}
                 traceback.print_exc()
             print(part.__name__, json.dumps(report[part.__name__], indent=1), flush=True)
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            keep(arguments.output, report)
 
 
 if __name__ == "__main__":

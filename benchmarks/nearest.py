@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import data, neighbors
 
 _PEERS = ("faiss-cpu", "scikit-learn", "torch", "scipy")
@@ -243,12 +243,10 @@ def _measure_memory(arguments: argparse.Namespace) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, repeats=3)
     parser.add_argument("--data_dir", help="tensorflow-datasets folder with cifar10; random images without it")
     parser.add_argument("--points", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     parser.add_argument("--probe_memory", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe_memory is not None:
@@ -264,8 +262,7 @@ def main() -> None:
     }
     for case in (_limit(case, arguments.queries) for case in CASES):
         report["cases"].append(run_case(case, images, arguments.repeats))
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import pathlib
 import re
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -22,7 +21,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 import numpy as np
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import neighbors
 from nn_adv.neighbors import search
 
@@ -85,13 +84,11 @@ def measure(arguments: argparse.Namespace, *, weak: bool) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--points", type=int, default=32_768)
     parser.add_argument("--queries", type=int, default=256)
     parser.add_argument("--size", type=int, default=768)
     parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
     report = {
         "environment": environment(),
@@ -99,8 +96,7 @@ def main() -> None:
         "strong": measure(arguments, weak=False),
         "weak": measure(arguments, weak=True),
     }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,8 @@ The file keeps the networks of earlier runs.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -31,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.timing import environment, take_turns
+from benchmarks.timing import command, environment, keep, kept, take_turns
 from benchmarks.torch_models import PreActResNet18, WideResNet, draw_statistics
 from nn_adv import attacks, models, zoo
 
@@ -167,18 +164,16 @@ def _numpy(result) -> np.ndarray:
 
 def main() -> None:
     """Run the networks and print, and with ``--output`` write, the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does; nothing on CPUs
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    report = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    report = kept(arguments.output)
     dtypes = sorted({"float32", *arguments.dtypes}, reverse=True)
     for name in arguments.networks:
         options = NETWORKS[name][2 if arguments.small else 1]
@@ -191,8 +186,7 @@ def main() -> None:
             speeds = f"{wall} x{row['speed']:<6}{processor} x{row['processor_speed']}"
             print(f"  {row['pass']:22}{label:36}{speeds}", flush=True)
         print(f"  bfloat16: {result['bfloat16']}")
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":
