@@ -115,11 +115,9 @@ def run_problem(problem: Problem, steps: int, repeats: int) -> list[dict]:
         )
 
     counts = (steps, 3 * steps)
-    waiting = {
-        (name, count): functools.partial(_finish, make(count)) for name, make in calls.items() for count in counts
-    }
-    take_turns(waiting, 1)  # compiles
-    turns = take_turns(waiting, repeats)
+    contestants = {(name, count): make(count) for name, make in calls.items() for count in counts}
+    take_turns(contestants, 1)  # compiles
+    turns = take_turns(contestants, repeats)
     few, many = ({name: turns[name, count][:, 0] for name in calls} for count in counts)
     per_step = {name: float(np.median(many[name] - few[name])) / (2 * steps) for name in calls}
     floors = {"fab-t": per_step[_GRADIENT] + per_step[_FORWARD], "square": per_step[_FORWARD]}
@@ -141,10 +139,6 @@ def _one_after_the_other(fn, images, count):
         return x + 1e-9 * (result.reshape(x.shape) if result.size == x.size else jnp.mean(result))
 
     return jax.lax.fori_loop(0, count, step, images)
-
-
-def _finish(call):
-    return jax.block_until_ready(call())
 
 
 def main() -> None:

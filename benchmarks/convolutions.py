@@ -116,11 +116,7 @@ def _in_jax(convolve, operation: str, arrays: tuple, stride: int):
             return jax.vjp(lambda images: value(images, kernel), images)[1](cotangent)[0]
         return jax.vjp(lambda kernel: value(images, kernel), kernel)[1](cotangent)[0]
 
-    return functools.partial(_wait, jax.jit(run), *map(jnp.asarray, arrays))
-
-
-def _wait(fn, *arguments):
-    return jax.block_until_ready(fn(*arguments))
+    return functools.partial(jax.jit(run), *map(jnp.asarray, arrays))
 
 
 def _in_torch(layout: str, operation: str, arrays: tuple, stride: int):

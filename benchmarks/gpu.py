@@ -49,23 +49,10 @@ def computed_in(name: str) -> Iterator[None]:
         yield
 
 
-def _finished(call: Callable[[], object]) -> Callable[[], None]:
-    """Return a call that waits for its result, in whichever framework."""
-
-    def wait() -> None:
-        jax.block_until_ready(call())
-        if _DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return wait
-
-
 def time_all(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each call, after one that compiles."""
-    ready = {name: _finished(call) for name, call in calls.items()}
-    for call in ready.values():
-        call()
-    return {name: float(np.median(turns[:, 0])) for name, turns in take_turns(ready, repeats).items()}
+    take_turns(calls, 1)  # compiles
+    return {name: float(np.median(turns[:, 0])) for name, turns in take_turns(calls, repeats).items()}
 
 
 class Images:

@@ -11,6 +11,7 @@ of products, stands beside each measurement.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -60,9 +61,7 @@ def measure(arguments: argparse.Namespace, *, weak: bool) -> list[dict]:
         compiled = search._nearest.lower(split, queries, k=arguments.k, norm="l2").compile()
         expected = neighbors.nearest(reference, queries, arguments.k)
         jax.tree.map(np.testing.assert_array_equal, neighbors.nearest(split, queries, arguments.k), expected)
-        contestants[str(count)] = lambda split=split, queries=queries: jax.block_until_ready(
-            neighbors.nearest(split, queries, arguments.k)
-        )
+        contestants[str(count)] = functools.partial(neighbors.nearest, split, queries, arguments.k)
         rows.append(
             {
                 "devices": count,

@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -40,14 +41,22 @@ def keep(path: pathlib.Path | None, report: dict) -> None:
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Return wall and processor seconds of each call, ``[repeats, 2]``; what is called waits for its own result."""
+    """Return wall and processor seconds of each call and of the wait for what it returns, ``[repeats, 2]``."""
     seconds: dict[str, list] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, call in contestants.items():
             started = np.array([time.perf_counter(), time.process_time()])
-            call()
+            _wait(call())
             seconds[name].append(np.array([time.perf_counter(), time.process_time()]) - started)
     return {name: np.stack(turns) for name, turns in seconds.items()}
+
+
+def _wait(result: object) -> None:
+    """Wait for the arrays of a result, and for what PyTorch does on a GPU; other results are there already."""
+    jax.block_until_ready(result)
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def environment(*packages: str) -> dict:

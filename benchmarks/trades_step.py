@@ -138,7 +138,6 @@ class Comparison:
 
         device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
         self.torch_network.to(device=device, memory_format=layout)
-        self.device = device
         self.torch_images, *noise = (
             torch.tensor(np.moveaxis(np.asarray(array), 3, 1).copy(), device=device).to(memory_format=layout)
             for array in (images, *(noise.start for noise in self.noise))
@@ -181,8 +180,6 @@ class Comparison:
         )
         loss.backward()
         self.optimizer.step()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
         return loss.item()
 
     def check(self) -> dict[str, float]:

@@ -45,7 +45,7 @@ _TOLERANCES = {"cpu": (1e-5, 1e-2), "gpu": (1e-2, 1e-1)}
 
 
 class Comparison:
-    """One network with the same weights in both frameworks; what it returns waits for its own result."""
+    """One network with the same weights in both frameworks."""
 
     def __init__(self, name: str, options: dict, batch_size: int):
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ class Comparison:
         forward = jax.jit(lambda fn, images: fn(images))
         gradient = jax.jit(jax.grad(lambda images, fn: jnp.sum(attacks.cross_entropy(fn(images), self.labels))))
         calls = lambda: forward(logits_fn, self.images), lambda: gradient(self.images, logits_fn)
-        return {name: lambda call=call: jax.block_until_ready(call()) for name, call in zip(PASSES, calls, strict=True)}
+        return dict(zip(PASSES, calls, strict=True))
 
     def torch(self, dtype: str, layout: str) -> dict[str, Callable]:
         """Return the passes in PyTorch, on images that have its device and layout already."""
@@ -87,13 +87,7 @@ class Comparison:
             loss = functional.cross_entropy(module(inputs), labels, reduction="sum")
             return torch.autograd.grad(loss, inputs)[0].permute(0, 2, 3, 1)
 
-        def finish(call):
-            result = call()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            return result
-
-        return {name: lambda call=call: finish(call) for name, call in zip(PASSES, (forward, gradient), strict=True)}
+        return dict(zip(PASSES, (forward, gradient), strict=True))
 
 
 def run_network(name: str, options: dict, batch_size: int, repeats: int, dtypes: list[str]) -> dict:
