@@ -1,7 +1,7 @@
 """Are our attacks as strong as the published ones? Two small networks on which the authors' code was run.
 
-  python benchmarks/attack_parity.py --reference=REFERENCE_DIR
-  python benchmarks/attack_parity.py --reference=REFERENCE_DIR --spread="c10 l2 0.85 apgd-dlr"
+  python -m benchmarks.attack_parity --reference=REFERENCE_DIR
+  python -m benchmarks.attack_parity --reference=REFERENCE_DIR --spread="c10 l2 0.85 apgd-dlr"
 
 The folder holds the networks, 200 images for each, and `outcomes.json`, the share of images that the published code
 left unbroken with one attack or with its ensemble ("aa"), in float32 and for some also in float64. Each line is
@@ -12,27 +12,21 @@ with each of forty seeds.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for the loader of these networks, which the tests share
+from benchmarks.timing import command, environment, keep, kept
+from nn_adv import attacks
+from nn_adv.threat import Threat
+from tests.attacks import reference_models
 
-from timing import environment  # noqa: E402
-
-from nn_adv import attacks  # noqa: E402
-from nn_adv.threat import Threat  # noqa: E402
-from tests.attacks import reference_models  # noqa: E402
-
-_RESULTS = ROOT / "docs" / "benchmarks" / "attack_parity.json"
+_RESULTS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "attack_parity.json"
 _SEEDS_OF_ONE_START = 5
 _SEEDS_OF_A_SPREAD = 40
 _NUM_IMAGES = 200  # those that a network gets wrong are among them, and count as broken
@@ -40,7 +34,8 @@ _NORMS = {key: norm for norm, key in reference_models.KEYS.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
+    parser.set_defaults(output=_RESULTS)
     parser.add_argument("--reference", type=pathlib.Path, required=True)
     parser.add_argument("--spread", metavar="NAME", help='"network norm epsilon attack", as the lines are named')
     arguments = parser.parse_args()
@@ -48,7 +43,7 @@ def main() -> None:
         left = _left_by_ours(arguments.reference, arguments.spread, _SEEDS_OF_A_SPREAD)["ours"]
         print(f"{arguments.spread}: mean {np.mean(left):.4f}, standard deviation {np.std(left, ddof=1):.4f}: {left}")
         return
-    found = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    found = kept(arguments.output)
     for name, published in _published(arguments.reference).items():
         if name not in found:
             started = time.perf_counter()
@@ -57,7 +52,7 @@ def main() -> None:
             left = _left_by_ours(arguments.reference, name, num_seeds)
             seconds = round(time.perf_counter() - started, 1)
             found[name] = published | left | {"seconds": seconds, "commit": environment()["commit"]}
-            _RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            keep(arguments.output, found)
         print(name, json.dumps(found[name]), flush=True)
 
 

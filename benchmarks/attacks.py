@@ -6,29 +6,26 @@ passes. Each attack is timed as a whole, from clean images to result, with n ste
 difference costs, and the rest (a start, looks at the clean logits and at the last point) is told beside it.
 Compilation is left out. Bare passes and attacks take turns, medians are reported.
 
-  python benchmarks/attacks.py --models small_cnn --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models soft_1nn --repeats=9 --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models linear --output=docs/benchmarks/attacks.json
-  python benchmarks/attacks.py --models preact_resnet18 --steps=2 --repeats=3 --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models small_cnn --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models soft_1nn --repeats=9 --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models linear --output=docs/benchmarks/attacks.json
+  python -m benchmarks.attacks --models preact_resnet18 --steps=2 --repeats=3 --output=docs/benchmarks/attacks.json
 
 The file keeps the models of earlier runs. On two cores the last command takes a quarter of an hour.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, kept, take_turns
 from nn_adv import attacks, models, neighbors
 from nn_adv.threat import NORMS, Threat
 
@@ -118,11 +115,9 @@ def run_problem(problem: Problem, steps: int, repeats: int) -> list[dict]:
         )
 
     counts = (steps, 3 * steps)
-    waiting = {
-        (name, count): functools.partial(_finish, make(count)) for name, make in calls.items() for count in counts
-    }
-    take_turns(waiting, 1)  # compiles
-    turns = take_turns(waiting, repeats)
+    contestants = {(name, count): make(count) for name, make in calls.items() for count in counts}
+    take_turns(contestants, 1)  # compiles
+    turns = take_turns(contestants, repeats)
     few, many = ({name: turns[name, count][:, 0] for name in calls} for count in counts)
     per_step = {name: float(np.median(many[name] - few[name])) / (2 * steps) for name in calls}
     floors = {"fab-t": per_step[_GRADIENT] + per_step[_FORWARD], "square": per_step[_FORWARD]}
@@ -146,20 +141,14 @@ def _one_after_the_other(fn, images, count):
     return jax.lax.fori_loop(0, count, step, images)
 
 
-def _finish(call):
-    return jax.block_until_ready(call())
-
-
 def main() -> None:
     """Run the cases and print, and with ``--output`` write, the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--models", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
-    report = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    report = kept(arguments.output)
     for name in arguments.models:
         rows = run_problem(PROBLEMS[name](arguments.batch_size), arguments.steps, arguments.repeats)
         sizes = {key: getattr(arguments, key) for key in ("batch_size", "steps", "repeats")}
@@ -171,8 +160,7 @@ def main() -> None:
                 *(f"x{row[key]}" for key in row if "ratio" in key),
                 flush=True,
             )
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What do the other bounds give: the vote of k neighbours, 1NN on features; and exactly, 1NN after a linear map?
 
-  python benchmarks/bounds.py vote --dataset=digits --images=599 --output=docs/benchmarks/votes_digits.json
-  python benchmarks/bounds.py embedding --images=300 --data_dir=DATA_DIR --output=docs/benchmarks/features_cifar10.json
-  python benchmarks/bounds.py linear --images=500 --data_dir=DATA_DIR --output=docs/benchmarks/linear_cifar10.json
+  python -m benchmarks.bounds vote --dataset=digits --images=599 --output=docs/benchmarks/votes_digits.json
+  python -m benchmarks.bounds embedding --images=300 --data_dir=DATA_DIR --output=docs/benchmarks/features_cifar10.json
+  python -m benchmarks.bounds linear --images=500 --data_dir=DATA_DIR --output=docs/benchmarks/linear_cifar10.json
 
 Each prints one line per setting and writes them. Vote and embedding figures are bounds; those of pixels and of linear
 maps are exact.
@@ -11,14 +11,12 @@ maps are exact.
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import time
 from collections.abc import Iterator
 
 import numpy as np
-from timing import environment
 
+from benchmarks.timing import command, environment, keep
 from nn_adv import certify, data, neighbors
 
 _LINF_RADII = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
@@ -103,19 +101,18 @@ def _embeddings(points: np.ndarray) -> Iterator[certify.Embedding | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, required=True)
     parser.add_argument("question", choices=["vote", "embedding", "linear"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--task", default="0v1", help="for embedding and linear: a pair such as 0v1, or all")
     parser.add_argument("--norm", default="l2", help="for vote")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
     found = {"vote": vote, "embedding": embedding, "linear": linear}[arguments.question](dataset, arguments)
     found = {"environment": environment(), "data": dataset.title} | found
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    keep(arguments.output, found)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ Five questions, each a sub-command; in the first two, radii are of the predicted
   pairs   every test image of each of the 45 pairs of classes; goes on from what its output file holds.
   saved   the first pair again, among 8-bit images: how many images change sides at an epsilon.
 
-  python benchmarks/certify.py floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
-  python benchmarks/certify.py peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
-  python benchmarks/certify.py full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
-  python benchmarks/certify.py saved --data_dir=DATA_DIR --output=docs/benchmarks/certify_saved.json
-  python benchmarks/certify.py pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
+  python -m benchmarks.certify floor --data_dir=DATA_DIR --output=docs/benchmarks/certify_floor.json
+  python -m benchmarks.certify peer --data_dir=DATA_DIR --output=docs/benchmarks/certify_peer.json
+  python -m benchmarks.certify full --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_full_l2.json
+  python -m benchmarks.certify saved --data_dir=DATA_DIR --output=docs/benchmarks/certify_saved.json
+  python -m benchmarks.certify pairs --norm=l2 --data_dir=DATA_DIR --output=docs/benchmarks/certify_pairs_l2.json
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import pathlib
 import resource
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, kept, take_turns
 from nn_adv import certify, data, evaluation, neighbors, precision
 
 _CURVES = {
@@ -77,12 +76,12 @@ def floor(arguments: argparse.Namespace) -> dict:
     labels = np.asarray(neighbors.predict(reference, images))
     queries = jnp.asarray(images.reshape(len(images), -1))
     product = reference.products.integers
-    contestants = {"products": lambda: jax.block_until_ready(_products(queries, reference.blocks, product))}
+    contestants = {"products": functools.partial(_products, queries, reference.blocks, product)}
     for norm in arguments.norms.split(","):
         for recheck_all in (False, True):
             call = functools.partial(certify.radius, reference, images, labels, norm=norm, recheck_all=recheck_all)
             contestants[f"{norm}, all opponents rechecked" if recheck_all else norm] = call
-    found = {name: fn() for name, fn in contestants.items()}  # warm-up, and the answers
+    found = {name: jax.block_until_ready(fn()) for name, fn in contestants.items()}  # warm-up, and the answers
     turns = take_turns(contestants, arguments.repeats)
     turns = {name: seconds * 1000 / len(images) for name, seconds in turns.items()}
     base = np.median(turns["products"], axis=0)
@@ -185,8 +184,7 @@ def full(arguments: argparse.Namespace) -> dict:
 def pairs(arguments: argparse.Namespace) -> dict:
     """Compute the radius of every test image of each pair of classes; a pair that ``output`` holds is not run again."""
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
-    path = arguments.output
-    known = json.loads(path.read_text())["pairs"] if path and path.exists() else {}
+    known = (kept(arguments.output) or {"pairs": {}})["pairs"]
     tasks = data.tasks(dataset, "pairs")
     for task in tasks:
         if task.name not in known:
@@ -199,8 +197,7 @@ def pairs(arguments: argparse.Namespace) -> dict:
                 "seconds": round(seconds, 1),
                 **_summary(found, _CURVES[arguments.dataset][arguments.norm]),
             }
-            if path:
-                write_whole(path, {"pairs": known})
+            keep(arguments.output, {"pairs": known})
         print(task.name, json.dumps(known[task.name]), flush=True)
     known = {task.name: known[task.name] for task in tasks}
     means = {
@@ -262,15 +259,8 @@ def _summary(found: certify.Radius, epsilons: list[float]) -> dict:
     }
 
 
-def write_whole(path: pathlib.Path, report: dict) -> None:
-    """Replace the file as a whole: what it held is not lost if this is interrupted."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(path)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, repeats=3)
     parser.add_argument("question", choices=["floor", "peer", "full", "pairs", "saved"])
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="cifar10", choices=sorted(_CURVES), help="for full and pairs")
@@ -278,14 +268,11 @@ def main() -> None:
     parser.add_argument("--norms", default="l2,linf,l1", help="for floor")
     parser.add_argument("--images", type=int, help="images (floor 512, peer 256, saved 300, else all)")
     parser.add_argument("--peer_images", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
     arguments.images = arguments.images or {"floor": 512, "peer": 256, "saved": 300}.get(arguments.question)
     report = {"floor": floor, "peer": peer, "full": full, "pairs": pairs, "saved": saved}[arguments.question](arguments)
     report = {"environment": environment("scipy"), **report}
-    if arguments.output:
-        write_whole(arguments.output, report)
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

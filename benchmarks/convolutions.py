@@ -1,7 +1,7 @@
 """How fast are convolutions and their two gradients one by one, here, as JAX makes them, and in PyTorch?
 
-  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python benchmarks/convolutions.py
-  taskset -c 0 python benchmarks/convolutions.py --layers wrn_28_10
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python -m benchmarks.convolutions
+  taskset -c 0 python -m benchmarks.convolutions --layers wrn_28_10
 
 "small" are the layers of the strided network that a CPU trains, and others of its sizes, in batches of 128;
 "wrn_28_10" are those of WRN-28-10, in batches of 16. All are 3x3 in float32, and PyTorch has the faster of its two
@@ -11,19 +11,16 @@ other programs on the machine disturb less than wall time.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import lax
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv.models.convolution import conv_general_dilated
 
 # Batch, then pixels a side, channels in and out, stride.
@@ -62,10 +59,8 @@ _TOLERANCE = 1e-4
 
 def main() -> None:
     """Print a line for each layer and operation, and with ``--output`` write them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=15)
     parser.add_argument("--layers", default="small", choices=list(_LAYERS))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     batch, layers = _LAYERS[arguments.layers]
@@ -76,8 +71,7 @@ def main() -> None:
             report["rows"].append(row)
             times = ", ".join(f"{name} {time:.2f}" for name, time in row["milliseconds"].items())
             print(f"{row['layer']}, {operation}: {times} ms, x{row['ratio']} of PyTorch's", flush=True)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            keep(arguments.output, report)
 
 
 def _measure(batch: int, layer: tuple[int, int, int, int], operation: str, repeats: int) -> dict:
@@ -122,11 +116,7 @@ def _in_jax(convolve, operation: str, arrays: tuple, stride: int):
             return jax.vjp(lambda images: value(images, kernel), images)[1](cotangent)[0]
         return jax.vjp(lambda kernel: value(images, kernel), kernel)[1](cotangent)[0]
 
-    return functools.partial(_wait, jax.jit(run), *map(jnp.asarray, arrays))
-
-
-def _wait(fn, *arguments):
-    return jax.block_until_ready(fn(*arguments))
+    return functools.partial(jax.jit(run), *map(jnp.asarray, arrays))
 
 
 def _in_torch(layout: str, operation: str, arrays: tuple, stride: int):

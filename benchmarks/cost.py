@@ -1,6 +1,6 @@
 """What one answer costs: 1NN over the training images of a CIFAR-10 pair beside the network that a CPU trains.
 
-  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python benchmarks/cost.py --output docs/benchmarks/cost.json
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 python -m benchmarks.cost --output docs/benchmarks/cost.json
 
 The images are random: nothing here depends on what they show. Both answer the same batches of float32 images in turn,
 and medians of processor time are reported. The operations of 1NN are those of its distances, two for each pixel of each
@@ -9,15 +9,13 @@ point; those of the network are XLA's count.
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import models, neighbors
 
 _NUM_POINTS, _SHAPE, _BATCH = 10_000, (32, 32, 3), 500
@@ -25,9 +23,7 @@ _NUM_POINTS, _SHAPE, _BATCH = 10_000, (32, 32, 3), 500
 
 def main() -> None:
     """Print the cost of an answer of each, and with ``--output`` write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=pathlib.Path)
+    parser = command(__doc__, repeats=15)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     points = rng.integers(0, 256, (_NUM_POINTS, *_SHAPE), np.uint8)
@@ -38,8 +34,8 @@ def main() -> None:
     logits = jax.jit(model.apply)
     flops = logits.lower(variables, queries).cost_analysis()["flops"] / _BATCH
     contestants = {
-        "1nn": lambda: jax.block_until_ready(neighbors.predict(reference, queries)),
-        "network": lambda: jax.block_until_ready(logits(variables, jnp.asarray(queries))),
+        "1nn": lambda: neighbors.predict(reference, queries),
+        "network": lambda: logits(variables, jnp.asarray(queries)),
     }
     take_turns(contestants, 2)  # compiles
     seconds = take_turns(contestants, arguments.repeats)
@@ -52,8 +48,7 @@ def main() -> None:
         "flop": {"1nn": 2 * _NUM_POINTS * int(np.prod(_SHAPE)), "network": round(flops)},
     }
     print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 A process loads the digits, fits 1NN to 1,697 of them and finds the radii of 50 others. What XLA compiles is not kept
 from one process to the next, the bytecode of Python is. Medians of wall seconds, norms and the import in turns.
 
-  python benchmarks/first_radius.py
+  python -m benchmarks.first_radius
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -18,7 +17,8 @@ import sys
 import tempfile
 
 import numpy as np
-import timing
+
+from benchmarks.timing import command, environment, keep, take_turns
 
 _JAX = "import jax; jax.devices()"
 _RADIUS = """
@@ -34,10 +34,8 @@ assert certify.radius(reference, images[:50], labels[:50], norm="{norm}").is_exa
 
 def main() -> None:
     """Time the processes in turns and write the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, default=None, help="JSON file")
-    args = parser.parse_args()
+    parser = command(__doc__, repeats=5)
+    arguments = parser.parse_args()
     root = str(pathlib.Path(__file__).resolve().parents[1])
     programs = {"the import of JAX": _JAX} | {norm: _RADIUS.format(norm=norm) for norm in ("l2", "l1", "linf")}
     with tempfile.TemporaryDirectory() as bytecode:
@@ -47,12 +45,11 @@ def main() -> None:
         run = functools.partial(subprocess.run, check=True, env=inherited | settings)
         calls = {name: functools.partial(run, [sys.executable, "-c", text]) for name, text in programs.items()}
         calls["l2"]()  # which writes the bytecode
-        turns = timing.take_turns(calls, args.repeats)
+        turns = take_turns(calls, arguments.repeats)
     seconds = {name: round(float(np.median(times[:, 0])), 2) for name, times in turns.items()}
-    result = {"environment": timing.environment(), "repeats": args.repeats, "seconds": seconds}
+    result = {"environment": environment(), "repeats": arguments.repeats, "seconds": seconds}
     print(json.dumps(result, indent=1))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    keep(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@
 float32 is without TF32 in both frameworks; "tf32" allows it in both; "bfloat16" is mixed precision in both. All take
 turns; medians. Each program is compiled, or chosen, before it is timed. Less than ten minutes on one GPU:
 
-  XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/gpu.py --output=docs/benchmarks/gpu.json
-  python benchmarks/gpu.py --small --output=gpu.json      # anywhere, in minutes: does it run?
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu --output=docs/benchmarks/gpu.json
+  python -m benchmarks.gpu --small --output=gpu.json      # anywhere, in minutes: does it run?
 
 The file is written after each part, and a part that fails is named in it and costs no other.
 """
@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import functools
 import json
-import pathlib
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -30,10 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import environment, take_turns
 from torch.nn import functional
-from trades_step import NETWORKS, Comparison
 
+from benchmarks.timing import command, environment, keep, take_turns
+from benchmarks.trades_step import NETWORKS, Comparison
 from nn_adv import Threat, attacks, certify, data, neighbors, precision
 
 _DEVICE = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -50,23 +49,10 @@ def computed_in(name: str) -> Iterator[None]:
         yield
 
 
-def _finished(call: Callable[[], object]) -> Callable[[], None]:
-    """Return a call that waits for its result, in whichever framework."""
-
-    def wait() -> None:
-        jax.block_until_ready(call())
-        if _DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return wait
-
-
 def time_all(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each call, after one that compiles."""
-    ready = {name: _finished(call) for name, call in calls.items()}
-    for call in ready.values():
-        call()
-    return {name: float(np.median(turns[:, 0])) for name, turns in take_turns(ready, repeats).items()}
+    take_turns(calls, 1)  # compiles
+    return {name: float(np.median(turns[:, 0])) for name, turns in take_turns(calls, repeats).items()}
 
 
 class Images:
@@ -212,12 +198,10 @@ PARTS = (roofline, nearest, soft, radius, trades, apgd)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5, required=True)
     parser.add_argument("--data_dir", help="tensorflow-datasets folder with cifar10; random pixels without it")
     parser.add_argument("--small", action="store_true", help="few and small arrays: to see that all parts run")
     parser.add_argument("--parts", nargs="+", default=[part.__name__ for part in PARTS], help="some of these")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     images = Images(arguments.data_dir, *((2000, 100) if arguments.small else (50_000, 10_000)))
     report: dict = {"environment": environment("flax", "torch"), "kind": jax.devices()[0].device_kind}
@@ -230,7 +214,7 @@ def main() -> None:
                 report[part.__name__] = {"failed": traceback.format_exc().splitlines()[-1]}
                 traceback.print_exc()
             print(part.__name__, json.dumps(report[part.__name__], indent=1), flush=True)
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each run takes 100 steps on the cross-entropy. With the phases, 30 % of them in a ball of three times the radius, 30 %
 in one of twice the radius and the rest in the ball. The share that is left unbroken is printed, three seeds each.
 
-  python benchmarks/l1_phases.py --reference=REFERENCE_DIR
+  python -m benchmarks.l1_phases --reference=REFERENCE_DIR
 
 The folder holds the networks of the parity tests; digits and their network are made here.
 """
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import importlib
 import pathlib
-import sys
 from collections.abc import Callable
 
 import jax
@@ -22,11 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for the loader of these networks
-
-from nn_adv import data, models  # noqa: E402
-from nn_adv.threat import Threat  # noqa: E402
-from tests.attacks import reference_models  # noqa: E402
+from nn_adv import data, models
+from nn_adv.threat import Threat
+from tests.attacks import reference_models
 
 apgd = importlib.import_module("nn_adv.attacks.apgd")  # the package's attribute of that name is the function
 _in_the_ball = apgd.ascend_l1

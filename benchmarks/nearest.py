@@ -5,7 +5,7 @@ turns, and medians over the turns are reported, of wall and of processor time (w
 disturb less). Peers that would take minutes get fewer queries: every figure is per 1,000 queries. Memory is the
 high-water mark of a fresh process beyond the arrays it searches.
 
-  python benchmarks/nearest.py --data_dir=DATA_DIR
+  python -m benchmarks.nearest --data_dir=DATA_DIR
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import data, neighbors
 
 _PEERS = ("faiss-cpu", "scikit-learn", "torch", "scipy")
@@ -233,21 +233,20 @@ def probe_memory(arguments: argparse.Namespace, case_number: int) -> None:
 def _measure_memory(arguments: argparse.Namespace) -> list[dict]:
     results = []
     for number in _MEMORY_CASES:
-        command = [sys.executable, __file__, f"--points={arguments.points}", f"--queries={arguments.queries}"]
-        command += [f"--probe_memory={number}"] + ([f"--data_dir={arguments.data_dir}"] if arguments.data_dir else [])
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        program = [sys.executable, "-m", "benchmarks.nearest", f"--probe_memory={number}"]
+        program += [f"--points={arguments.points}", f"--queries={arguments.queries}"]
+        program += [f"--data_dir={arguments.data_dir}"] if arguments.data_dir else []
+        output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
         results.append(json.loads(output.splitlines()[-1]))
         print(f"{results[-1]['case']:34s} {results[-1]['beyond_data_mib']} MiB beyond the data", flush=True)
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, repeats=3)
     parser.add_argument("--data_dir", help="tensorflow-datasets folder with cifar10; random images without it")
     parser.add_argument("--points", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     parser.add_argument("--probe_memory", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe_memory is not None:
@@ -263,8 +262,7 @@ def main() -> None:
     }
     for case in (_limit(case, arguments.queries) for case in CASES):
         report["cases"].append(run_case(case, images, arguments.repeats))
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -5,24 +5,24 @@ the splitting costs: the same work on 1, 2, 4 and 8 devices (strong), or as much
 their bytes and the memory of a device are read from the compiled program. A model of the time, from the measured rate
 of products, stands beside each measurement.
 
-  python benchmarks/scaling.py --output=docs/benchmarks/scaling.json
+  python -m benchmarks.scaling --output=docs/benchmarks/scaling.json
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
-import pathlib
 import re
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import numpy as np
-from timing import environment, take_turns
 
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import neighbors
 from nn_adv.neighbors import search
 
@@ -61,9 +61,7 @@ def measure(arguments: argparse.Namespace, *, weak: bool) -> list[dict]:
         compiled = search._nearest.lower(split, queries, k=arguments.k, norm="l2").compile()
         expected = neighbors.nearest(reference, queries, arguments.k)
         jax.tree.map(np.testing.assert_array_equal, neighbors.nearest(split, queries, arguments.k), expected)
-        contestants[str(count)] = lambda split=split, queries=queries: jax.block_until_ready(
-            neighbors.nearest(split, queries, arguments.k)
-        )
+        contestants[str(count)] = functools.partial(neighbors.nearest, split, queries, arguments.k)
         rows.append(
             {
                 "devices": count,
@@ -85,13 +83,11 @@ def measure(arguments: argparse.Namespace, *, weak: bool) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--points", type=int, default=32_768)
     parser.add_argument("--queries", type=int, default=256)
     parser.add_argument("--size", type=int, default=768)
     parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
     report = {
         "environment": environment(),
@@ -99,8 +95,7 @@ def main() -> None:
         "strong": measure(arguments, weak=False),
         "weak": measure(arguments, weak=True),
     }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,16 @@
 Train to train, test to train and test to test; in l1, l2 and linf; with equal images named, and the errors of 1NN. A
 norm that the output file holds is not measured again.
 
-  python benchmarks/separation.py --dataset=mnist --data_dir=DATA_DIR --output=docs/benchmarks/separation_mnist.json
+  python -m benchmarks.separation --dataset=mnist --data_dir=DATA_DIR --output=docs/benchmarks/separation_mnist.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import pathlib
 import time
 
 import numpy as np
-from certify import write_whole
-from timing import environment
 
+from benchmarks.timing import command, environment, keep, kept
 from nn_adv import data, neighbors
 
 NORMS = ("l2", "linf", "l1")
@@ -124,14 +120,12 @@ def compare(name: str, norms: dict) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, required=True)
     parser.add_argument("--data_dir", help="tensorflow-datasets folder")
     parser.add_argument("--dataset", default="digits", choices=("digits", "mnist", "fashion_mnist", "cifar10"))
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     dataset = data.load(arguments.dataset, data_dir=arguments.data_dir)
-    path = arguments.output
-    known = json.loads(path.read_text())["norms"] if path.exists() else {}
+    known = (kept(arguments.output) or {"norms": {}})["norms"]
     report = {"environment": environment(), "data": dataset.title, "note": dataset.note, "norms": known}
     report["equal_images"] = equal_images(
         dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
@@ -140,13 +134,13 @@ def main() -> None:
         if norm not in known:
             known[norm] = measure(dataset, norm)
         report["published"] = compare(dataset.name, known)
-        write_whole(path, report)
+        keep(arguments.output, report)
     for row in report["published"]:
         print(row)
     reference = neighbors.fit(dataset.train_images, dataset.train_labels, dataset.num_classes)
     errors = np.flatnonzero(np.asarray(neighbors.predict(reference, dataset.test_images)) != dataset.test_labels)
     report["errors_of_1nn"] = {"count": len(errors), "first": errors[:6].tolist()}
-    write_whole(path, report)
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

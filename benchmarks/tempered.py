@@ -3,21 +3,18 @@
 Digits, ten classes, the first so many test images with classes balanced. Every attack is judged by 1NN itself; one that
 breaks an image inside its proven radius ends the run.
 
-  python benchmarks/tempered.py --output=docs/benchmarks/tempered.json
+  python -m benchmarks.tempered --output=docs/benchmarks/tempered.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import pathlib
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from timing import environment
 
+from benchmarks.timing import command, environment, keep
 from experiments import evaluate
 from nn_adv import attacks, certify, data, neighbors
 from nn_adv.pixels import as_float
@@ -121,17 +118,15 @@ def _run_norm(norm: str, num_images: int, seeds: int) -> dict:
 
 def main() -> None:
     """Run all norms and print, and with ``--output`` write, the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     report: dict = {"images": arguments.images, "schedule": SCHEDULE, "norms": {}}
     for norm in RADII:
         report["norms"][norm] = _run_norm(norm, arguments.images, arguments.seeds)
         report["environment"] = environment()
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ change the result, as we do: 27, 27 and 50. Weights, images and noise are the sa
 the peers take turns, and medians of wall and of processor time are reported (other programs on the machine disturb the
 latter less).
 
-  python benchmarks/trades_step.py
+  python -m benchmarks.trades_step
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,11 +20,11 @@ import jax
 import numpy as np
 import optax
 import torch
-import torch_models
-from timing import environment, take_turns
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import torch_models
+from benchmarks.timing import command, environment, keep, take_turns
 from nn_adv import models, training, zoo
 from nn_adv.threat import Threat
 
@@ -141,7 +138,6 @@ class Comparison:
 
         device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
         self.torch_network.to(device=device, memory_format=layout)
-        self.device = device
         self.torch_images, *noise = (
             torch.tensor(np.moveaxis(np.asarray(array), 3, 1).copy(), device=device).to(memory_format=layout)
             for array in (images, *(noise.start for noise in self.noise))
@@ -184,8 +180,6 @@ class Comparison:
         )
         loss.backward()
         self.optimizer.step()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
         return loss.item()
 
     def check(self) -> dict[str, float]:
@@ -229,7 +223,7 @@ def run_case(network: Network, threat: str, batch_size: int, layout: torch.memor
 def main() -> None:
     """Run the cases and print, and with ``--output`` write, the results."""
     on_cpu = jax.default_backend() == "cpu"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5 if on_cpu else 20)
     parser.add_argument("--networks", nargs="+", default=["small_cnn", "preact_resnet18"],
                         choices=[n.name for n in NETWORKS])  # fmt: skip
     parser.add_argument("--threats", nargs="+", default=["linf", "l2", "both"], choices=["linf", "l2", "both"])
@@ -238,8 +232,6 @@ def main() -> None:
     parser.add_argument("--layout", default="contiguous_format",
                         choices=["channels_last", "contiguous_format"],
                         help="PyTorch's")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5 if on_cpu else 20)
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     layout = getattr(torch, arguments.layout)
@@ -259,8 +251,7 @@ def main() -> None:
             for row in case["rows"]:
                 wall, processor = f"{row['seconds']:8.3f} s", f"{row['processor_seconds']:8.3f} s"
                 print(f"  {row['name']:18}{wall} x{row['ratio']:<6}{processor} x{row['processor_ratio']}", flush=True)
-            if arguments.output:
-                arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            keep(arguments.output, report)
 
 
 if __name__ == "__main__":

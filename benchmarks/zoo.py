@@ -10,29 +10,26 @@ prediction stays; networks of random weights decide less clearly than trained on
 
 On a GPU both frameworks use TF32 in float32. JAX's preallocation would leave PyTorch no memory there: switch it off.
 
-  taskset -c 0 python benchmarks/zoo.py --output=docs/benchmarks/zoo.json
-  XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/zoo.py --batch_size=256 --repeats=20 --output=zoo-gpu.json
+  taskset -c 0 python -m benchmarks.zoo --output=docs/benchmarks/zoo.json
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.zoo --batch_size=256 --repeats=20 --output=zoo-gpu.json
 
 The file keeps the networks of earlier runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import environment, take_turns
 from torch.nn import functional
-from torch_models import PreActResNet18, WideResNet, draw_statistics
 
+from benchmarks.timing import command, environment, keep, kept, take_turns
+from benchmarks.torch_models import PreActResNet18, WideResNet, draw_statistics
 from nn_adv import attacks, models, zoo
 
 # For each name of `models.create`: the module, the options of both, and those that make a small one.
@@ -48,7 +45,7 @@ _TOLERANCES = {"cpu": (1e-5, 1e-2), "gpu": (1e-2, 1e-1)}
 
 
 class Comparison:
-    """One network with the same weights in both frameworks; what it returns waits for its own result."""
+    """One network with the same weights in both frameworks."""
 
     def __init__(self, name: str, options: dict, batch_size: int):
         torch.manual_seed(0)
@@ -72,7 +69,7 @@ class Comparison:
         forward = jax.jit(lambda fn, images: fn(images))
         gradient = jax.jit(jax.grad(lambda images, fn: jnp.sum(attacks.cross_entropy(fn(images), self.labels))))
         calls = lambda: forward(logits_fn, self.images), lambda: gradient(self.images, logits_fn)
-        return {name: lambda call=call: jax.block_until_ready(call()) for name, call in zip(PASSES, calls, strict=True)}
+        return dict(zip(PASSES, calls, strict=True))
 
     def torch(self, dtype: str, layout: str) -> dict[str, Callable]:
         """Return the passes in PyTorch, on images that have its device and layout already."""
@@ -90,13 +87,7 @@ class Comparison:
             loss = functional.cross_entropy(module(inputs), labels, reduction="sum")
             return torch.autograd.grad(loss, inputs)[0].permute(0, 2, 3, 1)
 
-        def finish(call):
-            result = call()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            return result
-
-        return {name: lambda call=call: finish(call) for name, call in zip(PASSES, (forward, gradient), strict=True)}
+        return dict(zip(PASSES, (forward, gradient), strict=True))
 
 
 def run_network(name: str, options: dict, batch_size: int, repeats: int, dtypes: list[str]) -> dict:
@@ -167,18 +158,16 @@ def _numpy(result) -> np.ndarray:
 
 def main() -> None:
     """Run the networks and print, and with ``--output`` write, the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, repeats=5)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does; nothing on CPUs
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    report = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    report = kept(arguments.output)
     dtypes = sorted({"float32", *arguments.dtypes}, reverse=True)
     for name in arguments.networks:
         options = NETWORKS[name][2 if arguments.small else 1]
@@ -191,8 +180,7 @@ def main() -> None:
             speeds = f"{wall} x{row['speed']:<6}{processor} x{row['processor_speed']}"
             print(f"  {row['pass']:22}{label:36}{speeds}", flush=True)
         print(f"  bfloat16: {result['bfloat16']}")
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        keep(arguments.output, report)
 
 
 if __name__ == "__main__":

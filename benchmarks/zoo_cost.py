@@ -6,20 +6,17 @@ From them and the passes of the standard ensemble follow the hours of a leaderbo
 of them: an upper bound) on a GPU that sustains so many operations a second. That rate is an assumption. The largest
 batch is what fits, beside the weights, into four fifths of a card by this count.
 
-  python benchmarks/zoo_cost.py --output=docs/benchmarks/zoo_cost.json
+  python -m benchmarks.zoo_cost --output=docs/benchmarks/zoo_cost.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
-from timing import environment
 
+from benchmarks.timing import command, environment, keep
 from nn_adv import models, zoo
 
 # Gradients and further logits of one image that no attack of the ensemble breaks: APGD-CE and, over nine targets,
@@ -63,11 +60,10 @@ def _bytes(tree) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--tflops", type=float, default=50.0, help="operations that the GPU sustains, 1e12 a second")
     parser.add_argument("--images", type=int, default=1000, help="of each split")
     parser.add_argument("--evaluations", type=int, default=4, help="splits times radii, as if none shared its work")
-    parser.add_argument("--output", type=pathlib.Path)
     arguments = parser.parse_args()
     known: dict[tuple, dict] = {}
     rows = {}
@@ -84,10 +80,9 @@ def main() -> None:
     hours = sum(row["hours"] for row in rows.values() if row["in_paper"])
     weights = sum(row["weights_gb"] for row in rows.values() if row["in_paper"])
     print(f"the paper's networks together: {hours:.0f} hours at {arguments.tflops} TFLOP/s, weights {weights:.0f} GB")
-    if arguments.output:
-        settings = {"tflops": arguments.tflops, "images": arguments.images, "evaluations": arguments.evaluations}
-        report = {"environment": environment("flax"), **settings, "hours_of_the_paper": round(hours, 1), "models": rows}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    settings = {"tflops": arguments.tflops, "images": arguments.images, "evaluations": arguments.evaluations}
+    report = {"environment": environment("flax"), **settings, "hours_of_the_paper": round(hours, 1), "models": rows}
+    keep(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Do the networks of the catalogue compute what the published ones do? At full size, under weights made by a rule.
 
-  python benchmarks/zoo_parity.py --shared=SHARED_DIR
+  python -m benchmarks.zoo_parity --shared=SHARED_DIR
 
 The folder's ``reference/robustbench`` holds outputs of the PyTorch networks (tests/zoo/fixtures.py). Each line is
 printed and stored in docs/benchmarks/zoo_parity.json as soon as it is known, with the commit that it is of; a second
@@ -9,26 +9,21 @@ run does what is missing, so delete the file, or name fixtures, to do them anew.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pathlib
 import sys
 import time
 
 import jax
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for what makes the weights, which the tests share
+from benchmarks.timing import command, environment, keep, kept
+from tests.zoo import fixtures
 
-from timing import environment  # noqa: E402
-
-from tests.zoo import fixtures  # noqa: E402
-
-_RESULTS = ROOT / "docs" / "benchmarks" / "zoo_parity.json"
+_RESULTS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "zoo_parity.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
+    parser.set_defaults(output=_RESULTS)
     parser.add_argument("--shared", type=pathlib.Path, required=True)
     parser.add_argument("fixtures", nargs="*", help="to do anew; none for those not done yet")
     arguments = parser.parse_args()
@@ -36,7 +31,7 @@ def main() -> None:
     unknown = sorted(set(arguments.fixtures) - set(records))
     if unknown:
         parser.error(f"no fixture {', '.join(unknown)}; there are {', '.join(records)}")
-    rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    rows = kept(arguments.output)
     for name in sorted(arguments.fixtures or set(records) - set(rows), key=lambda n: records[n]["n_parameters"]):
         start = time.perf_counter()
         outcome = fixtures.compare(arguments.shared, name)
@@ -50,7 +45,7 @@ def main() -> None:
             "environment": environment("flax"),
         }
         print(f"{name}: {outcome.deviation:.1e} of {outcome.limit:.0e}, {rows[name]['seconds']} s", flush=True)
-        _RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+        keep(arguments.output, dict(sorted(rows.items())))
     failed = [name for name, row in rows.items() if not row["deviation"] < row["limit"]]
     if failed:
         sys.exit(f"too far from the published outputs: {', '.join(failed)}")

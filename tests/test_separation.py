@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import separation
 from nn_adv import certify, data
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ORDERS = {"l1": 1, "l2": 2, "linf": np.inf}
-
-
-@pytest.fixture(scope="module")
-def command():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("separation", ROOT / "benchmarks" / "separation.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def _kept(name: str) -> dict:
@@ -33,19 +20,19 @@ def _kept(name: str) -> dict:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
-def test_distances_are_those_of_brute_force(command, norm):
+def test_distances_are_those_of_brute_force(norm):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 3, 3, 1), dtype=np.uint8), rng.integers(0, 3, 40)
     images[7] = images[30]
     labels[[7, 30]] = 0, 1
-    distances, positions = command.nearest_others(images[20:], labels[20:], images[:20], labels[:20], norm)
+    distances, positions = separation.nearest_others(images[20:], labels[20:], images[:20], labels[:20], norm)
     flat = images.reshape(40, -1).astype(float) / 255
     table = np.linalg.norm(flat[:20, None] - flat[None, 20:], ORDERS[norm], axis=2)
     table[labels[:20, None] == labels[None, 20:]] = np.inf
     np.testing.assert_allclose(distances, table.min(axis=1), rtol=1e-6)
     np.testing.assert_allclose(table[np.arange(20), positions], table.min(axis=1))
     assert distances[7] == 0 and positions[7] == 10
-    groups = command.equal_images(images[:20], labels[:20], images[20:], labels[20:])
+    groups = separation.equal_images(images[:20], labels[:20], images[20:], labels[20:])
     assert groups == [["train 7 (class 0)", "test 10 (class 1)"]]
 
 
