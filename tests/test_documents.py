@@ -122,15 +122,12 @@ def test_a_flag_within_a_sentence_is_one_of_a_configuration(page, code):
 
 def test_other_commands_of_the_pages_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    counts = dict.fromkeys(("make", "script", "module"), 0)
+    counts = dict.fromkeys(("make", "experiments", "benchmarks"), 0)
     for page, line in COMMANDS:
         for target in re.findall(r"^make ([\w-]+)", line):
             assert target in targets, f"{page}: {line}"
             counts["make"] += 1
-        for script in re.findall(r"python (\S+\.py)\b", line):
-            assert (ROOT / script).is_file(), f"{page}: {line}"
-            counts["script"] += 1
-        for module in re.findall(r"-m (experiments\S*)", line):
+        for module, package in re.findall(r"-m ((experiments|benchmarks)\.\w+)", line):
             assert importlib.util.find_spec(module), f"{page}: {line}"
-            counts["module"] += 1
+            counts[package] += 1
     assert all(counts.values())
