@@ -52,7 +52,8 @@ def broken_by(
     at the smaller ones: their balls lie inside the one that was searched. So an image goes through all attacks about
     once a norm, not once a radius; the counts are still upper bounds of the robust accuracy.
 
-    Arguments that `attacks.ensemble` has too are as there; images are float32.
+    Arguments that `attacks.ensemble` has too are as there, the ``suite`` is its ``attacks``; images are float32. The
+    larger the radius of a norm, the more is broken.
 
     Args:
       threats: in the order in which they are tried. At the first of a norm every image is attacked.

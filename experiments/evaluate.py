@@ -107,7 +107,7 @@ def attacked_records(
 ) -> list[Record]:
     """Count the images that are classified correctly, and those that no attack broke, by growing epsilons of each norm.
 
-    The main epsilons count for the worst of the norms.
+    ``split`` is ``[N]``. The main epsilons count for the worst of the norms.
     """
     found = _counts(split, None, 0.0, "clean", outcomes[0].attack_index != attacks.CLEAN)
     at_main = []

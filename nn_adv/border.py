@@ -34,6 +34,8 @@ def as_array(values: Any, name: str) -> chex.Array:
 def as_integers(values: Any, name: str, *, low: int = 0, high: int = _LARGEST, count: int | None = None) -> chex.Array:
     """Return integers ``[N]`` from ``low`` to ``high``, N being ``count`` if given, as int32 on the host, or traced.
 
+    ``high`` is at most the largest int32.
+
     Raises:
       ValueError: another shape, another kind of numbers, or one that is not allowed.
     """
@@ -120,7 +122,7 @@ def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, wh
     """
     allowed = (f"at least {low}" if high is None else f"in {low}..{high}") + (what and f", {what}")
     try:
-        count = operator.index(value)
+        count = operator.index(None if isinstance(value, bool) else value)  # True is 1 to Python
     except TypeError:
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}") from None
     if count < low or (high is not None and count > high):

@@ -138,7 +138,8 @@ def project_onto_hyperplane(
 
       linf: |move| = min(t, r);   l2: |move| = min(t |normal|, r);   l1: |move| = r in the largest |normal| first.
 
-    Where the hyperplane misses the box, the move ends in the corner nearest to it; a zero normal gives no move.
+    Points ``[B, ...]`` are inside the bounds, normals ``[B, ...]``, gaps ``[B]``. Where the hyperplane misses the box,
+    the move ends in the corner nearest to it; a zero normal gives no move. ValueError for an unknown norm.
     """
     check_norm(norm)
     count = points.shape[0]

@@ -47,7 +47,7 @@ def conv_general_dilated(
     * An unpadded convolution goes to a library that takes several times longer than the one for padded ones. Here it
       makes one row too many, from padding, and drops it.
 
-    Groups and dilations, and padding by name, go to JAX's own.
+    Options are those of ``nn.Conv``, in its own layout; groups, dilations and padding by name go to JAX's own.
     """
     plain = images.ndim == 4 and options.get("feature_group_count", 1) == 1
     dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or ())

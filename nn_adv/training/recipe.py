@@ -69,9 +69,8 @@ class Recipe:
     select_steps: int = 10
 
     def __post_init__(self) -> None:
-        _check_choice("objective", self.objective, OBJECTIVES)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("augment", self.augment, AUGMENTATIONS)
+        for name, allowed in (("objective", OBJECTIVES), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS)):
+            self._set(name, _as_choice(name, getattr(self, name), allowed))
         for name in ("num_epochs", "batch_size", "batch_norm_groups"):
             self._set(name, as_count(getattr(self, name), name))
         if self.batch_size % self.batch_norm_groups:
@@ -129,9 +128,10 @@ class Recipe:
         return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd)
 
 
-def _check_choice(name, value, allowed):
+def _as_choice(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return str(value)
 
 
 def _as_tuple(name, values):

@@ -29,6 +29,7 @@ def test_equal_recipes_are_equal():
         ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
         ({"batch_size": 1.5}, "batch_size must be a whole number, at least 1, got 1.5"),
         ({"batch_size": 9, "batch_norm_groups": 2}, r"batch_norm_groups must divide batch_size \(9\), got 2"),
+        ({"select_every": True}, "select_every must be a whole number, at least 0, got True"),
         ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
         ({"beta": -1.0}, "beta must be a number >= 0, got -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number >= 0, got nan"),
@@ -61,8 +62,10 @@ def test_wrong_values(changes, message):
 
 
 def test_numbers_of_numpy_are_numbers():
-    recipe = training.Recipe(threats=_LINF, num_epochs=np.int64(3), learning_rate=np.float64(0.1))
-    assert repr(recipe) == repr(training.Recipe(threats=_LINF, num_epochs=3, learning_rate=0.1))
+    recipe = training.Recipe(
+        threats=_LINF, num_epochs=np.int64(3), learning_rate=np.float64(0.1), nesterov=np.True_, augment=np.str_("none")
+    )
+    assert repr(recipe) == repr(training.Recipe(threats=_LINF, num_epochs=3, learning_rate=0.1, nesterov=True))
 
 
 def test_schedules():
