@@ -122,7 +122,9 @@ def as_count(value: Any, name: str, *, low: int = 1, high: int | None = None, wh
     """
     allowed = (f"at least {low}" if high is None else f"in {low}..{high}") + (what and f", {what}")
     try:
-        count = operator.index(None if isinstance(value, bool) else value)  # True is 1 to Python
+        if isinstance(value, bool):  # a number to Python
+            raise TypeError
+        count = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}") from None
     if count < low or (high is not None and count > high):
