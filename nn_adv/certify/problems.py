@@ -66,14 +66,16 @@ def _l1_value(threshold, target, size, room):
 def l1_maximum(target, size, room):
     """Return a bound ``[S]``, near the best, on the least l1 size of v with w.v >= target; arguments as in `linf_root`.
 
-    The bound of `_l1_value` is concave in 1 / mu: its derivative tells on which side of mu the best one lies.
+    The bound of `_l1_value` is concave in 1 / mu: its derivative tells on which side of mu the best one lies. It is
+    looked for in single precision, since any mu proves a bound.
     """
     largest = jnp.max(size, axis=1)
+    single, products = size.astype(jnp.float32), (room * size).astype(jnp.float32)
 
     def halve(_, ends):
         low, high = ends
         middle = jnp.sqrt(low * high)
-        held = jnp.sum(jnp.where(size > middle[:, None], room * size, 0), axis=1)
+        held = jnp.sum(jnp.where(single > middle[:, None].astype(jnp.float32), products, 0), axis=1)
         return jnp.where(target > held, low, middle), jnp.where(target > held, middle, high)
 
     low, _ = lax.fori_loop(0, _NUM_HALVINGS, halve, (largest * _LEAST_THRESHOLD, largest))
