@@ -34,7 +34,7 @@ _EXACT_TERMS = 1024
 _DTYPES = {"int8": jnp.int8, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 INTEGERS = ("int8", "bfloat16", "float32")
 FLOATS = ("bfloat16", "float32")
-_TURNS, _CHECKED = 20, 64  # of a measurement: how often, and rows that are compared with float64
+_TURNS, _CHECKED = 40, 64  # of a measurement: how often, and rows that are compared with float64
 _BY_ROWS = (((1,), (1,)), ((), ()))
 
 
@@ -100,7 +100,7 @@ def fastest() -> Products:
 
     One line in the log (`logging`, level INFO) says what was found.
     """
-    shape = (256, 1024) if jax.default_backend() == "cpu" else (4096, 1024)
+    shape = (512, 1024) if jax.default_backend() == "cpu" else (4096, 1024)
     values = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     values[:2] = [[0], [255]]  # the longest sums
     forms = {name: form for name in INTEGERS if (form := _exact_form(name, values)) is not None}
