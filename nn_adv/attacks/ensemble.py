@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -297,7 +298,7 @@ def _attack(logits_fn, predict_fn, images, labels, key_data, threat, *, attack):
 
 def _check_allowed(name: str, claimed: np.ndarray, points: np.ndarray, images: np.ndarray, threat: Threat) -> None:
     """Raise ValueError if a point that is claimed to break its image is not in ball and bounds, up to rounding."""
-    points, images = (values.reshape(len(values), -1) for values in (points, images))
+    points, images = (values.reshape(len(values), math.prod(values.shape[1:])) for values in (points, images))
     distance = float64_sizes(threat.norm, points.astype(np.float64) - images)
     ulp = float(jnp.finfo(points.dtype).eps) * max(float(np.max(np.abs(images), initial=0)), 1)
     rounding = float64_sizes(threat.norm, np.full((1, images.shape[1]), ulp))

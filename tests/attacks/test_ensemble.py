@@ -224,6 +224,12 @@ def test_few_classes_get_the_margin_and_names_get_an_error():
         attacks.named_attack("pgd-20", 10)
 
 
+def test_no_images_have_an_empty_result():
+    images, labels = _images(10)
+    found = attacks.ensemble(LOGITS[10], images[:0], labels[:0], key=KEY, threat=THREAT, attacks=_quick(10)[:1])
+    assert found.adversarial.shape == images[:0].shape and found.success.shape == (0,)
+
+
 def test_radius_zero_breaks_nothing_more():
     found = _run(10, threat=Threat("linf", 0.0))
     np.testing.assert_array_equal(found.success, np.arange(23) < 2)

@@ -31,7 +31,7 @@ ENTRIES = (
           {"linear_map": "linear map"}),
     Entry("neighbors.stream", lambda points, labels: neighbors.stream(points, labels, NUM_CLASSES).head.center,
           {"points": "points", "labels": "labels"}, needs_some="nothing is nearest",
-          narrows={"points": dict.fromkeys(_OTHER_FLOATS, "they would have to be converted")}),
+          narrows={"points": dict.fromkeys([*_OTHER_FLOATS, ">f4"], "they would have to be converted")}),
     Entry("neighbors.nearest", _search(neighbors.nearest),
           {"queries": "queries", "k": "k", "norm": "norm", "leave_out": "leave_out"},
           narrows={"leave_out": {"none of them": "then no point is left out"}}),
