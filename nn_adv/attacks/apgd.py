@@ -105,9 +105,7 @@ def _search(
 
     num_runs = num_restarts * (1 if targets is None else targets.shape[1])
     best = common.attack_in_turn(ascend, num_runs, common.rejudged(predict_fn, visit(images, clean_logits), labels))
-    return common.AttackResult(
-        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
-    )
+    return common.result_of(best, images, threat.norm)
 
 
 class _State(NamedTuple):

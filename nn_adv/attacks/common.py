@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nn_adv.border import as_count, as_images, as_integers, as_key, as_labels
-from nn_adv.threat import Threat, as_threat, check_threat
+from nn_adv.threat import Threat, as_threat, check_threat, perturbation_size
 
 _PROBABILITY_TOLERANCE = 1e-2  # a softmax in bfloat16 is off by up to a few thousandths
 GENERATOR = "threefry2x32"
@@ -48,6 +48,11 @@ class Visited(NamedTuple):
     images: chex.Array
     success: chex.Array
     loss: chex.Array
+
+
+def result_of(best: Visited, images: chex.Array, norm: str) -> AttackResult:
+    """Return the best points visited, and how far they are from the clean images ``[B, ...]``."""
+    return AttackResult(best.images, best.success, best.loss, perturbation_size(norm, best.images - images))
 
 
 class Highest(NamedTuple):

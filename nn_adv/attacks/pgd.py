@@ -12,7 +12,7 @@ from nn_adv.attacks import common
 from nn_adv.attacks.losses import cross_entropy
 from nn_adv.attacks.programs import run
 from nn_adv.border import as_count, check_sizes
-from nn_adv.threat import Threat, check_threat, per_image, perturbation_size, project, random_start, steepest_step
+from nn_adv.threat import Threat, check_threat, per_image, project, random_start, steepest_step
 
 
 def pgd(
@@ -95,6 +95,4 @@ def _search(
 
     best = jax.lax.fori_loop(0, num_restarts, restart, clean)
     best = common.where_each(clean.success, clean, best)
-    return common.AttackResult(
-        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
-    )
+    return common.result_of(best, images, threat.norm)

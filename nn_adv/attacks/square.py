@@ -99,9 +99,7 @@ def _search(
     begin = jax.vmap(lambda key, radius: start(key, images.shape[1:], radius))
     best = jax.lax.fori_loop(1, num_queries, query, ask(begin(common.fold_in_each(keys, 0), radii)))
     best = common.where_each(clean.success, clean, common.better(clean, best))
-    return common.AttackResult(
-        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
-    )
+    return common.result_of(best, images, threat.norm)
 
 
 def _sides(shape: tuple[int, ...], num_queries: int, initial_share: float, least: int) -> np.ndarray:

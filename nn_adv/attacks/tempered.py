@@ -16,7 +16,7 @@ from nn_adv.attacks import common
 from nn_adv.attacks.apgd import apgd
 from nn_adv.attacks.losses import margin
 from nn_adv.attacks.programs import run
-from nn_adv.threat import Threat, perturbation_size
+from nn_adv.threat import Threat
 
 
 def tempered_apgd(
@@ -80,9 +80,7 @@ def _attack_in_turn(
 
     nothing = common.Visited(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
     best = common.attack_in_turn(attack, len(temperatures), nothing)
-    return common.AttackResult(
-        best.images, best.success, best.loss, perturbation_size(threat.norm, best.images - images)
-    )
+    return common.result_of(best, images, threat.norm)
 
 
 def _check_temperatures(temperatures: Sequence[float] | chex.Array) -> jax.Array:

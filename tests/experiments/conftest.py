@@ -43,6 +43,14 @@ def run_here(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The folder of `tiny_leaderboard.make_weights`."""
+    from tests.experiments import tiny_leaderboard
+
+    return tiny_leaderboard.make_weights(tmp_path_factory.mktemp("zoo"))
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Put the figures of reports together without drawing them, for tests of what a report says beside them."""

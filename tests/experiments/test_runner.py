@@ -13,7 +13,7 @@ import pytest
 
 from experiments import configuration, failures, files, report, runner, store, workers
 from tests.experiments import counting
-from tests.experiments.test_binary_tasks import ROOT
+from tests.experiments.tiny_runs import ROOT
 
 NAMES = ("a", "b+c", "d", "e")
 
